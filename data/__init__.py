@@ -1,0 +1,1 @@
+"""Audio files, file lists and segmentation: everything that knows files and samples but no models."""

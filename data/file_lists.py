@@ -1,0 +1,126 @@
+"""Which audio files belong together: folders searched, clean and noisy paired by name, file lists read.
+
+A file list holds one utterance a line: `id|clean path|noisy path`. The shorter forms `id|clean path` and `id`
+are completed from the folders given beside the list. Names pair whatever their extension, so that an enhanced
+`p232_001.wav` meets its clean `p232_001.flac`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+AUDIO_SUFFIXES = frozenset(
+    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()
+)
+
+
+class FileListError(Exception):
+    """A folder or file list cannot be used; the message names it and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording: its clean version and the other one (noisy or enhanced)."""
+
+    id: str
+    clean: Path
+    noisy: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Two folders matched by name: the pairs, and the files of either without a twin."""
+
+    pairs: list[Utterance]
+    clean_only: list[Path]
+    noisy_only: list[Path]
+
+
+def find_audio(folder: Path) -> list[Path]:
+    """All audio files under `folder`, by extension, sorted; hidden ones are left out.
+
+    Raises `FileListError` where the folder is missing or holds none.
+    """
+    if not folder.is_dir():
+        raise FileListError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        raise FileListError(f"{folder}: holds no audio files")
+    return files
+
+
+def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:
+    """Match the files under two folders by their relative path without extension.
+
+    Raises `FileListError` where a folder is missing or empty, or has two files of one name.
+    """
+    clean, noisy = _by_id(clean_dir), _by_id(noisy_dir)
+    return Pairing(
+        pairs=[Utterance(name, clean[name], noisy[name]) for name in clean if name in noisy],
+        clean_only=[path for name, path in clean.items() if name not in noisy],
+        noisy_only=[path for name, path in noisy.items() if name not in clean],
+    )
+
+
+def _by_id(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in find_audio(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise FileListError(f"{folder}: {found[name].name} and {path.name} have the same name '{name}'")
+        found[name] = path
+    return found
+
+
+def read_file_list(
+    path: Path, clean_dir: Path | None = None, noisy_dir: Path | None = None
+) -> list[Utterance]:
+    """Read a file list; what a line leaves out is looked up by its id in the folders given.
+
+    Raises `FileListError` for a missing, undecodable or empty list and for a line that cannot be completed
+    or names an id twice. Whether the audio files exist is for their reader to say.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise FileListError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FileListError(f"{path}: not a text file in UTF-8") from error
+    utterances: dict[str, Utterance] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) > 3 or not all(fields):
+            raise FileListError(f"{path}, line {number}: expected 'id|clean path|noisy path', found '{line}'")
+        name = fields[0]
+        if name in utterances:
+            raise FileListError(f"{path}, line {number}: '{name}' stands in the list twice")
+        where = f"{path}, line {number}"
+        utterances[name] = Utterance(
+            id=name,
+            clean=Path(fields[1]) if len(fields) > 1 else _look_up(name, clean_dir, "clean", where),
+            noisy=Path(fields[2]) if len(fields) > 2 else _look_up(name, noisy_dir, "noisy", where),
+        )
+    if not utterances:
+        raise FileListError(f"{path}: holds no utterances")
+    return list(utterances.values())
+
+
+def _look_up(name: str, folder: Path | None, kind: str, where: str) -> Path:
+    """The file called `name`, with or without an audio extension, in `folder`."""
+    if folder is None:
+        raise FileListError(f"{where}: names no {kind} file for '{name}', and no folder of {kind} files is given")
+    exact = folder / name
+    if exact.suffix.lower() in AUDIO_SUFFIXES and exact.is_file():
+        return exact
+    for suffix in sorted(AUDIO_SUFFIXES):
+        candidate = folder / f"{name}{suffix}"
+        if candidate.is_file():
+            return candidate
+    return folder / f"{name}.wav"

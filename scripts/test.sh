@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs everything that must hold: style, types, tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bash scripts/setup.sh dev
+.venv/bin/ruff check
+.venv/bin/ruff format --check
+.venv/bin/basedpyright
+.venv/bin/pytest "$@"
