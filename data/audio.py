@@ -51,6 +51,7 @@ class AudioReader:
     source: path of the file, or a seekable binary stream.
     name: what error messages call the file; its path by default.
 
+    `frames` is the length in samples a channel that the header promises, and the true one once all is read.
     Raises `AudioError` where the file is not audio, is cut short, holds no samples, or holds NaN or infinity.
     """
 
@@ -66,9 +67,12 @@ class AudioReader:
         except OSError as error:
             raise AudioError(f"{self.name}: cannot be read: {error.strerror or error}") from error
         except soundfile.SoundFileError as error:
-            raise AudioError(f"{self.name}: not an audio file that can be decoded ({_reason(error)})") from error
+            raise AudioError(
+                f"{self.name}: not an audio file that can be decoded ({_reason(error)})"
+            ) from error
         file = self._file
         self.format = AudioFormat(file.samplerate, file.channels, file.format, file.subtype)
+        self.frames = file.frames
 
     def __enter__(self) -> AudioReader:
         return self
@@ -77,13 +81,11 @@ class AudioReader:
         self._file.close()
 
     def blocks(self, frames: int = BLOCK_FRAMES) -> Iterator[np.ndarray]:
-        """Yield the whole file from its start as float32 arrays `[≤ frames, channels]`."""
-        promised = self._file.frames
+        """Yield the whole file as float32 arrays `[≤ frames, channels]`; once, since a broken file cannot seek."""
+        promised = self.frames
         count = 0
         while True:
             try:
-                if count == 0:
-                    self._file.seek(0)
                 block = self._file.read(frames, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
                 raise AudioError(
@@ -102,6 +104,7 @@ class AudioReader:
         # A FLAC stream of unknown length promises 2^63 − 1.
         if count < promised < 2**62:
             raise AudioError(f"{self.name}: cut short: {count} of {promised} samples a channel are there")
+        self.frames = count
 
 
 def read_audio(path: Path, rate: int | None = None) -> tuple[np.ndarray, AudioFormat]:
@@ -121,14 +124,21 @@ def read_audio(path: Path, rate: int | None = None) -> tuple[np.ndarray, AudioFo
 def resample_blocks(
     blocks: Iterator[np.ndarray], source_rate: int, target_rate: int, channels: int
 ) -> Iterator[np.ndarray]:
-    """Resample float32 blocks `[frames, channels]` as one continuous signal (soxr, high quality, no delay)."""
+    """Resample float32 blocks `[frames, channels]` as one continuous signal (soxr, high quality, no delay).
+
+    At least one sample comes out, also of a signal shorter than one sample at the target rate.
+    """
     if source_rate == target_rate:
         yield from blocks
         return
     stream = soxr.ResampleStream(source_rate, target_rate, channels, dtype="float32", quality="VHQ")
+    count = 0
     for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+        resampled = stream.resample_chunk(block)
+        count += len(resampled)
+        yield resampled
+    last = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+    yield last if count + len(last) else np.zeros((1, channels), np.float32)
 
 
 def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray]:
@@ -232,15 +242,14 @@ def _reason(error: Exception) -> str:
 
 def _check_wav_is_whole(stream: BinaryIO, name: str) -> None:
     """Raise `AudioError` where a WAV file ends before its header says; libsndfile reads such a file in silence."""
-    start = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     header = stream.read(12)
-    size = stream.seek(0, os.SEEK_END) - start
     if size == 0:
         raise AudioError(f"{name}: the file is empty")
     if header[:4] == b"RIFF":
-        stream.seek(start + len(header))
         _check_riff_chunks(stream, size, name)
-    stream.seek(start)
+    stream.seek(0)
 
 
 def _check_riff_chunks(stream: BinaryIO, size: int, name: str) -> None:

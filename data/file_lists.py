@@ -59,7 +59,7 @@ def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:
 
     Raises `FileListError` where a folder is missing or empty, or has two files of one name.
     """
-    clean, noisy = _by_id(clean_dir), _by_id(noisy_dir)
+    clean, noisy = audio_by_id(clean_dir), audio_by_id(noisy_dir)
     return Pairing(
         pairs=[Utterance(name, clean[name], noisy[name]) for name in clean if name in noisy],
         clean_only=[path for name, path in clean.items() if name not in noisy],
@@ -67,7 +67,11 @@ def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:
     )
 
 
-def _by_id(folder: Path) -> dict[str, Path]:
+def audio_by_id(folder: Path) -> dict[str, Path]:
+    """The audio files under `folder`, sorted, by their id: the relative path without extension.
+
+    Raises `FileListError` where the folder is missing or empty, or has two files of one id.
+    """
     found: dict[str, Path] = {}
     for path in find_audio(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -75,6 +79,26 @@ def _by_id(folder: Path) -> dict[str, Path]:
             raise FileListError(f"{folder}: {found[name].name} and {path.name} have the same name '{name}'")
         found[name] = path
     return found
+
+
+def file_list_line(*fields: str) -> str:
+    """One line of a file list, without its line end, that `read_file_list` gives back as these fields.
+
+    Raises `FileListError` for a field that the format cannot hold: with `|`, with a line break, with blanks
+    at an end, empty, or not in Unicode.
+    """
+    for field in fields:
+        if "|" in field or field.splitlines() != [field.strip()]:
+            raise FileListError(
+                f"{field!r}: cannot stand in a file list (no '|', no line break, no blank at an end)"
+            )
+        try:
+            field.encode()
+        except UnicodeEncodeError as error:
+            raise FileListError(
+                f"{field!r}: cannot stand in a file list (the name is not in Unicode)"
+            ) from error
+    return "|".join(fields)
 
 
 def read_file_list(
@@ -115,12 +139,15 @@ def read_file_list(
 def _look_up(name: str, folder: Path | None, kind: str, where: str) -> Path:
     """The file called `name`, with or without an audio extension, in `folder`."""
     if folder is None:
-        raise FileListError(f"{where}: names no {kind} file for '{name}', and no folder of {kind} files is given")
+        raise FileListError(
+            f"{where}: names no {kind} file for '{name}', and no folder of {kind} files is given"
+        )
     exact = folder / name
     if exact.suffix.lower() in AUDIO_SUFFIXES and exact.is_file():
         return exact
     for suffix in sorted(AUDIO_SUFFIXES):
-        candidate = folder / f"{name}{suffix}"
-        if candidate.is_file():
-            return candidate
+        for spelling in (suffix, suffix.upper()):
+            candidate = folder / f"{name}{spelling}"
+            if candidate.is_file():
+                return candidate
     return folder / f"{name}.wav"

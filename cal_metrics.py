@@ -1,0 +1,126 @@
+"""Score a folder of enhanced (or noisy) files against their clean versions: the table of the papers.
+
+    python cal_metrics.py --clean_wav_dir CLEAN --noisy_wav_dir OUT [--input_test_file test_final.txt]
+                          [--composite published|loizou] [--report DIR] [--jobs N] [--quiet]
+
+Prints mean and 95 % confidence interval of PESQ, CSIG, CBAK, COVL, SSNR, STOI, ESTOI and SI-SDR. Without a
+file list the folders are paired by name. A folder given here comes before a path in the list, so that the
+list of the noisy test set also serves for the enhanced one. Exit codes: 0 all scored, 1 some files failed
+(each named on standard error, the others scored), 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from data.file_lists import (
+    AUDIO_SUFFIXES,
+    FileListError,
+    Utterance,
+    audio_by_id,
+    pair_folders,
+    read_file_list,
+)
+from metrics.composite import VARIANTS
+from metrics.pool import available_cores
+from metrics.scores import score_pairs
+from metrics.summary import format_table, write_report
+
+SOME_FAILED, WRONG_COMMAND_LINE, INTERRUPTED = 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_COMMAND_LINE, f"{self.prog}: {message}\n")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; exits with code 2 where it is wrong."""
+    parser = _Parser(description="Score enhanced files against their clean versions.")
+    parser.add_argument("--clean_wav_dir", type=Path, help="folder of clean files")
+    parser.add_argument("--noisy_wav_dir", type=Path, help="folder of the files to score: enhanced or noisy")
+    parser.add_argument(
+        "--input_test_file", type=Path, help="file list: id, id|clean or id|clean|noisy a line"
+    )
+    parser.add_argument(
+        "--composite",
+        choices=VARIANTS,
+        default="published",
+        help="version of CSIG, CBAK and COVL: as published in this lineage (default), or as Loizou's",
+    )
+    parser.add_argument("--report", type=Path, metavar="DIR", help="folder for scores.csv and summary.json")
+    parser.add_argument("--jobs", type=int, default=available_cores(), help="processes (default: all cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"argument --jobs: at least 1, not {options.jobs}")
+    if not options.input_test_file:
+        for name in ("clean_wav_dir", "noisy_wav_dir"):
+            if getattr(options, name) is None:
+                parser.error(f"--{name} is needed (or --input_test_file with the paths of all files)")
+    if options.report:
+        try:
+            options.report.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"argument --report: {options.report}: {error.strerror}")
+    return options
+
+
+def find_pairs(options: argparse.Namespace) -> tuple[list[Utterance], list[Path]]:
+    """The pairs to score, and the files of either folder that have no twin; raises `FileListError`."""
+    if options.input_test_file:
+        listed = read_file_list(options.input_test_file, options.clean_wav_dir, options.noisy_wav_dir)
+        for kind, folder in (("clean", options.clean_wav_dir), ("noisy", options.noisy_wav_dir)):
+            listed = _within(folder, kind, listed) if folder else listed
+        return listed, []
+    pairing = pair_folders(options.clean_wav_dir, options.noisy_wav_dir)
+    if not pairing.pairs:
+        raise FileListError(f"{options.noisy_wav_dir}: no file has a twin in {options.clean_wav_dir}")
+    return pairing.pairs, pairing.clean_only + pairing.noisy_only
+
+
+def _within(folder: Path, kind: str, listed: list[Utterance]) -> list[Utterance]:
+    """The utterances with their `kind` of file in `folder`, whatever its extension and the list's path."""
+    files = audio_by_id(folder)
+    found: list[Utterance] = []
+    for utterance in listed:
+        name = Path(utterance.id)
+        stem = (name.with_suffix("") if name.suffix.lower() in AUDIO_SUFFIXES else name).as_posix()
+        found.append(replace(utterance, **{kind: files.get(stem, folder / f"{stem}.wav")}))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    options = parse_arguments(arguments)
+    try:
+        pairs, unpaired = find_pairs(options)
+    except FileListError as error:
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
+    results = score_pairs(pairs, options.composite, options.jobs, progress=not options.quiet)
+    problems = [f"{path}: has no twin in the other folder" for path in unpaired]
+    problems += [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
+    print(format_table(results, options.composite))
+    if options.report:
+        try:
+            write_report(options.report, results, options.composite, unpaired)
+        except OSError as error:
+            problems.append(f"{options.report}: cannot be written: {error.strerror}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return SOME_FAILED if problems else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

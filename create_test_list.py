@@ -1,0 +1,53 @@
+"""List the files of a folder, one id a line, so that cal_metrics.py scores just these, in this order.
+
+    python create_test_list.py --test_dir_to_scan OUT [--output_file test_final.txt]
+    python cal_metrics.py --clean_wav_dir CLEAN --noisy_wav_dir OUT --input_test_file test_final.txt
+
+An id is a file's path below the folder without its extension, because the clean version may have another one.
+Exit codes: 0 all done; 1 some files have impossible names, each named on standard error, the list holds the
+others; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from data.atomic import write_text_atomically
+from data.file_lists import FileListError, audio_by_id, file_list_line
+
+
+def main() -> int:
+    """Do what the command line says; returns the exit code."""
+    parser = argparse.ArgumentParser(description="List the audio files of a folder for cal_metrics.py.")
+    parser.add_argument("--test_dir_to_scan", type=Path, required=True, metavar="DIR", help="enhanced files")
+    parser.add_argument(
+        "--output_file", type=Path, default=Path("test_final.txt"), help="default: %(default)s"
+    )
+    args = parser.parse_args()
+    lines: list[str] = []
+    problems: list[str] = []
+    try:
+        for name in audio_by_id(args.test_dir_to_scan):
+            try:
+                lines.append(file_list_line(name))
+            except FileListError as error:
+                problems.append(str(error))
+        write_text_atomically(args.output_file, "".join(f"{line}\n" for line in lines))
+    except FileListError as error:
+        print(f"create_test_list.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"create_test_list.py: {args.output_file}: cannot be written: {error.strerror}", file=sys.stderr
+        )
+        return 2
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{args.output_file}: {len(lines)} files")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

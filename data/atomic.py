@@ -1,0 +1,39 @@
+"""Write files that appear under their final name only when they are whole.
+
+A list or report that was cut off by a full disk or a crash looks like a short one: so everything is written
+to a hidden temporary file beside its place, flushed to the disk and renamed. Audio files have their own
+writer (`data.audio.AudioWriter`), because libsndfile opens its files itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that becomes `path` at a clean end of the block; folders are made as needed.
+
+    At any error the temporary file goes and whatever stood at `path` before stays. Raises `OSError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a whole text file in UTF-8; raises `OSError`."""
+    with replacing(path) as stream:
+        stream.write(text.encode())

@@ -1,0 +1,113 @@
+"""Cut a signal into windows that a network can take, and join what comes back: the three inference protocols.
+
+A protocol is a list of `Window`s, made by `plan`. `cut` and `join` follow it block by block, so that memory does not
+grow with the signal's length. `join` of an unchanged `cut` gives back the signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+OVERLAP_HOP = 0.75
+"""Distance of overlapping windows, as a share of their length, at most."""
+
+OVERLAP_FADE = 0.25
+"""Length of their cross-fade, as a share of the window; it lies in the middle of the overlap."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One pass of the network, in samples of the whole signal.
+
+    It reads [start, start + length), zeros where the signal has ended, and gives the output [begin, end). The first
+    `fade` samples of that are also given by the window before, and cross-faded.
+    """
+
+    start: int
+    length: int
+    begin: int
+    end: int
+    fade: int = 0
+
+
+def plan_paper(samples: int, segment: int) -> list[Window]:
+    """Consecutive segments, then one more at the very end; short signals padded with zeros; no cross-fade.
+
+    Section "inference" of the released IMSE and MUSE: the protocol of their published numbers.
+    """
+    if samples < segment:
+        return [Window(0, segment, 0, samples)]
+    count, rest = divmod(samples, segment)
+    ends = [segment * (i + 1) for i in range(count)]
+    if rest:
+        ends[-1] -= segment - rest
+    windows = [Window(i * segment, segment, i * segment, end) for i, end in enumerate(ends)]
+    if rest:
+        windows.append(Window(samples - segment, segment, samples - segment, samples))
+    return windows
+
+
+def plan_overlap(samples: int, segment: int) -> list[Window]:
+    """Evenly spaced windows that overlap by a quarter or more, with a linear cross-fade in mid-overlap.
+
+    The first begins and the last ends with the signal; a signal shorter than a window is padded with zeros.
+    """
+    if samples <= segment:
+        return [Window(0, segment, 0, samples)]
+    fade = int(OVERLAP_FADE * segment)
+    steps = -(-(samples - segment) // int(OVERLAP_HOP * segment))
+    starts = [round(i * (samples - segment) / steps) for i in range(steps + 1)]
+    begins = [0] + [start + (before + segment - start - fade) // 2 for before, start in pairwise(starts)]
+    ends = [begin + fade for begin in begins[1:]] + [samples]
+    fades = [0] + [fade] * steps
+    return [
+        Window(start, segment, begin, end, fade)
+        for start, begin, end, fade in zip(starts, begins, ends, fades, strict=True)
+    ]
+
+
+def plan_whole(samples: int, segment: int) -> list[Window]:  # noqa: ARG001 (a plan's signature)
+    """One window over everything: memory grows with the signal."""
+    return [Window(0, samples, 0, samples)]
+
+
+PROTOCOLS: dict[str, Callable[[int, int], list[Window]]] = {
+    "overlap": plan_overlap,
+    "paper": plan_paper,
+    "whole": plan_whole,
+}
+"""The protocols by name: (samples of the signal, samples of a segment) → windows in order."""
+
+
+def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
+    """Blocks `[n, channels]` of a signal → the samples `[length, channels]` that each window reads, in order."""
+    source = iter(blocks)
+    held: list[np.ndarray] = []
+    first, count = 0, 0  # the signal's index of the first held sample, and how many are held
+    for window in windows:
+        while first + count < window.start + window.length and (block := next(source, None)) is not None:
+            held.append(block)
+            count += len(block)
+        if not held:
+            raise ValueError("the signal ended before its first window")
+        joined = np.concatenate(held)[window.start - first :]
+        held, first, count = [joined], window.start, len(joined)
+        piece = joined[: window.length]
+        yield np.pad(piece, ((0, window.length - len(piece)), (0, 0)))
+
+
+def join(pieces: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
+    """The windows' results `[length, channels]`, in order → blocks `[n, channels]` of the whole signal."""
+    tail: np.ndarray | None = None
+    for index, (piece, window) in enumerate(zip(pieces, windows, strict=True)):
+        span = piece[window.begin - window.start : window.end - window.start].copy()
+        if tail is not None and window.fade:
+            rise = ((np.arange(window.fade, dtype=np.float32) + 0.5) / window.fade)[:, None]
+            span[: window.fade] = tail * (1 - rise) + span[: window.fade] * rise
+        next_fade = windows[index + 1].fade if index + 1 < len(windows) else 0
+        yield span[: len(span) - next_fade]
+        tail = span[len(span) - next_fade :]

@@ -1,0 +1,144 @@
+"""Checkpoint files: the one writer of ours, the one reader of ours and of the released ones.
+
+Ours are safetensors files with the whole configuration in their metadata, so a file alone rebuilds its network.
+Released ones (`torch.save`) are recognised by their tensor names and read without executing anything in them; a
+config.json beside one is used, and the paper's configuration where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from config import Config, ConfigError, load_json, parse_config
+from data.atomic import replacing
+from models import build
+from models.published import config_sections, is_published_imse, translate_imse
+
+_ROOT = Path(__file__).resolve().parent.parent
+PAPER_CONFIG = _ROOT / "configs" / "imse.json"
+DEFAULT_CHECKPOINTS = (
+    _ROOT / "checkpoints" / "default.safetensors",
+    _ROOT / "checkpoints" / "published" / "g_best_pesq_3.373",
+)
+"""What `default_checkpoint` takes, the first that is there."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used; the message says which file, what is wrong with it and what to do."""
+
+
+def default_checkpoint() -> Path:
+    """The checkpoint used where none is named; raises `CheckpointError` where there is none."""
+    for path in DEFAULT_CHECKPOINTS:
+        if path.exists():
+            return path
+    raise CheckpointError(
+        "no checkpoint: fetch the released ones with `python scripts/download_published.py`, "
+        "or name one with --checkpoint_file"
+    )
+
+
+def save_checkpoint(path: Path, network: nn.Module, config: Config) -> None:
+    """Write the weights and the configuration; a file that stands there stays until the new one is whole.
+
+    Raises `CheckpointError`.
+    """
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    content = safetensors.torch.save(weights, metadata={"config": json.dumps(config.to_dict())})
+    try:
+        with replacing(path) as stream:
+            stream.write(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be written: {error.strerror}") from error
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, Config]:
+    """Rebuild a network from its file, on the CPU and in evaluation mode, with its configuration.
+
+    Raises `CheckpointError` where the file is missing, cut short, no checkpoint, or another network's.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from error
+    # A safetensors file begins with the 8-byte length of its JSON header; zip archives and pickles do not.
+    weights, config = _read_ours(path) if start[8:9] == b"{" else _read_published(path)
+    network = build(config)
+    _check_fit(path, weights, network.state_dict())
+    network.load_state_dict(weights)
+    return network.eval(), config
+
+
+def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew") from error
+    if "config" not in metadata:
+        raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote")
+    try:
+        return weights, parse_config(json.loads(metadata["config"]), f"{path} (its configuration)")
+    except (ConfigError, ValueError) as error:
+        reason = "; ".join(str(error).splitlines())
+        raise CheckpointError(f"{reason}; give a checkpoint that this version wrote") from error
+
+
+def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or cut short; nothing in it was executed. "
+            "Give a *.safetensors that train.py wrote, or a released file (scripts/download_published.py)"
+        ) from error
+    weights = content.get("generator") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
+    if not is_published_imse(weights):
+        raise CheckpointError(f"{path}: holds another network's tensors; released checkpoints of IMSE are read")
+    return translate_imse(weights), _published_config(path)
+
+
+def _published_config(path: Path) -> Config:
+    """The configuration of a released checkpoint: config.json beside it over the paper's."""
+    paper = load_json(PAPER_CONFIG)
+    beside = path.with_name("config.json")
+    try:
+        flat: Any = load_json(beside) if beside.exists() else {}
+        if not isinstance(flat, dict):
+            raise ConfigError(str(beside), ["expected an object"])
+        return parse_config(config_sections(flat, paper), str(beside))
+    except ConfigError as error:
+        raise CheckpointError("; ".join(str(error).splitlines())) from error
+
+
+def _check_fit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless names and shapes are the network's own."""
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected]
+    if missing or unknown:
+        example = (unknown or missing)[0]
+        raise CheckpointError(
+            f"{path}: another network's weights: {len(missing)} tensors are missing and {len(unknown)} are unknown, "
+            f"such as '{example}'; give a checkpoint of this network"
+        )
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: '{name}' has shape {list(weights[name].shape)} where the configuration asks for "
+                f"{list(tensor.shape)}; give the configuration that belongs to it"
+            )
+        if not weights[name].isfinite().all():
+            raise CheckpointError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint")

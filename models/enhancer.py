@@ -1,0 +1,102 @@
+"""From noisy samples to enhanced samples: how a network is applied to sound.
+
+Each channel's level is normalised; its windows become spectra, are enhanced, and become samples again; the windows
+are joined and the level restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from data.segments import PROTOCOLS, cut, join
+from models.spectrogram import Spectrogram
+
+# Mean power of −200 dB: silence, whose level is left as it is.
+_SILENT_POWER = 1e-20
+
+LEVEL_BLOCK = 2**20
+"""Samples a channel to measure at a time: a minute, in which the level is the release's to the last bit."""
+
+
+@dataclass
+class LevelMeter:
+    """Counts samples and measures each channel's energy, block by block.
+
+    Why the last bit matters: the first frame of a reflected signal is symmetric, so its phases are 0 or π and their
+    sign is that of a rounding error. A factor that differs in its last bit from the release's turns some of them
+    over by 2π, which the network hears: up to 26 steps of 16 bits in the enhanced signal. Hence float32, torch's
+    summation and division, and one thread, since that order depends on the number of threads.
+    """
+
+    samples: int = 0
+    energy: np.ndarray | float = 0.0
+
+    def measure(self, blocks: Iterable[np.ndarray]) -> LevelMeter:
+        """Take in blocks `[n, channels]` of a signal."""
+        threads = torch.get_num_threads()
+        for block in blocks:
+            self.samples += len(block)
+            torch.set_num_threads(1)
+            channels = torch.from_numpy(np.ascontiguousarray(block.T))
+            sums = [float(torch.sum(channel**2)) for channel in channels]
+            torch.set_num_threads(threads)
+            self.energy = self.energy + np.array(sums)
+        return self
+
+    def factors(self) -> np.ndarray:
+        """What brings each channel to a mean power of 1: sqrt(N / sum(x²)), float32 `[channels]`; 1 for silence."""
+        energy = np.atleast_1d(self.energy)
+        energy = np.where(energy > _SILENT_POWER * self.samples, energy, self.samples).astype(np.float32)
+        return torch.sqrt(self.samples / torch.from_numpy(energy)).numpy()
+
+
+class Enhancer(nn.Module):
+    """A network with its spectrogram, applied to waveforms.
+
+    Parameters
+    ----------
+    network: maps `Spectra` to `Spectra`.
+    config: gives the STFT, the sampling rate in Hz and the segment length in samples.
+    batch_size: how many windows are enhanced at a time.
+    """
+
+    def __init__(self, network: nn.Module, config: Config, batch_size: int = 1) -> None:
+        super().__init__()
+        self.network = network
+        self.spectrogram = Spectrogram(config.stft)
+        self.rate = config.data.sampling_rate
+        self.segment = config.data.segment_size
+        self.batch_size = batch_size
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """Level-normalised noisy waveforms `[B, N]` → enhanced ones `[B, N]`."""
+        return self.spectrogram.inverse(self.network(self.spectrogram(wav)), wav.shape[-1])
+
+    def enhance(self, blocks: Iterable[np.ndarray], level: LevelMeter, protocol: str) -> Iterator[np.ndarray]:
+        """A signal in blocks `[n, channels]` at this enhancer's rate → the enhanced signal, likewise in blocks.
+
+        `level` has measured the whole signal before; `protocol` is one of `data.segments.PROTOCOLS`. Channels are
+        enhanced independently. Memory does not grow with the signal's length, except with protocol "whole".
+        """
+        windows = PROTOCOLS[protocol](level.samples, self.segment)
+        factors = level.factors()
+        normalised = (block * factors for block in blocks)
+        for block in join(self._enhance_windows(cut(normalised, windows)), windows):
+            yield block / factors
+
+    @torch.inference_mode()
+    def _enhance_windows(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Windows `[length, channels]`, all of one length → enhanced, `batch_size` at a time."""
+        device = self.spectrogram.window.device
+        while group := list(islice(pieces, self.batch_size)):
+            rows = torch.from_numpy(np.concatenate([piece.T for piece in group]))  # [windows·channels, length]
+            enhanced = torch.cat([self(some.to(device)).cpu() for some in rows.split(self.batch_size)])
+            for piece in enhanced.numpy().reshape(len(group), -1, rows.shape[1]):
+                yield piece.T

@@ -1,0 +1,107 @@
+"""MALA, magnitude-aware linear attention: global context at a cost that grows linearly with the positions.
+
+Linear attention, as usually written, divides by the query's response to the mean key and so forgets the query's
+magnitude. MALA scales by β = 1 + 1/z and subtracts γ = z times the mean value instead, with
+z = q · mean(k) / √d: the weights still sum to one, and a larger query gives a sharper distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+HEAD_WIDTH = 8
+ROTARY_BASE = 10_000.0
+_Z_FLOOR = 1e-6
+
+
+class RotaryTables(NamedTuple):
+    """Cosine and sine of every position's rotation, each `[T·F, C]`: two neighbouring channels share an angle."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary_tables(frames: int, bins: int, channels: int, like: Tensor) -> RotaryTables:
+    """Rotary position encoding in two dimensions, for feature maps of T frames and F bins.
+
+    In each head the first half of the channels turns with the time index, the second half with the frequency
+    index; the angular speeds fall from 1 to 1/10000. `like` gives data type and device.
+    """
+    half = HEAD_WIDTH // 2
+    exponents = torch.linspace(0, 1, half // 2, device=like.device).repeat_interleave(2)
+    speeds = ROTARY_BASE**-exponents  # [d/2]
+    time = torch.arange(frames, device=like.device)[:, None] * speeds
+    frequency = torch.arange(bins, device=like.device)[:, None] * speeds
+
+    def spread(over_time: Tensor, over_frequency: Tensor) -> Tensor:
+        head = torch.cat(
+            [
+                over_time[:, None].expand(frames, bins, half),
+                over_frequency[None].expand(frames, bins, half),
+            ],
+            dim=-1,
+        )
+        return head.repeat(1, 1, channels // HEAD_WIDTH).flatten(0, 1).to(like.dtype)
+
+    return RotaryTables(spread(time.cos(), frequency.cos()), spread(time.sin(), frequency.sin()))
+
+
+class MALA(nn.Module):
+    """Attention of every time-frequency position to all others: `[B, C, T, F]` → the same shape; C divisible by 8.
+
+    Heads are groups of d = 8 neighbouring channels. Their d×d products stand as blocks on the diagonal of C×C
+    matrices, so that each step is one matrix product over the N = T·F positions, and no head is ever split off.
+    """
+
+    head_mask: Tensor
+    quarter_turn: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gate = nn.Conv2d(channels, channels, 1)
+        self.local = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.project = nn.Conv2d(channels, channels, 1)
+        heads = channels // HEAD_WIDTH
+        mask = torch.block_diag(*[torch.ones(HEAD_WIDTH, HEAD_WIDTH)] * heads)
+        turn = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (channels // 2))
+        self.register_buffer("head_mask", mask, persistent=False)
+        self.register_buffer("quarter_turn", turn, persistent=False)
+
+    def forward(self, x: Tensor, rotary: RotaryTables) -> Tensor:
+        """Attend; `rotary` are the tables of this map's T and F."""
+        value = self.value(x)
+        q = _positions(functional.elu(self.query(x)) + 1)  # [B, N, C], positive
+        k = _positions(functional.elu(self.key(x)) + 1)
+        attended = self.attend(q, k, _positions(value), rotary)
+        attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
+        return self.project((attended + self.local(value)) * self.gate(x))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
+        """The attention proper: positive q and k, and v, `[B, N, C]` each, to `[B, N, C]`."""
+        scale = 1 / math.sqrt(HEAD_WIDTH)
+        mean_k, mean_v = k.mean(dim=1), v.mean(dim=1)  # [B, C]
+        # z of each head, repeated over its d channels: the mean key stands in each column of the head's block.
+        z = q @ (mean_k[:, :, None] * self.head_mask * scale)  # [B, N, C]
+
+        # Turning x by an angle is x cos + (x R) sin, with R the quarter turn of each pair of channels. R commutes
+        # with the tables, which are equal within a pair, so it moves from N positions onto C×C products.
+        kv = (k * rotary.cos).mT @ v + self.quarter_turn.mT @ ((k * rotary.sin).mT @ v)
+        kv = kv * self.head_mask * (scale / q.shape[1])  # [B, C, C]
+        rotated_q_kv = (q * rotary.cos) @ kv + (q * rotary.sin) @ (self.quarter_turn @ kv)
+
+        beta = 1 + 1 / (z + _Z_FLOOR)
+        gamma = z
+        return rotated_q_kv * beta - gamma * mean_v[:, None]
+
+
+def _positions(x: Tensor) -> Tensor:
+    """`[B, C, T, F]` → `[B, N, C]`; in channels-last memory this copies nothing."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)

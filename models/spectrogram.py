@@ -1,0 +1,80 @@
+"""From waveform to compressed spectra and back: the one STFT pair, used by every network, in training and inference.
+
+Section 3.1 of the IMSE paper and its release: magnitude ** 0.3, phase of the uncompressed STFT.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from config import StftConfig
+
+# Powers below this count as silence: 1e-15 in magnitude, under which the gradient of mag ** 0.3 overflows float32.
+_SILENT_POWER = 1e-30
+
+
+class Spectra(NamedTuple):
+    """A batch of spectra: compressed magnitude and phase in radians, each `[B, F, T]`."""
+
+    mag: Tensor
+    pha: Tensor
+
+    @property
+    def complex(self) -> Tensor:
+        """Real and imaginary part of the compressed spectra, `[B, F, T, 2]`."""
+        return torch.stack([self.mag * torch.cos(self.pha), self.mag * torch.sin(self.pha)], dim=-1)
+
+
+class Spectrogram(nn.Module):
+    """STFT with power-law compression, and its inverse.
+
+    Centred frames with reflected edges and a periodic Hann window: N samples give N // hop_size + 1 frames of
+    n_fft / 2 + 1 bins. Gradients are finite everywhere, also at zero magnitude.
+    """
+
+    window: Tensor
+
+    def __init__(self, config: StftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("window", torch.hann_window(config.win_size), persistent=False)
+
+    def forward(self, wav: Tensor) -> Spectra:
+        """Waveforms `[B, N]`, N ≥ 1, to their compressed spectra `[B, F, T]`."""
+        # Reflection needs more samples than it mirrors.
+        wav = functional.pad(wav, (0, max(0, self.config.n_fft // 2 + 1 - wav.shape[-1])))
+        spectrum = torch.stft(
+            wav,
+            self.config.n_fft,
+            self.config.hop_size,
+            self.config.win_size,
+            self.window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        real, imaginary = spectrum.real, spectrum.imag
+        power = real.square() + imaginary.square()
+        silent = power < _SILENT_POWER
+        # Where silent, both branches of each `where` must have a finite gradient, not only the chosen one.
+        mag = torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (self.config.compress_factor / 2))
+        pha = torch.where(silent, 0.0, torch.atan2(imaginary, real.masked_fill(silent, 1.0)))
+        return Spectra(mag, pha)
+
+    def inverse(self, spectra: Spectra, samples: int) -> Tensor:
+        """Compressed spectra `[B, F, T]` back to waveforms `[B, samples]`."""
+        # A power with exponent > 1 has a finite gradient at zero.
+        mag = spectra.mag ** (1 / self.config.compress_factor)
+        return torch.istft(
+            torch.polar(mag, spectra.pha),
+            self.config.n_fft,
+            self.config.hop_size,
+            self.config.win_size,
+            self.window,
+            center=True,
+            length=samples,
+        )

@@ -1,0 +1,153 @@
+"""File lists in their three forms, their errors, and folders paired by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.file_lists import (
+    FileListError,
+    Utterance,
+    audio_by_id,
+    file_list_line,
+    find_audio,
+    pair_folders,
+    read_file_list,
+)
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write_list(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "list.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_full_line_needs_no_folders(tmp_path: Path) -> None:
+    path = write_list(tmp_path, "a|clean/a.wav|noisy/a.wav\n\n b | clean/b.wav | noisy/b.flac \n")
+    assert read_file_list(path) == [
+        Utterance("a", Path("clean/a.wav"), Path("noisy/a.wav")),
+        Utterance("b", Path("clean/b.wav"), Path("noisy/b.flac")),
+    ]
+
+
+def test_a_line_with_the_clean_path_takes_the_noisy_file_from_its_folder(tmp_path: Path) -> None:
+    make_files(tmp_path / "noisy", "a.flac")
+    path = write_list(tmp_path, "a|clean/a.wav\n")
+    assert read_file_list(path, noisy_dir=tmp_path / "noisy") == [
+        Utterance("a", Path("clean/a.wav"), tmp_path / "noisy" / "a.flac")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("a", "a.wav"),
+        ("speaker one/a 1", "speaker one/a 1.flac"),
+        ("a.take2", "a.take2.wav"),
+        ("a.flac", "a.flac"),
+        ("LOUD", "LOUD.WAV"),
+        ("тест 'q' 声", "тест 'q' 声.ogg"),
+    ],
+)
+def test_an_id_finds_its_files_whatever_their_extension(tmp_path: Path, name: str, file: str) -> None:
+    make_files(tmp_path / "clean", file)
+    make_files(tmp_path / "noisy", file)
+    path = write_list(tmp_path, f"{name}\n")
+    assert read_file_list(path, tmp_path / "clean", tmp_path / "noisy") == [
+        Utterance(name, tmp_path / "clean" / file, tmp_path / "noisy" / file)
+    ]
+
+
+def test_an_id_without_a_file_is_left_for_the_reader_to_name(tmp_path: Path) -> None:
+    path = write_list(tmp_path, "gone\n")
+    assert read_file_list(path, tmp_path, tmp_path)[0].clean == tmp_path / "gone.wav"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa|c.wav|n.wav\r\n".encode())
+    assert read_file_list(path) == [Utterance("a", Path("c.wav"), Path("n.wav"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a|c|n\nb|c|n|more\n", ["line 2", "expected", "b|c|n|more"]),
+        ("a|c|n\n\nb||n\n", ["line 3", "b||n"]),
+        ("|c|n\n", ["line 1"]),
+        ("a|c|n\na|d|m\n", ["line 2", "'a'", "twice"]),
+        ("a|c.wav\n", ["line 1", "noisy", "'a'"]),
+        ("a\n", ["line 1", "clean", "'a'"]),
+        ("\n \n", ["holds no utterances"]),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = write_list(tmp_path, text)
+    with pytest.raises(FileListError) as caught:
+        read_file_list(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert [word for word in words if word not in message] == []
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(FileListError, match=r"list\.txt: not a text file in UTF-8"):
+        read_file_list(path)
+
+
+@pytest.mark.parametrize("name", ["missing.txt", ""])
+def test_a_list_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileListError, match="cannot be read"):
+        read_file_list(tmp_path / name)
+
+
+@pytest.mark.parametrize("field", ["a|b", "a\nb", "a\u2028b", " a", "a ", "", "a\udcff"])
+def test_a_line_refuses_what_reading_would_not_give_back(field: str) -> None:
+    with pytest.raises(FileListError, match="cannot stand in a file list"):
+        file_list_line("id", field)
+
+
+def test_a_line_that_is_written_is_read_back(tmp_path: Path) -> None:
+    fields = ["тест 'q' \"声\"", "clean dir/a b.wav", "noisy/a.wav"]
+    path = write_list(tmp_path, file_list_line(*fields) + "\n")
+    assert read_file_list(path) == [Utterance(fields[0], Path(fields[1]), Path(fields[2]))]
+
+
+def test_folders_pair_by_name_below_them_whatever_the_extension(tmp_path: Path) -> None:
+    clean, noisy = tmp_path / "clean", tmp_path / "noisy"
+    make_files(clean, "b.wav", "a.flac", "x/a.wav", "alone.wav", ".hidden.wav", "notes.txt")
+    make_files(noisy, "a.wav", "b.WAV", "x/a.ogg", "y/alone.wav")
+    pairing = pair_folders(clean, noisy)
+    assert pairing.pairs == [
+        Utterance("a", clean / "a.flac", noisy / "a.wav"),
+        Utterance("b", clean / "b.wav", noisy / "b.WAV"),
+        Utterance("x/a", clean / "x/a.wav", noisy / "x/a.ogg"),
+    ]
+    assert pairing.clean_only == [clean / "alone.wav"]
+    assert pairing.noisy_only == [noisy / "y/alone.wav"]
+
+
+def test_one_name_twice_in_a_folder_is_an_error(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.wav", "a.flac")
+    with pytest.raises(FileListError, match=r"a\.flac and a\.wav have the same name 'a'"):
+        audio_by_id(tmp_path)
+
+
+def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:
+    make_files(tmp_path, "file.txt", "empty/notes.txt")
+    with pytest.raises(FileListError, match="missing: no such folder"):
+        find_audio(tmp_path / "missing")
+    with pytest.raises(FileListError, match=r"file\.txt: not a folder"):
+        find_audio(tmp_path / "file.txt")
+    with pytest.raises(FileListError, match="empty: holds no audio files"):
+        find_audio(tmp_path / "empty")

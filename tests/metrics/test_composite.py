@@ -1,0 +1,128 @@
+"""LLR, WSS, SSNR and the composite: hand-worked cases, and the plain version written frame by frame."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from metrics import composite as module
+from metrics.composite import VARIANTS, composite, llr, ssnr, wss
+from metrics.signals import ScoreError
+from tests.fixtures.signals import speech_like, with_noise
+from tests.metrics.plain_composite import plain_composite, plain_llr, plain_ssnr, plain_wss
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(samples)
+
+
+def test_ssnr_of_a_tenth_of_the_signal_as_noise_is_20_db() -> None:
+    clean = noise(4000)
+    assert ssnr(clean, 1.1 * clean) == pytest.approx(20, abs=1e-9)
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(1.0, 35.0), (1.001, 35.0), (-9.0, -10.0)])
+def test_ssnr_of_a_frame_stays_within_its_limits(gain: float, expected: float) -> None:
+    clean = noise(4000)
+    assert ssnr(clean, gain * clean) == expected
+
+
+def test_ssnr_is_the_mean_over_frames() -> None:
+    # 1560 samples have 9 frames, of which only the first four reach into the first 480 samples.
+    clean = noise(1560)
+    degraded = 1.1 * clean
+    degraded[480:] = clean[480:]
+    first = ssnr(clean[:600], degraded[:600])
+    assert first == pytest.approx(20, abs=1e-9)
+    assert first < ssnr(clean, degraded) < 35
+
+
+def test_one_frame_needs_600_samples() -> None:
+    clean = noise(600)
+    assert ssnr(clean, 1.1 * clean) == pytest.approx(20, abs=1e-9)
+    for measure in (ssnr, llr, wss):
+        with pytest.raises(ScoreError, match="no frame of 30 ms fits into 599 samples"):
+            measure(clean[:599], clean[:599])
+
+
+def test_llr_and_wss_do_not_see_the_level() -> None:
+    clean, other = noise(6000), noise(6000, seed=1)
+    assert llr(clean, 0.1 * clean) == pytest.approx(0, abs=1e-12)
+    assert llr(clean, 0.1 * other) == pytest.approx(llr(clean, other), rel=1e-9)
+    assert wss(clean, 0.1 * clean, "loizou") == pytest.approx(0, abs=1e-20)
+
+
+def test_llr_of_a_clean_impulse_is_the_energy_of_the_other_filter() -> None:
+    # One impulse in every frame: no lag but 0, so the clean filter predicts nothing and R is a multiple of I.
+    # A second impulse 16 samples on gives lag 16 alone: of the 16 coefficients only the last is not 0.
+    clean, degraded = np.zeros(600), np.zeros(600)
+    clean[240] = degraded[232] = degraded[248] = 1.0
+    w = [0.5 * (1 - math.cos(2 * math.pi * n / 481)) for n in (233, 249)]
+    coefficient = w[0] * w[1] / (w[0] ** 2 + w[1] ** 2)
+    assert llr(clean, degraded) == pytest.approx(math.log(1 + coefficient**2), rel=1e-9)
+
+
+def test_published_wss_is_that_of_signals_divided_by_32768() -> None:
+    clean = speech_like(1)
+    degraded = with_noise(clean, 10)
+    assert wss(clean, degraded, "published") == wss(clean / 32768, degraded / 32768, "loizou")
+    assert wss(clean, degraded, "published") < 0.5 * wss(clean, degraded, "loizou")
+
+
+def test_composite_by_hand() -> None:
+    # 3.093 − 0.5145 + 1.809 − 0.27;  1.634 + 1.434 − 0.21 + 0.315;  1.594 + 2.415 − 0.256 − 0.21
+    assert composite(pesq=3, llr=0.5, wss=30, ssnr=5) == pytest.approx((4.1175, 3.173, 3.543))
+
+
+def test_composite_stays_within_1_and_5_and_keeps_nan() -> None:
+    assert composite(pesq=4.6, llr=0, wss=0, ssnr=35) == (5, 5, 5)
+    assert composite(pesq=1, llr=3, wss=200, ssnr=-10) == (1, 1, 1)
+    assert np.isnan(composite(pesq=math.nan, llr=0.5, wss=30, ssnr=5)).all()
+
+
+@pytest.mark.parametrize("samples", [600, 719, 720, 16_000, 23_457])
+@pytest.mark.parametrize("snr_db", [-5, 25])
+def test_all_parts_equal_the_plain_version(samples: int, snr_db: int) -> None:
+    clean = speech_like(1.5, seed=samples)[:samples] + 1e-4 * noise(min(samples, 24_000))
+    degraded = with_noise(clean, snr_db, seed=samples)
+    assert ssnr(clean, degraded) == pytest.approx(plain_ssnr(clean, degraded), abs=1e-9)
+    assert llr(clean, degraded) == pytest.approx(plain_llr(clean, degraded), abs=1e-7)
+    for variant in VARIANTS:
+        expected = plain_wss(clean, degraded, divide=variant == "published")
+        assert wss(clean, degraded, variant) == pytest.approx(expected, abs=1e-7)
+    parts = (3.0, llr(clean, degraded), wss(clean, degraded), ssnr(clean, degraded))
+    assert composite(*parts) == pytest.approx(plain_composite(*parts))
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = speech_like(1)
+    degraded = with_noise(clean, 10)
+    whole = [measure(clean, degraded) for measure in (ssnr, llr, wss)]
+    monkeypatch.setattr(module, "BLOCK_FRAMES", 7)
+    in_blocks = [measure(clean, degraded) for measure in (ssnr, llr, wss)]
+    assert in_blocks == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("silent", ["clean", "degraded", "both"])
+def test_digital_silence_within_a_signal_gives_finite_scores(silent: str) -> None:
+    clean = noise(16_000)
+    degraded = with_noise(clean, 10)
+    for name, signal in (("clean", clean), ("degraded", degraded)):
+        if silent in (name, "both"):
+            signal[4000:12_000] = 0
+    values = [ssnr(clean, degraded), llr(clean, degraded), *(wss(clean, degraded, v) for v in VARIANTS)]
+    assert np.isfinite(values).all()
+
+
+def test_frames_silent_in_the_clean_signal_have_no_llr() -> None:
+    clean, degraded = noise(600), noise(600, seed=1)
+    assert llr(clean, degraded) > 0
+    assert llr(np.zeros(600), degraded) == 0
+
+
+def test_a_pure_tone_has_a_finite_llr() -> None:
+    tone = np.sin(2 * np.pi * 440 / 16_000 * np.arange(8000))
+    assert np.isfinite(llr(tone, noise(8000)))
+    assert np.isfinite(llr(noise(8000), tone))
