@@ -15,8 +15,8 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
+from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.file_lists import (
     AUDIO_SUFFIXES,
     FileListError,
@@ -30,19 +30,10 @@ from metrics.pool import available_cores
 from metrics.scores import score_pairs
 from metrics.summary import format_table, write_report
 
-SOME_FAILED, WRONG_COMMAND_LINE, INTERRUPTED = 1, 2, 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_COMMAND_LINE, f"{self.prog}: {message}\n")
-
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
-    parser = _Parser(description="Score enhanced files against their clean versions.")
+    parser = ArgumentParser(description="Score enhanced files against their clean versions.")
     parser.add_argument("--clean_wav_dir", type=Path, help="folder of clean files")
     parser.add_argument("--noisy_wav_dir", type=Path, help="folder of the files to score: enhanced or noisy")
     parser.add_argument(
@@ -115,12 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
             problems.append(f"{options.report}: cannot be written: {error.strerror}")
     for problem in problems:
         print(problem, file=sys.stderr)
-    return SOME_FAILED if problems else 0
+    return SOME_FAILED if problems else DONE
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    run(main)

@@ -37,32 +37,36 @@ def available_cores() -> int:
 def run_in_processes(
     task: Callable[[Item], Result], items: Sequence[Item], jobs: int
 ) -> Iterator[tuple[int, Result | BaseException]]:
-    """Yield `(index, task(items[index]))` as they finish, in `jobs` processes one arithmetic thread each.
+    """Yield `(index, task(items[index]))` as they finish, in `jobs` processes of one arithmetic thread.
 
-    What a task raises is yielded in place of its result. When a process dies, every item that was being
-    worked on is tried once more in a process of its own; one that dies again yields a `LostProcessError`.
-    At most `jobs` items are under way at a time, so results do not pile up. `task` and the items must be
-    picklable.
+    What a task raises is yielded in place of its result. When a process dies, every item that was under way
+    is tried once more, one at a time; one whose process dies again yields a `LostProcessError`. `task`, the
+    items and the results must be picklable.
     """
     queue = deque(range(len(items)))
     with _one_thread_each():
         while queue:
-            lost = yield from _run_until_death(task, items, queue, min(jobs, len(queue)))
-            for index in lost:
-                if (yield from _run_until_death(task, items, deque([index]), 1)):
+            jobs = min(jobs, len(queue))
+            suspects = deque((yield from _run_until_death(task, items, queue, jobs, 2 * jobs)))
+            while suspects:
+                for index in (yield from _run_until_death(task, items, suspects, 1, 1)):
                     yield index, LostProcessError("the process that worked on it died")
 
 
 def _run_until_death(
-    task: Callable[[Item], Result], items: Sequence[Item], queue: deque[int], jobs: int
+    task: Callable[[Item], Result], items: Sequence[Item], queue: deque[int], jobs: int, under_way: int
 ) -> Generator[tuple[int, Result | BaseException], None, list[int]]:
-    """Work the queue off until it is empty or a process dies; return the indices that were under way then."""
+    """Work the queue off, until it is empty or a process dies; return the indices that were under way then.
+
+    At most `under_way` items are handed out at a time: more than one a process keeps all busy, one alone says
+    which item a process died of.
+    """
     lost: list[int] = []
     running: dict[Future[Result], int] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_process) as pool:
         while running or (queue and not lost):
-            while queue and len(running) < jobs and not lost:
+            while queue and len(running) < under_way and not lost:
                 index = queue.popleft()
                 try:
                     running[pool.submit(task, items[index])] = index

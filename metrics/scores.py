@@ -22,7 +22,7 @@ from data.file_lists import Utterance
 from metrics.composite import Variant, composite, llr, ssnr, wss
 from metrics.intelligibility import estoi, stoi
 from metrics.perceptual import wideband_pesq
-from metrics.pool import run_in_processes
+from metrics.pool import LostProcessError, run_in_processes
 from metrics.sdr import si_sdr
 from metrics.signals import RATE, ScoreError, check_pair
 
@@ -104,7 +104,8 @@ def score_pairs(
     with tqdm(total=len(utterances), unit="file", disable=not progress) as bar:
         for index, result in run_in_processes(task, utterances, jobs):
             if isinstance(result, BaseException):
-                result = _failed(utterances[index], f"{type(result).__name__}: {result}")
+                kind = "" if isinstance(result, LostProcessError) else f"{type(result).__name__}: "
+                result = _failed(utterances[index], f"{kind}{result}")
             results[index] = result
             bar.update()
     return [results[index] for index in range(len(utterances))]

@@ -24,6 +24,9 @@ _SILENT_POWER = 1e-20
 LEVEL_BLOCK = 2**20
 """Samples a channel to measure at a time: a minute, in which the level is the release's to the last bit."""
 
+GPU_BATCH = 16
+"""Windows enhanced at a time on a GPU; a CPU is busy with one."""
+
 
 @dataclass
 class LevelMeter:
@@ -64,16 +67,14 @@ class Enhancer(nn.Module):
     ----------
     network: maps `Spectra` to `Spectra`.
     config: gives the STFT, the sampling rate in Hz and the segment length in samples.
-    batch_size: how many windows are enhanced at a time.
     """
 
-    def __init__(self, network: nn.Module, config: Config, batch_size: int = 1) -> None:
+    def __init__(self, network: nn.Module, config: Config) -> None:
         super().__init__()
         self.network = network
         self.spectrogram = Spectrogram(config.stft)
         self.rate = config.data.sampling_rate
         self.segment = config.data.segment_size
-        self.batch_size = batch_size
 
     def forward(self, wav: Tensor) -> Tensor:
         """Level-normalised noisy waveforms `[B, N]` → enhanced ones `[B, N]`."""
@@ -88,15 +89,16 @@ class Enhancer(nn.Module):
         windows = PROTOCOLS[protocol](level.samples, self.segment)
         factors = level.factors()
         normalised = (block * factors for block in blocks)
-        for block in join(self._enhance_windows(cut(normalised, windows)), windows):
+        for block in join(self.enhance_windows(cut(normalised, windows)), windows):
             yield block / factors
 
     @torch.inference_mode()
-    def _enhance_windows(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Windows `[length, channels]`, all of one length → enhanced, `batch_size` at a time."""
+    def enhance_windows(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Level-normalised windows `[length, channels]`, all of one length → enhanced, several at a time."""
         device = self.spectrogram.window.device
-        while group := list(islice(pieces, self.batch_size)):
+        batch_size = GPU_BATCH if device.type == "cuda" else 1
+        while group := list(islice(pieces, batch_size)):
             rows = torch.from_numpy(np.concatenate([piece.T for piece in group]))  # [windows·channels, length]
-            enhanced = torch.cat([self(some.to(device)).cpu() for some in rows.split(self.batch_size)])
+            enhanced = torch.cat([self(some.to(device)).cpu() for some in rows.split(batch_size)])
             for piece in enhanced.numpy().reshape(len(group), -1, rows.shape[1]):
                 yield piece.T

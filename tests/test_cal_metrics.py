@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.audio import AudioFormat, write_audio
-from tests.fixtures.commands import run_script
+from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.signals import speech_like, with_noise
 
 METRICS = ["PESQ", "CSIG", "CBAK", "COVL", "SSNR", "STOI", "ESTOI", "SI-SDR"]
@@ -171,3 +172,11 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
     assert words in result.stderr
+
+
+def test_scoring_needs_no_torch() -> None:
+    code = "import sys, cal_metrics; print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == "False\n"

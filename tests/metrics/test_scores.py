@@ -11,6 +11,7 @@ import pytest
 from data.audio import AudioFormat, write_audio
 from data.file_lists import Utterance
 from metrics import scores as module
+from metrics.pool import LostProcessError
 from metrics.scores import METRICS, score_pair, score_pairs, score_signals
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -156,6 +157,19 @@ def test_memory_is_not_filled_with_an_endless_file(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(module, "MAX_SECONDS", 1)
     reason = score_pair(pair(tmp_path), "published").reason
     assert reason == f"{tmp_path / 'clean.wav'}: longer than 1 s; split it"
+
+
+def test_a_lost_process_and_an_unforeseen_error_are_reasons_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = [(1, LostProcessError("the process that worked on it died")), (0, MemoryError("no\nroom"))]
+    monkeypatch.setattr(module, "run_in_processes", lambda *_: iter(outcomes))
+    results = score_pairs([Utterance(name, tmp_path, tmp_path) for name in "ab"], "published", jobs=1)
+    assert [(result.id, result.reason) for result in results] == [
+        ("a", "MemoryError: no room"),
+        ("b", "the process that worked on it died"),
+    ]
+    assert all(math.isnan(value) for result in results for value in result.values.values())
 
 
 def test_many_pairs_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

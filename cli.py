@@ -1,0 +1,34 @@
+"""What all commands of this project share: exit codes, one-line errors, and a clean end at Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+DONE, SOME_FAILED, WRONG_COMMAND_LINE, INTERRUPTED = 0, 1, 2, 130
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line on standard error, and exits with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        self.exit(WRONG_COMMAND_LINE, f"{self.prog}: {message} (--help shows the options)\n")
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its code; Ctrl-C and a closed pipe end it without a traceback."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone: nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = SOME_FAILED
+    sys.exit(code)
