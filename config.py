@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -24,6 +24,9 @@ class ConfigError(Exception):
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
 
 
+Checks = Mapping[str, bool]
+
+
 @dataclass(frozen=True)
 class ImseConfig:
     """The network IMSE: base width (16 in the paper) and the largest value of the magnitude mask (2)."""
@@ -31,6 +34,13 @@ class ImseConfig:
     name: str
     channels: int
     beta: float
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            "channels: must be a positive multiple of 8": self.channels > 0 and self.channels % 8 == 0,
+            "beta: must be above 0": self.beta > 0,
+        }
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,15 @@ class StftConfig:
     hop_size: int
     win_size: int
     compress_factor: float
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            "n_fft: must be even and above 0": self.n_fft > 0 and self.n_fft % 2 == 0,
+            "win_size: must be above 0 and at most n_fft": 0 < self.win_size <= self.n_fft,
+            "hop_size: must be above 0 and at most half of win_size": 0 < 2 * self.hop_size <= self.win_size,
+            "compress_factor: must be above 0 and at most 1": 0 < self.compress_factor <= 1,
+        }
 
     @property
     def bins(self) -> int:
@@ -55,6 +74,13 @@ class DataConfig:
     sampling_rate: int
     segment_size: int
 
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            "sampling_rate: must be above 0": self.sampling_rate > 0,
+            "segment_size: must be above 0": self.segment_size > 0,
+        }
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -64,6 +90,12 @@ class LossConfig:
     magnitude: float
     phase: float
     complex: float
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            f"{name}: must not be negative": weight >= 0 for name, weight in dataclasses.asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -75,6 +107,15 @@ class OptimConfig:
     adam_b2: float
     lr_decay: float
 
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            "learning_rate: must be above 0": self.learning_rate > 0,
+            "adam_b1: must be at least 0 and below 1": 0 <= self.adam_b1 < 1,
+            "adam_b2: must be at least 0 and below 1": 0 <= self.adam_b2 < 1,
+            "lr_decay: must be above 0 and at most 1": 0 < self.lr_decay <= 1,
+        }
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -84,6 +125,15 @@ class TrainConfig:
     batch_size: int
     validation_interval: int
     seed: int
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            "epochs: must be above 0": self.epochs > 0,
+            "batch_size: must be above 0": self.batch_size > 0,
+            "validation_interval: must be above 0": self.validation_interval > 0,
+            "seed: must not be negative": self.seed >= 0,
+        }
 
 
 MODEL_CONFIGS: Mapping[str, type[ImseConfig]] = {"imse": ImseConfig}
@@ -153,12 +203,23 @@ def parse_config(content: Any, source: str) -> Config:
                 known = ", ".join(MODEL_CONFIGS)
                 problems.append(f"model.name: expected one of {known}, found {_shown(section.get('name'))}")
                 continue
-        sections[name] = _parse_section(section, section_type, name, problems)
-    if not problems:
-        problems = _clashes(config := Config(**sections))
-        if not problems:
-            return config
-    raise ConfigError(source, problems)
+        if parsed := _parse_section(section, section_type, name, problems):
+            sections[name] = parsed
+            problems.extend(f"{name}.{what}" for what, holds in parsed.checks().items() if not holds)
+    problems.extend(_clashes(**sections))
+    if problems:
+        raise ConfigError(source, problems)
+    return Config(**sections)
+
+
+def _clashes(
+    model: ImseConfig | None = None, stft: StftConfig | None = None, data: DataConfig | None = None, **_: Any
+) -> Iterator[str]:
+    """What is wrong between sections, as far as they are there."""
+    if model and stft and stft.bins % 8:
+        yield f"stft.n_fft: gives {stft.bins} bins; the network needs a multiple of 8, to halve them three times"
+    if stft and data and data.segment_size < stft.n_fft:
+        yield f"data.segment_size: must be at least stft.n_fft, {stft.n_fft}"
 
 
 def _report_names(
@@ -173,9 +234,8 @@ def _report_names(
 
 
 def _parse_section(section: dict[str, Any], section_type: type, name: str, problems: list[str]) -> Any:
-    """Build one section's dataclass, or add what is wrong to `problems` and return None."""
+    """Build one section's dataclass where all its keys are there; what is wrong goes into `problems`."""
     types = get_type_hints(section_type)
-    before = len(problems)
     _report_names(section, types, "key", f"{name}.", problems)
     values: dict[str, Any] = {}
     for field in fields(section_type):
@@ -186,37 +246,10 @@ def _parse_section(section: dict[str, Any], section_type: type, name: str, probl
             value = float(value)
         if type(value) is not expected or (expected is float and not math.isfinite(value)):
             problems.append(f"{name}.{field.name}: expected {expected.__name__}, found {_shown(value)}")
-        values[field.name] = value
-    return section_type(**values) if len(problems) == before else None
+        else:
+            values[field.name] = value
+    return section_type(**values) if len(values) == len(types) else None
 
 
 def _shown(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value)[:60]
-
-
-def _clashes(config: Config) -> list[str]:
-    """What is wrong with values that have the right names and types."""
-    model, stft, data, optim, train = config.model, config.stft, config.data, config.optim, config.train
-    checks = {
-        "model.channels: must be a positive multiple of 8": model.channels > 0 and model.channels % 8 == 0,
-        "model.beta: must be above 0": model.beta > 0,
-        "stft.n_fft: must be even and above 0": stft.n_fft > 0 and stft.n_fft % 2 == 0,
-        f"stft.n_fft: gives {stft.bins} bins; must give a multiple of 8, for three halvings": stft.bins % 8 == 0,
-        "stft.win_size: must be above 0 and at most stft.n_fft": 0 < stft.win_size <= stft.n_fft,
-        "stft.hop_size: must be above 0 and at most half of stft.win_size": 0 < 2 * stft.hop_size <= stft.win_size,
-        "stft.compress_factor: must be above 0 and at most 1": 0 < stft.compress_factor <= 1,
-        "data.sampling_rate: must be above 0": data.sampling_rate > 0,
-        "data.segment_size: must be at least stft.n_fft": data.segment_size >= stft.n_fft,
-        "optim.learning_rate: must be above 0": optim.learning_rate > 0,
-        "optim.adam_b1: must lie in 0..1, below 1": 0 <= optim.adam_b1 < 1,
-        "optim.adam_b2: must lie in 0..1, below 1": 0 <= optim.adam_b2 < 1,
-        "optim.lr_decay: must be above 0 and at most 1": 0 < optim.lr_decay <= 1,
-        "train.epochs: must be above 0": train.epochs > 0,
-        "train.batch_size: must be above 0": train.batch_size > 0,
-        "train.validation_interval: must be above 0": train.validation_interval > 0,
-        "train.seed: must not be negative": train.seed >= 0,
-    }
-    problems = [problem for problem, holds in checks.items() if not holds]
-    weights = dataclasses.asdict(config.loss)
-    problems.extend(f"loss.{name}: must not be negative" for name, weight in weights.items() if not weight >= 0)
-    return problems

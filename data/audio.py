@@ -7,25 +7,33 @@ only when it is whole.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import soundfile
 import soxr
 
+from data.atomic import replacing
+
+_Result = TypeVar("_Result")
+
 BLOCK_FRAMES = 65_536
 """Frames that are read at a time: large enough to be fast, small enough to be no matter in memory."""
 
+LARGEST_SAMPLE = 1e9
+"""Beyond it nothing is sound, only a damaged file; its square summed over hours is still within float32."""
+
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
-# Writers to a pipe cannot know the length and put a placeholder: all ones (ffmpeg), 0 (some), or about 2 GiB (sox).
+# Writers to a pipe do not know the length and put 0, or more than this (ffmpeg 2³² − 1, sox about 2³¹).
 _UNKNOWN_DATA_SIZE = 0x7FFF_0000
 
 
@@ -48,24 +56,24 @@ class AudioReader:
 
     Parameters
     ----------
-    source: path of the file, or a seekable binary stream.
+    source: path of the file.
     name: what error messages call the file; its path by default.
 
     `frames` is the length in samples a channel that the header promises, and the true one once all is read.
-    Raises `AudioError` where the file is not audio, is cut short, holds no samples, or holds NaN or infinity.
+    Raises `AudioError` where the file is not audio, holds no samples or damaged ones (see `blocks`), or is
+    cut short; the last only for formats that tell: WAV, FLAC, MP3.
     """
 
-    def __init__(self, source: Path | BinaryIO, name: str | None = None) -> None:
+    def __init__(self, source: Path, name: str | None = None) -> None:
         self.name = name or str(source)
         try:
-            if isinstance(source, Path):
-                with source.open("rb") as stream:
-                    _check_wav_is_whole(stream, self.name)
-            else:
-                _check_wav_is_whole(source, self.name)
-            self._file = soundfile.SoundFile(str(source) if isinstance(source, Path) else source)
+            with ExitStack() as stack:
+                stream = stack.enter_context(source.open("rb"))
+                self._callbacks = _Callbacks(stream, _check_wav_header(stream, self.name))
+                self._file = stack.enter_context(_ForwardFile(self._callbacks.as_stream()))
+                self._close = stack.pop_all().close
         except OSError as error:
-            raise AudioError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+            raise AudioError(f"{self.name}: cannot be read: {error.strerror}") from error
         except soundfile.SoundFileError as error:
             raise AudioError(
                 f"{self.name}: not an audio file that can be decoded ({_reason(error)})"
@@ -78,25 +86,21 @@ class AudioReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._close()
 
     def blocks(self, frames: int = BLOCK_FRAMES) -> Iterator[np.ndarray]:
-        """Yield the whole file as float32 arrays `[≤ frames, channels]`; once, since a broken file cannot seek."""
+        """Yield the whole file, once, as float32 arrays `[≤ frames, channels]`.
+
+        Raises `AudioError` at samples that are NaN, infinite or beyond ±`LARGEST_SAMPLE`.
+        """
         promised = self.frames
         count = 0
-        while True:
-            try:
-                block = self._file.read(frames, dtype="float32", always_2d=True)
-            except soundfile.SoundFileError as error:
-                raise AudioError(
-                    f"{self.name}: broken after {count} samples a channel ({_reason(error)})"
-                ) from error
-            if len(block) == 0:
-                break
-            finite = np.isfinite(block)
-            if not finite.all():
-                place = count + int(np.argmin(finite.all(axis=1)))
-                raise AudioError(f"{self.name}: holds NaN or infinite samples (the first at sample {place})")
+        while len(block := self._read(frames, count)):
+            usable = np.abs(block) <= LARGEST_SAMPLE  # false for NaN too
+            if not usable.all():
+                place = int(np.argmin(usable.all(axis=1)))
+                kind = "overlarge" if np.isfinite(block[place]).all() else "NaN or infinite"
+                raise AudioError(f"{self.name}: holds {kind} samples (the first at sample {count + place})")
             count += len(block)
             yield block
         if count == 0:
@@ -106,9 +110,20 @@ class AudioReader:
             raise AudioError(f"{self.name}: cut short: {count} of {promised} samples a channel are there")
         self.frames = count
 
+    def _read(self, frames: int, count: int) -> np.ndarray:
+        """The next block, empty at the end; `count` samples have been read before it."""
+        try:
+            block = self._file.read(frames, dtype="float32", always_2d=True)
+            self._callbacks.check()
+        except (OSError, soundfile.SoundFileError) as error:
+            reason = _reason(self._callbacks.error or error)
+            message = f"{self.name}: broken or cut short at sample {count} or later ({reason})"
+            raise AudioError(message) from error
+        return block
+
 
 def read_audio(path: Path, rate: int | None = None) -> tuple[np.ndarray, AudioFormat]:
-    """Read a whole file: float32 samples `[frames, channels]`, at `rate` Hz where one is given, and its format.
+    """Read a whole file: float32 samples `[frames, channels]`, at `rate` Hz if given, and its format.
 
     The format's rate is that of the samples returned. Raises `AudioError` as `AudioReader` does.
     """
@@ -142,7 +157,7 @@ def resample_blocks(
 
 
 def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray]:
-    """Pass blocks `[n, channels]` on until `frames` have passed; should they end before, fill up with zeros."""
+    """Pass on `frames` samples of blocks `[n, channels]`; fill up with zeros should they end before."""
     channels = 1
     for block in blocks:
         channels = block.shape[1]
@@ -155,70 +170,123 @@ def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray
 class AudioWriter:
     """An output file that appears under its final name only when all of it has been written.
 
-    Used as a context manager: it writes to a hidden temporary file beside `path` and renames it at a clean end;
-    at any error the temporary file goes and whatever stood at `path` before stays.
-    Values beyond what the sample format holds are clipped, never wrapped. Raises `AudioError` when writing fails.
+    Used as a context manager: it writes to a hidden temporary file beside `path` and renames it at a clean
+    end; at any error the temporary file goes and whatever stood at `path` before stays. Values beyond what
+    the sample format holds are clipped, never wrapped. Raises `AudioError` when writing fails, and for NaN or
+    infinite samples.
     """
 
     def __init__(self, path: Path, audio_format: AudioFormat) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._subtype = audio_format.subtype
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = soundfile.SoundFile(
-                str(self._temporary),
+        self._opened = _replacing_audio(path, audio_format)
+
+    def __enter__(self) -> AudioWriter:
+        self._file, self._callbacks = self._opened.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._opened.__exit__(*exception)
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append float samples `[frames, channels]`."""
+        if not np.isfinite(samples).all():
+            raise AudioError(f"{self.path}: not written: the result holds NaN or infinite samples")
+        # libsndfile's Vorbis encoder crashes at some millions of samples.
+        for start in range(0, len(samples), BLOCK_FRAMES):
+            self._file.write(_to_sample_format(samples[start : start + BLOCK_FRAMES], self._subtype))
+            self._callbacks.check()
+
+
+@contextmanager
+def _replacing_audio(
+    path: Path, audio_format: AudioFormat
+) -> Iterator[tuple[soundfile.SoundFile, _Callbacks]]:
+    """A sound file, and what it writes through; it becomes `path` at a clean end. Raises `AudioError`."""
+    callbacks = None
+    try:
+        with replacing(path) as stream:
+            callbacks = _Callbacks(stream)
+            with soundfile.SoundFile(
+                callbacks.as_stream(),
                 "w",
                 samplerate=audio_format.rate,
                 channels=audio_format.channels,
                 format=audio_format.container,
                 subtype=audio_format.subtype,
-            )
-        except (OSError, soundfile.SoundFileError) as error:
-            self._discard()
-            raise AudioError(f"{path}: cannot be written ({_reason(error)})") from error
-
-    def write(self, samples: np.ndarray) -> None:
-        """Append float samples `[frames, channels]`."""
-        try:
-            self._file.write(_to_sample_format(samples, self._subtype))
-        except (OSError, soundfile.SoundFileError) as error:
-            raise AudioError(f"{self.path}: cannot be written ({_reason(error)})") from error
-
-    def __enter__(self) -> AudioWriter:
-        return self
-
-    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
-        try:
-            frames = self._file.frames
-            self._file.close()
-            if exception_type is None:
-                self._commit(frames)
-        except (OSError, soundfile.SoundFileError) as error:
-            if exception_type is None:
-                raise AudioError(f"{self.path}: cannot be written ({_reason(error)})") from error
-        finally:
-            self._discard()
-
-    def _commit(self, frames: int) -> None:
-        # libsndfile buffers, and reports a full disk at closing to nobody: ask the file itself.
-        written = soundfile.info(str(self._temporary))
-        if written.format == "WAV" and written.frames < frames:
-            raise OSError(f"only {written.frames} of {frames} samples reached the disk")
-        with self._temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        self._temporary.replace(self.path)
-
-    def _discard(self) -> None:
-        with suppress(OSError):
-            self._temporary.unlink()
+            ) as file:
+                yield file, callbacks
+            # At closing, libsndfile writes what is left and reports a failure to nobody.
+            callbacks.check()
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = _reason((callbacks and callbacks.error) or error)
+        kind = f"{audio_format.container} {audio_format.subtype}"
+        raise AudioError(f"{path}: cannot be written as {kind} ({reason})") from error
 
 
 def write_audio(path: Path, samples: np.ndarray, audio_format: AudioFormat) -> None:
     """Write float samples `[frames, channels]` as a whole file; raises `AudioError`."""
     with AudioWriter(path, audio_format) as writer:
-        for start in range(0, len(samples), BLOCK_FRAMES):
-            writer.write(samples[start : start + BLOCK_FRAMES])
+        writer.write(samples)
+
+
+class _ForwardFile(soundfile.SoundFile):
+    """Read from start to end without seeking: that fails in broken FLAC files and those of unknown length."""
+
+    def seekable(self) -> bool:
+        """Tell soundfile to let it be."""
+        return False
+
+
+class _Callbacks:
+    """A file for libsndfile to read or write through.
+
+    It calls back from C, where an exception would be printed and lost: the first is kept in `error`. `patch`
+    is an offset, and the bytes to be read there in place of the file's own.
+    """
+
+    def __init__(self, stream: BinaryIO, patch: tuple[int, bytes] = (0, b"")) -> None:
+        self.error: OSError | None = None
+        self._stream = stream
+        self._patch = patch
+
+    def as_stream(self) -> BinaryIO:
+        """Itself: soundfile asks for a whole stream, and uses the four methods that are here."""
+        return cast(BinaryIO, self)
+
+    def check(self) -> None:
+        """Raise the error that was kept."""
+        if self.error is not None:
+            raise self.error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._keep_error(self._stream.seek, offset, whence) or 0
+
+    def tell(self) -> int:
+        return self._keep_error(self._stream.tell) or 0
+
+    def read(self, size: int) -> bytes:
+        offset, patch = self._patch
+        offset -= self.tell()
+        data = bytearray(self._keep_error(self._stream.read, size) or b"")
+        for place, byte in enumerate(patch, start=offset):
+            if 0 <= place < len(data):
+                data[place] = byte
+        return bytes(data)
+
+    def write(self, data: bytes) -> int:
+        # After an error it takes all, for soundfile asserts that libsndfile could write.
+        self._keep_error(self._stream.write, data)
+        return len(data)
+
+    def _keep_error(self, method: Callable[..., _Result], *arguments: object) -> _Result | None:
+        try:
+            return method(*arguments)
+        except OSError as error:
+            # In broken files libsndfile seeks before the start; no fault of the device.
+            if error.errno != errno.EINVAL:
+                self.error = self.error or error
+            return None
 
 
 def _to_sample_format(samples: np.ndarray, subtype: str) -> np.ndarray:
@@ -237,23 +305,33 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = getattr(error, "error_string", None) or str(error)
-    return re.sub(r"^(Error opening|Internal).*?: ", "", text).strip().rstrip(".")
+    return re.sub(r"^Error.*?: ", "", text).strip().rstrip(".")
 
 
-def _check_wav_is_whole(stream: BinaryIO, name: str) -> None:
-    """Raise `AudioError` where a WAV file ends before its header says; libsndfile reads such a file in silence."""
+def _check_wav_header(stream: BinaryIO, name: str) -> tuple[int, bytes]:
+    """Compare a WAV file's size with what its header says, since libsndfile takes either in silence.
+
+    Returns the patch for `_Callbacks` that gives the header the length it leaves open. Raises `AudioError`
+    where the file is empty or ends before its header says.
+    """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     header = stream.read(12)
+    patch = (0, b"")
     if size == 0:
         raise AudioError(f"{name}: the file is empty")
-    if header[:4] == b"RIFF":
-        _check_riff_chunks(stream, size, name)
+    if header[:4] == b"RIFF" and header[8:] == b"WAVE":
+        closed = abs(struct.unpack("<I", header[4:8])[0] + 8 - size) <= 1
+        patch = _check_wav_chunks(stream, size, closed, name)
     stream.seek(0)
+    return patch
 
 
-def _check_riff_chunks(stream: BinaryIO, size: int, name: str) -> None:
-    """Walk the chunks behind the 12 bytes of RIFF header up to the samples."""
+def _check_wav_chunks(stream: BinaryIO, size: int, closed: bool, name: str) -> tuple[int, bytes]:
+    """Walk the chunks behind the 12 bytes of RIFF header up to the samples.
+
+    `closed`: the header gives the file's true size, so that a length of 0 means that there are no samples.
+    """
     position = 12
     frame_bytes = 0
     while len(header := stream.read(8)) == 8:
@@ -262,10 +340,11 @@ def _check_riff_chunks(stream: BinaryIO, size: int, name: str) -> None:
         if chunk == b"data":
             there = size - position
             if frame_bytes and there < length < _UNKNOWN_DATA_SIZE:
-                raise AudioError(
-                    f"{name}: cut short: {there // frame_bytes} of {length // frame_bytes} samples a channel are there"
-                )
-            return
+                found = f"{there // frame_bytes} of {length // frame_bytes} samples a channel are there"
+                raise AudioError(f"{name}: cut short: {found}")
+            if length == 0 and not closed:
+                return position - 4, struct.pack("<I", min(there, 2**32 - 1))
+            return 0, b""
         body = stream.read(min(length, 16)) if chunk == b"fmt " else b""
         if len(body) >= 14:
             frame_bytes = struct.unpack("<H", body[12:14])[0]

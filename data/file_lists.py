@@ -7,12 +7,17 @@ are completed from the folders given beside the list. Names pair whatever their 
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-AUDIO_SUFFIXES = frozenset(
-    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()
-)
+# fmt: off
+AUDIO_SUFFIXES = frozenset([
+    ".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3",
+    ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist",
+])
+# fmt: on
 
 
 class FileListError(Exception):
@@ -54,12 +59,41 @@ def find_audio(folder: Path) -> list[Path]:
     return files
 
 
+def plan_outputs(source: Path, output_dir: Path) -> list[tuple[Path, Path]]:
+    """The audio files under `source`, or itself, and where each result goes: the same tree in `output_dir`.
+
+    Makes that folder. Raises `FileListError` where there are no files, the folder cannot be written, or a
+    result would replace an input.
+    """
+    if not source.exists():
+        raise FileListError(f"{source}: no such file or folder")
+    files, root = ([source], source.parent) if source.is_file() else (find_audio(source), source)
+    inside = output_dir.resolve()
+    if root.resolve() in inside.parents:  # results of an earlier run are not inputs
+        files = [path for path in files if inside not in path.resolve().parents]
+    if not files:
+        raise FileListError(f"{source}: holds no audio files beside earlier results")
+    outputs = [(path, output_dir / path.relative_to(root)) for path in files]
+    if {path.resolve() for path in files} & {target.resolve() for _, target in outputs}:
+        raise FileListError(f"{output_dir}: results would replace their inputs; choose another output folder")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()  # fails once, where every file would
+    except OSError as error:
+        raise FileListError(f"{output_dir}: cannot be written: {error.strerror}") from error
+    return outputs
+
+
 def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:
     """Match the files under two folders by their relative path without extension.
 
     Raises `FileListError` where a folder is missing or empty, or has two files of one name.
     """
-    clean, noisy = audio_by_id(clean_dir), audio_by_id(noisy_dir)
+    return pair_by_id(audio_by_id(clean_dir), audio_by_id(noisy_dir))
+
+
+def pair_by_id(clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> Pairing:
+    """Match clean and noisy files that are known by their ids."""
     return Pairing(
         pairs=[Utterance(name, clean[name], noisy[name]) for name in clean if name in noisy],
         clean_only=[path for name, path in clean.items() if name not in noisy],

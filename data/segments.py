@@ -52,14 +52,20 @@ def plan_paper(samples: int, segment: int) -> list[Window]:
 
 
 def plan_overlap(samples: int, segment: int) -> list[Window]:
-    """Evenly spaced windows that overlap by a quarter or more, with a linear cross-fade in mid-overlap.
+    """Evenly spaced windows that overlap by a quarter or more, with a linear cross-fade in mid-overlap."""
+    return spread_windows(samples, segment, OVERLAP_HOP, OVERLAP_FADE)
 
-    The first begins and the last ends with the signal; a signal shorter than a window is padded with zeros.
+
+def spread_windows(samples: int, segment: int, hop_share: float, fade_share: float) -> list[Window]:
+    """Evenly spaced windows, at most `hop_share` of their length apart, cross-faded over `fade_share` of it.
+
+    The first begins and the last ends with the signal; a signal shorter than a window is padded with zeros. The
+    fade must fit into the overlap and be no longer than the hop.
     """
     if samples <= segment:
         return [Window(0, segment, 0, samples)]
-    fade = int(OVERLAP_FADE * segment)
-    steps = -(-(samples - segment) // int(OVERLAP_HOP * segment))
+    fade = int(fade_share * segment)
+    steps = -(-(samples - segment) // int(hop_share * segment))
     starts = [round(i * (samples - segment) / steps) for i in range(steps + 1)]
     begins = [0] + [start + (before + segment - start - fade) // 2 for before, start in pairwise(starts)]
     ends = [begin + fade for begin in begins[1:]] + [samples]

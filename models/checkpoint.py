@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ DEFAULT_CHECKPOINTS = (
     _ROOT / "checkpoints" / "published" / "g_best_pesq_3.373",
 )
 """What `default_checkpoint` takes, the first that is there."""
+
+_NOT_A_CHECKPOINT = (
+    "not a checkpoint, or cut short; nothing in it was executed. Give a *.safetensors that train.py wrote, "
+    "or a released file (scripts/download_published.py)"
+)
+# What torch's restricted unpickler raises on a damaged or hostile stream: it has no error of its own for most.
+_UNPICKLING_ERRORS = (
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, MemoryError, AssertionError),
+    *(ValueError, TypeError, LookupError, AttributeError),
+)
 
 
 class CheckpointError(Exception):
@@ -71,8 +82,13 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Config]:
             start = stream.read(9)
     except OSError as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from error
-    # A safetensors file begins with the 8-byte length of its JSON header; zip archives and pickles do not.
-    weights, config = _read_ours(path) if start[8:9] == b"{" else _read_published(path)
+    # A safetensors file begins with the 8-byte length of its JSON header, a torch file is a zip archive.
+    if start[8:9] == b"{":
+        weights, config = _read_ours(path)
+    elif start.startswith(b"PK"):
+        weights, config = _read_published(path)
+    else:
+        raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}")
     network = build(config)
     _check_fit(path, weights, network.state_dict())
     network.load_state_dict(weights)
@@ -85,9 +101,13 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew") from error
+        raise CheckpointError(
+            f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew"
+        ) from error
     if "config" not in metadata:
-        raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote")
+        raise CheckpointError(
+            f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote"
+        )
     try:
         return weights, parse_config(json.loads(metadata["config"]), f"{path} (its configuration)")
     except (ConfigError, ValueError) as error:
@@ -98,16 +118,17 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
 def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint, or cut short; nothing in it was executed. "
-            "Give a *.safetensors that train.py wrote, or a released file (scripts/download_published.py)"
-        ) from error
+    except _UNPICKLING_ERRORS as error:
+        raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}") from error
     weights = content.get("generator") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
+        raise CheckpointError(
+            f"{path}: a torch file without a 'generator' state dict; give a released checkpoint"
+        )
     if not is_published_imse(weights):
-        raise CheckpointError(f"{path}: holds another network's tensors; released checkpoints of IMSE are read")
+        raise CheckpointError(
+            f"{path}: holds another network's tensors; released checkpoints of IMSE are read"
+        )
     return translate_imse(weights), _published_config(path)
 
 
@@ -141,4 +162,6 @@ def _check_fit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str,
                 f"{list(tensor.shape)}; give the configuration that belongs to it"
             )
         if not weights[name].isfinite().all():
-            raise CheckpointError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint")
+            raise CheckpointError(
+                f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint"
+            )

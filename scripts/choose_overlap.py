@@ -9,18 +9,18 @@ drawn with a fixed seed, so that all rows of a table are the same files.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from cli import DONE, ArgumentParser, run
 from data.audio import read_audio
 from data.file_lists import find_audio
-from data.segments import Window, cut, join, spread_windows
+from data.segments import PROTOCOLS, Window, cut, join, spread_windows
 from metrics.perceptual import wideband_pesq
 from metrics.pool import available_cores, run_in_processes
 from models.checkpoint import default_checkpoint, load_checkpoint
@@ -36,7 +36,9 @@ FADES = (0.0, 0.02, 0.125, 0.25, 0.5)
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def mixtures(speech: list[Path], noise: list[Path], count: int, seconds: tuple[float, float], rate: int) -> list[Pair]:
+def mixtures(
+    speech: list[Path], noise: list[Path], count: int, seconds: tuple[float, float], rate: int
+) -> list[Pair]:
     """Clean and noisy excerpts `[N, 1]` of random length: a stretch of speech plus a stretch of noise."""
     random = np.random.default_rng(0)
     pairs: list[Pair] = []
@@ -57,11 +59,11 @@ def _excerpt(files: list[Path], samples: int, rate: int, random: np.random.Gener
     return audio[start : start + samples]
 
 
-def enhance(enhancer: Enhancer, noisy: np.ndarray, windows: list[Window]) -> np.ndarray:
-    """One mixture `[N, 1]` by these windows."""
+def enhance(enhancer: Enhancer, noisy: np.ndarray, layouts: list[list[Window]]) -> list[np.ndarray]:
+    """One mixture `[N, 1]` by windows that start at the same places but hand over differently, one result each."""
     factor = LevelMeter().measure([noisy]).factors()
-    pieces = enhancer.enhance_windows(cut([noisy * factor], windows))
-    return np.concatenate(list(join(pieces, windows))) / factor
+    pieces = list(enhancer.enhance_windows(cut([noisy * factor], layouts[0])))
+    return [np.concatenate(list(join(pieces, windows))) / factor for windows in layouts]
 
 
 def padded(enhancer: Enhancer, noisy: np.ndarray, how: str) -> np.ndarray:
@@ -89,15 +91,19 @@ def _pesq(pair: Pair) -> float:
     return wideband_pesq(clean, enhanced)
 
 
-def print_row(label: str, pairs: list[Pair], process: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Enhance and score all mixtures in one way."""
-    bar = tqdm(pairs, desc=label, leave=False)
-    print(f"{label:<44}{mean_pesq([(clean, process(noisy)) for clean, noisy in bar]):8.4f}", flush=True)
+def print_rows(
+    labels: list[str], pairs: list[Pair], process: Callable[[np.ndarray], list[np.ndarray]]
+) -> None:
+    """Enhance all mixtures in ways of one cost, and print each way's score."""
+    enhanced = [process(noisy) for _, noisy in tqdm(pairs, desc=labels[0], leave=False)]
+    for number, label in enumerate(labels):
+        scored = [(clean, ways[number]) for (clean, _), ways in zip(pairs, enhanced, strict=True)]
+        print(f"{label:<44}{mean_pesq(scored):8.4f}", flush=True)
 
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="Compare windows for long and short recordings.")
+    parser = ArgumentParser(description="Compare windows for long and short recordings.")
     parser.add_argument("--speech_dir", type=Path, required=True)
     parser.add_argument("--noise_dir", type=Path, required=True)
     parser.add_argument("--files", type=int, default=60, help="long and as many short mixtures")
@@ -107,21 +113,42 @@ def main() -> int:
     speech, noise = find_audio(options.speech_dir), find_audio(options.noise_dir)
 
     short = mixtures(speech, noise, options.files, SHORT_SECONDS, enhancer.rate)
-    print_row("short, noisy", short, lambda noisy: noisy)
-    for how in ("zeros behind", "zeros in front", "zeros on both sides", "reflected", "repeated", "own length"):
-        print_row(f"short, {how}", short, partial(padded, enhancer, how=how))
+    print_rows(["short, noisy"], short, lambda noisy: [noisy])
+    for how in (
+        "zeros behind",
+        "zeros in front",
+        "zeros on both sides",
+        "reflected",
+        "repeated",
+        "own length",
+    ):
+        print_rows([f"short, {how}"], short, lambda noisy, how=how: [padded(enhancer, noisy, how)])
 
     long = mixtures(speech, noise, options.files, LONG_SECONDS, enhancer.rate)
-    print_row("long, noisy", long, lambda noisy: noisy)
-    print_row("long, whole", long, lambda noisy: enhance(enhancer, noisy, [Window(0, len(noisy), 0, len(noisy))]))
-    for factor in WINDOW_FACTORS:
-        for hop in HOPS:
-            for fade in (fade for fade in FADES if fade <= min(hop, 1 - hop)):
-                spread = partial(spread_windows, segment=int(factor * enhancer.segment), hop_share=hop, fade_share=fade)
-                label = f"long, window ×{factor}, hop {hop}, fade {fade}"
-                print_row(label, long, lambda noisy, spread=spread: enhance(enhancer, noisy, spread(len(noisy))))
-    return 0
+    print_rows(["long, noisy"], long, lambda noisy: [noisy])
+    for name in ("paper", "whole"):
+        layout = partial(PROTOCOLS[name], segment=enhancer.segment)
+        print_rows(
+            [f"long, {name}"],
+            long,
+            lambda noisy, layout=layout: enhance(enhancer, noisy, [layout(len(noisy))]),
+        )
+    for factor, hop in product(WINDOW_FACTORS, HOPS):
+        fades = [fade for fade in FADES if fade <= min(hop, 1 - hop)]
+        layouts = [
+            partial(spread_windows, segment=int(factor * enhancer.segment), hop_share=hop, fade_share=fade)
+            for fade in fades
+        ]
+        labels = [f"long, window ×{factor}, hop {hop}, fade {fade}" for fade in fades]
+        print_rows(
+            labels,
+            long,
+            lambda noisy, layouts=layouts: enhance(
+                enhancer, noisy, [layout(len(noisy)) for layout in layouts]
+            ),
+        )
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -124,9 +124,7 @@ class IDConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         same, square, band_f, band_t = torch.split(self.pwconv(x), self.split, dim=1)
-        return torch.cat(
-            [same, self.dwconv_hw(square), self.dwconv_w(band_f), self.dwconv_h(band_t)], dim=1
-        )
+        return torch.cat([same, self.dwconv_hw(square), self.dwconv_w(band_f), self.dwconv_h(band_t)], dim=1)
 
 
 class _PatchEmbed(nn.Module):

@@ -1,0 +1,165 @@
+"""What a network costs: parameters, MACs, real-time factor and peak memory, beside a plain transcription of the paper.
+
+    python -m scripts.benchmark [--config configs/imse.json] [--threads 2] [--compile] [--device cpu] [--json FILE]
+
+Times one segment (308 frames for IMSE) as network only, spectra in and spectra out. The plain transcription in
+`tests/models/plain_imse.py` has the same weights; each round times every form once, so that a noisy machine slows
+all of them alike, and the medians' ratios are what counts. Prints text, and JSON as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
+from config import Config, ConfigError, load_config
+from models import build
+from models.published import translate_imse
+from models.spectrogram import Spectra, Spectrogram
+from tests.models.plain_imse import PlainIMSE
+
+Form = Callable[[Spectra], object]
+
+
+def noisy_segment(config: Config, device: str) -> Spectra:
+    """The spectra of one segment of noise."""
+    wav = torch.randn(1, config.data.segment_size, generator=torch.Generator().manual_seed(0))
+    return Spectra(*(part.to(device) for part in Spectrogram(config.stft)(wav)))
+
+
+def macs_per_second(network: nn.Module, noisy: Spectra, seconds: float) -> float:
+    """Multiply-accumulates of convolutions and matrix products for a second of audio, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        network(noisy)
+    return counter.get_total_flops() / 2 / seconds
+
+
+@torch.inference_mode()
+def median_seconds(forms: dict[str, Form], noisy: Spectra, rounds: int) -> dict[str, float]:
+    """The median time of each form; each round runs every form once, after two that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for number in tqdm(range(rounds + 2), leave=False):
+        for name, form in forms.items():
+            start = perf_counter()
+            form(noisy)
+            if noisy.mag.is_cuda:
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def plain_form(config: Config) -> tuple[PlainIMSE, nn.Module]:
+    """The plain transcription with random weights, and our network with the same."""
+    torch.manual_seed(0)
+    plain, ours = PlainIMSE(config.model.channels, config.stft.bins).eval(), build(config).eval()
+    ours.load_state_dict(translate_imse(plain.state_dict()))
+    return plain, ours
+
+
+@torch.inference_mode()
+def peak_megabytes(config: Config, threads: int, plain: bool) -> float:
+    """How much memory one segment takes at its peak, above that of a process that has the weights and the input.
+
+    To be called in a fresh process, whose peak it measures.
+    """
+    torch.set_num_threads(threads)
+    oracle, ours = plain_form(config)
+    noisy = noisy_segment(config, "cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if plain:
+        oracle(noisy.mag, noisy.pha)
+    else:
+        ours(noisy)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure(config: Config, threads: int, device: str, compiled: bool, rounds: int) -> dict[str, object]:
+    """All figures of one network; times in seconds a segment, memory in MB."""
+    torch.set_num_threads(threads)
+    seconds = config.data.segment_size / config.data.sampling_rate
+    plain, ours = (network.to(device) for network in plain_form(config))
+    noisy = noisy_segment(config, device)
+    forms: dict[str, Form] = {"plain": lambda spectra: plain(spectra.mag, spectra.pha), "ours": ours}
+    if compiled:
+        forms["compiled"] = torch.compile(ours)
+    with torch.inference_mode():
+        reference = plain(noisy.mag, noisy.pha)[0]
+        difference = {name: float((form(noisy)[0] - reference).abs().max()) for name, form in forms.items()}  # pyright: ignore[reportIndexIssue]
+    times = median_seconds(forms, noisy, rounds)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
+        memory = {form: fresh.submit(peak_megabytes, config, threads, form == "plain") for form in ("plain", "ours")}
+    return {
+        "network": config.model.name,
+        "device": device,
+        "threads": threads,
+        "parameters": sum(weight.numel() for weight in ours.parameters()),
+        "parameters_plain": sum(weight.numel() for weight in plain.parameters()),
+        "gmacs_per_second": macs_per_second(ours, noisy, seconds) / 1e9,
+        "segment_seconds": seconds,
+        "seconds": times,
+        "real_time_factor": {name: time / seconds for name, time in times.items()},
+        "speedup": {name: times["plain"] / time for name, time in times.items()},
+        "largest_magnitude_difference": difference,
+        "peak_megabytes_cpu": {form: figure.result() for form, figure in memory.items()},
+    }
+
+
+def as_text(figures: dict) -> str:
+    """The figures as a table."""
+    lines = [
+        f"{figures['network']}, {figures['device']}, {figures['threads']} threads, float32, "
+        f"one segment of {figures['segment_seconds']:.2f} s",
+        f"parameters {figures['parameters']:,} (as released {figures['parameters_plain']:,}), "
+        f"{figures['gmacs_per_second']:.2f} GMAC a second of audio",
+        f"{'':10}{'ms':>9}{'real-time factor':>18}{'times as fast':>15}{'MB at peak':>12}{'difference':>12}",
+    ]
+    for name, seconds in figures["seconds"].items():
+        memory = figures["peak_megabytes_cpu"].get(name)
+        lines.append(
+            f"{name:10}{1e3 * seconds:9.1f}{figures['real_time_factor'][name]:18.3f}{figures['speedup'][name]:15.2f}"
+            f"{f'{memory:.0f}' if memory else '-':>12}{figures['largest_magnitude_difference'][name]:12.1e}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = ArgumentParser(description="Measure what a network costs.")
+    add = parser.add_argument
+    add("--config", type=Path, default=Path(__file__).resolve().parents[1] / "configs" / "imse.json")
+    add("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    add("--device", default="cpu")
+    add("--compile", action="store_true", help="time torch.compile too; compiling takes a minute or more")
+    add("--rounds", type=int, default=15, help="how often each form is timed; default: %(default)s")
+    add("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    try:
+        config = load_config(options.config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
+    figures = measure(config, options.threads, options.device, options.compile, options.rounds)
+    print(as_text(figures))
+    print(json.dumps(figures))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

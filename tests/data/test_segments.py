@@ -1,0 +1,79 @@
+"""The protocols: which windows they lay, and that joining an unchanged cut gives back the signal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.segments import PROTOCOLS, Window, cut, join, plan_paper, spread_windows
+
+SEGMENT = 1000
+
+
+def blocks(signal: np.ndarray, size: int = 137) -> list[np.ndarray]:
+    return [signal[start : start + size] for start in range(0, len(signal), size)]
+
+
+def test_the_paper_protocol_by_hand() -> None:
+    assert plan_paper(2300, 1000) == [
+        Window(0, 1000, 0, 1000),
+        Window(1000, 1000, 1000, 1300),  # its first r = 300 samples only
+        Window(1300, 1000, 1300, 2300),  # the whole of the final pass
+    ]
+    assert plan_paper(2000, 1000) == [Window(0, 1000, 0, 1000), Window(1000, 1000, 1000, 2000)]
+    assert plan_paper(700, 1000) == [Window(0, 1000, 0, 700)]
+    assert plan_paper(1300, 1000) == [Window(0, 1000, 0, 300), Window(300, 1000, 300, 1300)]
+
+
+def test_overlapping_windows_by_hand() -> None:
+    # Two steps of 600 at most: 1900 − 1000 = 900 = 2 · 450. Overlaps of 550, fades of 200 in their middle.
+    assert spread_windows(1900, 1000, 0.6, 0.2) == [
+        Window(0, 1000, 0, 825, 0),
+        Window(450, 1000, 625, 1275, 200),
+        Window(900, 1000, 1075, 1900, 200),
+    ]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("samples", [1, 999, 1000, 1001, 1499, 1760, 2000, 2001, 5003])
+def test_joining_an_unchanged_cut_gives_back_the_signal(protocol: str, samples: int) -> None:
+    signal = np.random.default_rng(0).standard_normal((samples, 2)).astype(np.float32)
+    windows = PROTOCOLS[protocol](samples, SEGMENT)
+    pieces = list(cut(blocks(signal), windows))
+    assert {len(piece) for piece in pieces} == {samples if protocol == "whole" else SEGMENT}
+    joined = np.concatenate(list(join(pieces, windows)))
+    assert joined.shape == signal.shape
+    assert np.abs(joined - signal).max() < 1e-6
+
+
+@pytest.mark.parametrize("samples", range(1001, 3000, 37))
+def test_overlapping_windows_hand_over_once_each(samples: int) -> None:
+    windows = PROTOCOLS["overlap"](samples, SEGMENT)
+    for before, after in zip(windows, windows[1:], strict=False):
+        assert before.end == after.begin + after.fade
+        assert before.begin + before.fade <= after.begin
+    assert (windows[0].begin, windows[-1].end) == (0, samples)
+    assert all(
+        window.start <= window.begin and window.end <= window.start + window.length for window in windows
+    )
+
+
+def test_a_cross_fade_is_linear() -> None:
+    windows = [Window(0, 6, 0, 6), Window(2, 6, 2, 8, fade=4)]
+    joined = np.concatenate(list(join([np.zeros((6, 1)), np.ones((6, 1))], windows)))[:, 0]
+    assert np.allclose(joined, [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1])
+
+
+def test_cutting_holds_no_more_than_a_window_and_a_block() -> None:
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for block in blocks(np.zeros((50_000, 1), np.float32), 100):
+            taken += len(block)
+            yield block
+
+    windows = PROTOCOLS["overlap"](50_000, SEGMENT)
+    for piece, window in zip(cut(source(), windows), windows, strict=True):
+        assert len(piece) == SEGMENT
+        assert taken <= window.start + SEGMENT + 100

@@ -1,0 +1,108 @@
+"""The smaller blocks: values by hand, or against torch's own modules put together plainly."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.dense import DenseBlock, DoubleBins, InstanceNorm
+from models.idconv import IDConv
+from models.imse import Down, Up
+from models.mala import rotary_tables
+from models.transformer import ChannelNorm, GatedFeedForward, Stage
+
+
+def test_instance_norm_is_torchs_also_where_the_mean_is_large() -> None:
+    torch.manual_seed(0)
+    ours, plain = InstanceNorm(4).double(), nn.InstanceNorm2d(4, affine=True).double()
+    with torch.no_grad():
+        plain.weight.copy_(ours.weight.uniform_(0.5, 2))
+        plain.bias.copy_(ours.bias.normal_())
+    x = torch.randn(3, 4, 6, 5, dtype=torch.float64) + 1000
+    assert torch.allclose(ours(x), plain(x), atol=1e-8)
+    # float32 must not lose the variance to the mean, as E[x²] − E[x]² would.
+    assert torch.allclose(ours.float()(x.float()).double(), plain(x.float().double()), atol=1e-3)
+
+
+def test_channel_norm_keeps_the_mean_in() -> None:
+    norm = ChannelNorm(2)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 10.0])[:, None, None])
+    # Channels 3 and 5: mean 4, deviation 1.
+    out = norm(torch.tensor([3.0, 5.0]).reshape(1, 2, 1, 1)).flatten()
+    assert torch.allclose(out, torch.tensor([3.0, 50.0]), atol=1e-3)
+
+
+def test_idconv_filters_the_last_three_eighths_in_order_and_direction() -> None:
+    module = IDConv(8)
+    with torch.no_grad():
+        module.mix.weight.copy_(torch.eye(8)[..., None, None])
+        for number, branch in enumerate((module.square, module.along_frequency, module.along_time), start=1):
+            branch.weight.fill_(number)
+            branch.bias.zero_() if branch.bias is not None else None
+        out = module(functional.pad(torch.ones(1, 8, 1, 1), (12, 12, 12, 12)))[0]
+    for channel in range(5):
+        assert out[channel].sum() == 1
+    assert out[5, 11:14, 11:14].eq(1).all() and out[5].sum() == 9
+    assert out[6, 12, 7:18].eq(2).all() and out[6].sum() == 22  # one frame, eleven bins
+    assert out[7, 7:18, 12].eq(3).all() and out[7].sum() == 33  # eleven frames, one bin
+
+
+def test_double_bins_is_the_release_s_shuffle_and_strided_convolution() -> None:
+    torch.manual_seed(0)
+    channels = 4
+    ours = DoubleBins(channels)
+    wide = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+    strided = nn.Conv2d(
+        channels, channels, (1, 3), stride=(2, 1), padding=(0, 1), groups=channels, bias=False
+    )
+    with torch.no_grad():
+        for channel in range(channels):
+            for bin_index in range(2):
+                ours.spread.weight[bin_index * channels + channel] = wide.weight[4 * channel + bin_index]
+        ours.smooth.weight.copy_(strided.weight)
+    x = torch.randn(2, channels, 3, 6)
+    assert torch.allclose(ours(x), strided(functional.pixel_shuffle(wide(x), 2)), atol=1e-6)
+
+
+def test_dense_block_sees_everything_before_newest_first() -> None:
+    torch.manual_seed(0)
+    block = DenseBlock(3).double()
+    x = torch.randn(1, 3, 20, 7, dtype=torch.float64)
+    seen = x
+    for index, layer in enumerate(block.layers):
+        conv, norm, act = layer[0], layer[1], layer[2]
+        y = functional.conv2d(seen, conv.weight, padding=(2**index, 1), dilation=(2**index, 1))
+        y = functional.instance_norm(y, weight=norm.weight, bias=norm.bias)
+        y = torch.where(y > 0, y, y * act.weight[:, None, None])
+        seen = torch.cat([y, seen], dim=1)
+    assert torch.allclose(block(x), seen[:, :3], atol=1e-10)
+
+
+def test_feed_forward_gates_with_gelu() -> None:
+    torch.manual_seed(0)
+    module = GatedFeedForward(16)
+    assert module.project.weight.shape == (16, 42, 1, 1)
+    x = torch.randn(1, 16, 4, 5)
+    gate, value = module.gate(x), module.value(x)
+    expected = functional.conv2d(gate * 0.5 * (1 + torch.erf(gate / 2**0.5)) * value, module.project.weight)
+    assert torch.allclose(module(x), expected, atol=1e-6)
+
+
+def test_down_and_up_halve_and_double_both_axes() -> None:
+    x = torch.randn(1, 16, 8, 12)
+    assert Down(16, 32)(x).shape == (1, 32, 4, 6)
+    assert Up(16, 8)(x).shape == (1, 8, 16, 24)
+
+
+def test_a_stage_adds_its_input_to_what_its_blocks_make_of_the_idconv() -> None:
+    torch.manual_seed(0)
+    stage = Stage(8)
+    with torch.no_grad():
+        for block in stage.blocks:
+            block.attention.project.weight.zero_()
+            block.attention.project.bias.zero_()
+            block.feed_forward.project.weight.zero_()
+    x = torch.randn(1, 8, 4, 4)
+    assert torch.allclose(stage(x, rotary_tables(4, 4, 8, x)), stage.idconv(x) + x, atol=1e-6)

@@ -1,0 +1,143 @@
+"""The one reader of checkpoints: round trip, released files, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from config import Config
+from models import build
+from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from tests.models.plain_imse import PlainIMSE
+from tests.models.test_imse import random_spectra
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A file as the authors release them, of half the width, with its flat config.json beside."""
+    torch.manual_seed(0)
+    path = tmp_path / "g_best"
+    torch.save({"generator": PlainIMSE(8).state_dict()}, path)
+    path.with_name("config.json").write_text(json.dumps({"dense_channel": 8, "seed": 7, "num_gpus": 0}))
+    return path
+
+
+def test_a_saved_network_comes_back_with_its_configuration(tmp_path: Path, small_config: Config) -> None:
+    torch.manual_seed(0)
+    network = build(small_config).eval()
+    path = tmp_path / "deep" / "network.safetensors"
+    save_checkpoint(path, network, small_config)
+    loaded, config = load_checkpoint(path)
+    assert config == small_config
+    assert not loaded.training
+    noisy = random_spectra(1, 4, torch.float32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(noisy).mag, network(noisy).mag)
+    assert [file.name for file in path.parent.iterdir()] == ["network.safetensors"]
+
+
+def test_a_published_file_is_recognised_and_its_config_read(published: Path) -> None:
+    network, config = load_checkpoint(published)
+    assert (config.model.channels, config.train.seed, config.loss.magnitude) == (8, 7, 0.9)
+    plain = PlainIMSE(8).eval()
+    plain.load_state_dict(torch.load(published, weights_only=True)["generator"])
+    noisy = random_spectra(1, 4, torch.float32)
+    with torch.inference_mode():
+        assert torch.allclose(network(noisy).mag, plain(noisy.mag, noisy.pha)[0], atol=1e-4)
+
+
+def message_of(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message or "config.json" in message
+    return message
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    assert "No such file" in message_of(tmp_path / "nothing")
+    (tmp_path / "empty").touch()
+    assert "not a checkpoint" in message_of(tmp_path / "empty")
+
+
+def test_text(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("these are no weights\n" * 100)
+    assert "not a checkpoint" in message_of(path)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
+def test_files_cut_short(published: Path, small_checkpoint: Path, tmp_path: Path, share: float) -> None:
+    for whole in (published, small_checkpoint):
+        content = whole.read_bytes()
+        path = tmp_path / "cut"
+        path.write_bytes(content[: int(len(content) * share)])
+        assert "cut short" in message_of(path)
+
+
+class Trap:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_never_executed(tmp_path: Path, zipped: bool) -> None:
+    path, sign = tmp_path / "trap", tmp_path / "executed"
+    torch.save({"generator": Trap(sign)}, path, _use_new_zipfile_serialization=zipped)
+    assert "nothing in it was executed" in message_of(path)
+    assert not sign.exists()
+    torch.load(path, weights_only=False)
+    assert sign.exists()  # the trap was armed
+
+
+def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
+    path = tmp_path / "other"
+    torch.save({"generator": {"lstm.weight": torch.zeros(3)}}, path)
+    assert "another network" in message_of(path)
+    torch.save({"weights": 1}, path)
+    assert "generator" in message_of(path)
+    metadata = {"config": json.dumps(small_config.to_dict())}
+    safetensors.torch.save_file({"lstm.weight": torch.zeros(3)}, path, metadata=metadata)
+    assert "'lstm.weight'" in message_of(path)
+    safetensors.torch.save_file({"lstm.weight": torch.zeros(3)}, path)
+    assert "without a configuration" in message_of(path)
+
+
+def test_other_shapes(published: Path) -> None:
+    published.with_name("config.json").write_text(json.dumps({"dense_channel": 16}))
+    assert "has shape" in message_of(published)
+
+
+def test_a_published_config_that_is_wrong_is_named(published: Path) -> None:
+    published.with_name("config.json").write_text(json.dumps({"dense_channel": "wide"}))
+    assert "model.channels: expected int" in message_of(published)
+    published.with_name("config.json").write_text("{")
+    assert "not valid JSON" in message_of(published)
+
+
+def test_weights_that_are_not_numbers(tmp_path: Path, small_config: Config) -> None:
+    network = build(small_config)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan.safetensors", network, small_config)
+    assert "NaN" in message_of(tmp_path / "nan.safetensors")
+
+
+def test_a_failed_write_leaves_the_earlier_file(
+    tmp_path: Path, small_checkpoint: Path, small_config: Config
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_checkpoint(blocked / "network.safetensors", build(small_config), small_config)
+    assert blocked.read_text() == "in the way"

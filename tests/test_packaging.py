@@ -1,0 +1,66 @@
+"""The lists of packages, which stand in three files for three kinds of user, agree."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.commands import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    pytest.skip("tomllib is new in Python 3.11", allow_module_level=True)
+
+
+def name_of(requirement: str) -> str:
+    match = re.match(r"[\w.-]+", requirement)
+    assert match, requirement
+    return match[0].lower().replace("_", "-")
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_environment_yml_lists_what_pyproject_lists() -> None:
+    content = project()
+    extras = content["optional-dependencies"]
+    expected = set(content["dependencies"])
+    expected.update(requirement for extra, listed in extras.items() if extra != "dev" for requirement in listed)
+    lines = (ROOT / "environment.yml").read_text(encoding="utf-8").split("- pip:")[1].splitlines()
+    listed = {line.strip().removeprefix("- ") for line in lines if line.strip()} - {"--editable ."}
+    assert listed == expected
+    assert "name: imse" in (ROOT / "environment.yml").read_text(encoding="utf-8")
+
+
+def test_constraints_pin_every_direct_dependency() -> None:
+    content = project()
+    wanted = {name_of(item) for item in [*content["dependencies"], *content["optional-dependencies"]["dev"]]}
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    )
+    assert wanted <= {name_of(name) for name in pinned}
+
+
+def test_only_declared_packages_are_imported() -> None:
+    content = project()
+    declared = {name_of(item) for item in content["dependencies"]}
+    sources = [path for path in ROOT.glob("*.py")]
+    for folder in ("data", "metrics", "models"):
+        sources += (ROOT / folder).rglob("*.py")
+    own = {"cli", "config", "data", "metrics", "models"}
+    imported: set[str] = set()
+    for path in sources:
+        for match in re.finditer(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            imported.add(match[1])
+    foreign = {name for name in imported if name not in own | sys.stdlib_module_names}
+    assert foreign <= declared
+    assert {"torch", "soundfile", "soxr", "pesq", "pystoi"} <= foreign
+
+
+def test_the_console_of_ci_is_the_test_script() -> None:
+    assert Path(ROOT, ".ci", "run").read_text().rstrip().endswith('scripts/test.sh"')
