@@ -36,9 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description="Score enhanced files against their clean versions.")
     parser.add_argument("--clean_wav_dir", type=Path, help="folder of clean files")
     parser.add_argument("--noisy_wav_dir", type=Path, help="folder of the files to score: enhanced or noisy")
-    parser.add_argument(
-        "--input_test_file", type=Path, help="file list: id, id|clean or id|clean|noisy a line"
-    )
+    parser.add_argument("--input_test_file", type=Path, help="file list: id, id|clean or id|clean|noisy a line")
     parser.add_argument(
         "--composite",
         choices=VARIANTS,

@@ -93,9 +93,7 @@ class LossConfig:
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
-        return {
-            f"{name}: must not be negative": weight >= 0 for name, weight in dataclasses.asdict(self).items()
-        }
+        return {f"{name}: must not be negative": weight >= 0 for name, weight in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)

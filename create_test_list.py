@@ -22,9 +22,7 @@ def main() -> int:
     """Do what the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(description="List the audio files of a folder for cal_metrics.py.")
     parser.add_argument("--test_dir_to_scan", type=Path, required=True, metavar="DIR", help="enhanced files")
-    parser.add_argument(
-        "--output_file", type=Path, default=Path("test_final.txt"), help="default: %(default)s"
-    )
+    parser.add_argument("--output_file", type=Path, default=Path("test_final.txt"), help="default: %(default)s")
     args = parser.parse_args()
     lines: list[str] = []
     problems: list[str] = []
@@ -39,9 +37,7 @@ def main() -> int:
         print(f"create_test_list.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(
-            f"create_test_list.py: {args.output_file}: cannot be written: {error.strerror}", file=sys.stderr
-        )
+        print(f"create_test_list.py: {args.output_file}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -79,8 +79,7 @@ def plan(input_dir: Path, output_dir: Path, splits: list[list[str]]) -> tuple[li
         pairing = pair_folders(*sources)
         unpaired += pairing.clean_only + pairing.noisy_only
         jobs += [
-            (pair, Utterance(pair.id, *(folder / f"{pair.id}.wav" for folder in targets)))
-            for pair in pairing.pairs
+            (pair, Utterance(pair.id, *(folder / f"{pair.id}.wav" for folder in targets))) for pair in pairing.pairs
         ]
     return jobs, unpaired
 
@@ -99,9 +98,7 @@ def run(jobs: list[Job], resampler: Resampler, workers: int) -> Iterator[tuple[s
         workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
     ) as pool:
         try:
-            for done in as_completed(
-                [pool.submit(partial(convert, resampler=resampler), job) for job in jobs]
-            ):
+            for done in as_completed([pool.submit(partial(convert, resampler=resampler), job) for job in jobs]):
                 yield done.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -76,9 +76,7 @@ def enhance_file(source: Path, target: Path, enhancer: Enhancer, protocol: str, 
             writer.write(block)
 
 
-def enhance_files(
-    jobs: Iterable[tuple[Path, Path]], enhancer: Enhancer, protocol: str
-) -> tuple[list[Path], list[str]]:
+def enhance_files(jobs: Iterable[tuple[Path, Path]], enhancer: Enhancer, protocol: str) -> tuple[list[Path], list[str]]:
     """Enhance each file; returns the results that are there, and a line for each file that failed."""
     done: list[Path] = []
     problems: list[str] = []

@@ -75,9 +75,7 @@ class AudioReader:
         except OSError as error:
             raise AudioError(f"{self.name}: cannot be read: {error.strerror}") from error
         except soundfile.SoundFileError as error:
-            raise AudioError(
-                f"{self.name}: not an audio file that can be decoded ({_reason(error)})"
-            ) from error
+            raise AudioError(f"{self.name}: not an audio file that can be decoded ({_reason(error)})") from error
         file = self._file
         self.format = AudioFormat(file.samplerate, file.channels, file.format, file.subtype)
         self.frames = file.frames
@@ -199,9 +197,7 @@ class AudioWriter:
 
 
 @contextmanager
-def _replacing_audio(
-    path: Path, audio_format: AudioFormat
-) -> Iterator[tuple[soundfile.SoundFile, _Callbacks]]:
+def _replacing_audio(path: Path, audio_format: AudioFormat) -> Iterator[tuple[soundfile.SoundFile, _Callbacks]]:
     """A sound file, and what it writes through; it becomes `path` at a clean end. Raises `AudioError`."""
     callbacks = None
     try:

@@ -123,21 +123,15 @@ def file_list_line(*fields: str) -> str:
     """
     for field in fields:
         if "|" in field or field.splitlines() != [field.strip()]:
-            raise FileListError(
-                f"{field!r}: cannot stand in a file list (no '|', no line break, no blank at an end)"
-            )
+            raise FileListError(f"{field!r}: cannot stand in a file list (no '|', no line break, no blank at an end)")
         try:
             field.encode()
         except UnicodeEncodeError as error:
-            raise FileListError(
-                f"{field!r}: cannot stand in a file list (the name is not in Unicode)"
-            ) from error
+            raise FileListError(f"{field!r}: cannot stand in a file list (the name is not in Unicode)") from error
     return "|".join(fields)
 
 
-def read_file_list(
-    path: Path, clean_dir: Path | None = None, noisy_dir: Path | None = None
-) -> list[Utterance]:
+def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | None = None) -> list[Utterance]:
     """Read a file list; what a line leaves out is looked up by its id in the folders given.
 
     Raises `FileListError` for a missing, undecodable or empty list and for a line that cannot be completed
@@ -173,9 +167,7 @@ def read_file_list(
 def _look_up(name: str, folder: Path | None, kind: str, where: str) -> Path:
     """The file called `name`, with or without an audio extension, in `folder`."""
     if folder is None:
-        raise FileListError(
-            f"{where}: names no {kind} file for '{name}', and no folder of {kind} files is given"
-        )
+        raise FileListError(f"{where}: names no {kind} file for '{name}', and no folder of {kind} files is given")
     exact = folder / name
     if exact.suffix.lower() in AUDIO_SUFFIXES and exact.is_file():
         return exact

@@ -100,9 +100,7 @@ def _per_frame(
         sliding_window_view(signal, FRAME_SIZE)[::HOP_SIZE][:frames] for signal in (clean, degraded)
     )
     blocks = [slice(start, start + BLOCK_FRAMES) for start in range(0, frames, BLOCK_FRAMES)]
-    return np.concatenate(
-        [measure(clean_frames[block] * window, degraded_frames[block] * window) for block in blocks]
-    )
+    return np.concatenate([measure(clean_frames[block] * window, degraded_frames[block] * window) for block in blocks])
 
 
 def _mean_of_lowest(distances: np.ndarray) -> float:
@@ -128,9 +126,7 @@ def _autocorrelation(frames: np.ndarray) -> np.ndarray:
     """Lags 0 to 16, `[B, 17]`, of frames `[B, 480]`."""
     length = frames.shape[1]
     lags = range(LPC_ORDER + 1)
-    return np.stack(
-        [np.einsum("bn,bn->b", frames[:, : length - lag], frames[:, lag:]) for lag in lags], axis=1
-    )
+    return np.stack([np.einsum("bn,bn->b", frames[:, : length - lag], frames[:, lag:]) for lag in lags], axis=1)
 
 
 def _lpc(lags: np.ndarray) -> np.ndarray:

@@ -113,9 +113,7 @@ def _sum_of_correlations(clean_bands: np.ndarray, degraded_bands: np.ndarray) ->
     """Sum over all segments and bands of the correlation of two sets of envelopes `[frames, 15]`."""
     clean = sliding_window_view(clean_bands, SEGMENT_FRAMES, axis=0)  # [segments, 15, 30]
     degraded = sliding_window_view(degraded_bands, SEGMENT_FRAMES, axis=0)
-    gain = np.linalg.norm(clean, axis=2, keepdims=True) / (
-        np.linalg.norm(degraded, axis=2, keepdims=True) + _EPS
-    )
+    gain = np.linalg.norm(clean, axis=2, keepdims=True) / (np.linalg.norm(degraded, axis=2, keepdims=True) + _EPS)
     limited = np.minimum(degraded * gain, clean * CLIP_GAIN)
     return float(np.sum(_normalise(clean) * _normalise(limited)))
 

@@ -36,9 +36,7 @@ def wideband_pesq(clean: np.ndarray, degraded: np.ndarray) -> float:
     clean, degraded = check_pair(clean, degraded)
     seconds = len(clean) / RATE
     if seconds > MAX_PESQ_SECONDS:
-        raise ScoreError(
-            f"no PESQ: {seconds:.1f} s long, P.862 is for at most {MAX_PESQ_SECONDS} s; split it"
-        )
+        raise ScoreError(f"no PESQ: {seconds:.1f} s long, P.862 is for at most {MAX_PESQ_SECONDS} s; split it")
     score = float(pesq.pesq(RATE, clean, degraded, "wb", on_error=pesq.PesqError.RETURN_VALUES))
     if not score >= 0:
         raise ScoreError(f"no PESQ: {_PESQ_FAILURES.get(int(np.nan_to_num(score)), f'result {score}')}")

@@ -44,9 +44,7 @@ class PairScores:
     reason: str | None = None
 
 
-def score_signals(
-    clean: np.ndarray, degraded: np.ndarray, variant: Variant
-) -> tuple[dict[str, float], list[str]]:
+def score_signals(clean: np.ndarray, degraded: np.ndarray, variant: Variant) -> tuple[dict[str, float], list[str]]:
     """Score `degraded` `[N]` against `clean` `[N]`, both in ±1 at 16 kHz.
 
     Returns a value for each of `METRICS`, and a reason for each measure that failed; its value, and those

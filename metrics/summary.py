@@ -70,9 +70,7 @@ def format_table(results: Sequence[PairScores], variant: Variant) -> str:
     return "\n".join(lines)
 
 
-def write_report(
-    folder: Path, results: Sequence[PairScores], variant: Variant, unpaired: Sequence[Path] = ()
-) -> None:
+def write_report(folder: Path, results: Sequence[PairScores], variant: Variant, unpaired: Sequence[Path] = ()) -> None:
     """Write `scores.csv` (a row a file, full precision, NaN where there is no score) and `summary.json`.
 
     Each appears under its name only when it is whole. JSON has no NaN: null stands for it. Raises

@@ -101,13 +101,9 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew"
-        ) from error
+        raise CheckpointError(f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew") from error
     if "config" not in metadata:
-        raise CheckpointError(
-            f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote"
-        )
+        raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote")
     try:
         return weights, parse_config(json.loads(metadata["config"]), f"{path} (its configuration)")
     except (ConfigError, ValueError) as error:
@@ -122,13 +118,9 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
         raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}") from error
     weights = content.get("generator") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise CheckpointError(
-            f"{path}: a torch file without a 'generator' state dict; give a released checkpoint"
-        )
+        raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
     if not is_published_imse(weights):
-        raise CheckpointError(
-            f"{path}: holds another network's tensors; released checkpoints of IMSE are read"
-        )
+        raise CheckpointError(f"{path}: holds another network's tensors; released checkpoints of IMSE are read")
     return translate_imse(weights), _published_config(path)
 
 
@@ -162,6 +154,4 @@ def _check_fit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str,
                 f"{list(tensor.shape)}; give the configuration that belongs to it"
             )
         if not weights[name].isfinite().all():
-            raise CheckpointError(
-                f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint"
-            )
+            raise CheckpointError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint")

@@ -98,9 +98,7 @@ class Enhancer(nn.Module):
         device = self.spectrogram.window.device
         batch_size = GPU_BATCH if device.type == "cuda" else 1
         while group := list(islice(pieces, batch_size)):
-            rows = torch.from_numpy(
-                np.concatenate([piece.T for piece in group])
-            )  # [windows·channels, length]
+            rows = torch.from_numpy(np.concatenate([piece.T for piece in group]))  # [windows·channels, length]
             enhanced = torch.cat([self(some.to(device)).cpu() for some in rows.split(batch_size)])
             for piece in enhanced.numpy().reshape(len(group), -1, rows.shape[1]):
                 yield piece.T

@@ -71,8 +71,7 @@ class UNet(nn.Module):
         """Down, up again with skip connections, then two refinements of the same features."""
         _, channels, frames, bins = x.shape
         rotary_1, rotary_2, rotary_3 = (
-            rotary_tables(frames // 2**level, bins // 2**level, (level + 1) * channels, x)
-            for level in range(3)
+            rotary_tables(frames // 2**level, bins // 2**level, (level + 1) * channels, x) for level in range(3)
         )
         encoded_1 = self.encoder_level1(x, rotary_1)
         encoded_2 = self.encoder_level2(self.down_1_2(encoded_1), rotary_2)
@@ -104,9 +103,7 @@ class IMSE(nn.Module):
         """Enhance compressed spectra `[B, F, T]`."""
         frames = noisy.mag.shape[-1]
         x = torch.stack([noisy.mag, noisy.pha], dim=1).transpose(2, 3)  # [B, 2, T, F]
-        x = functional.pad(x, (0, 0, 0, -frames % FRAME_MULTIPLE)).contiguous(
-            memory_format=torch.channels_last
-        )
+        x = functional.pad(x, (0, 0, 0, -frames % FRAME_MULTIPLE)).contiguous(memory_format=torch.channels_last)
         for_mag, for_pha = self.unet(self.dense_encoder(x))
         mask = self.magnitude_decoder(for_mag)[..., :frames]
         return Spectra(noisy.mag * mask, self.phase_decoder(for_pha)[..., :frames])

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 _STAGES = {
@@ -119,9 +118,7 @@ def _reorder(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def config_sections(
-    flat: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def config_sections(flat: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The flat config.json beside a released checkpoint, as this project's sections.
 
     `paper` is the content of configs/imse.json, which gives what the flat form does not say: loss weights,

@@ -9,7 +9,6 @@ all of them alike, and the medians' ratios are what counts. Prints text, and JSO
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import resource

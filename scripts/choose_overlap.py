@@ -36,9 +36,7 @@ FADES = (0.0, 0.02, 0.125, 0.25, 0.5)
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def mixtures(
-    speech: list[Path], noise: list[Path], count: int, seconds: tuple[float, float], rate: int
-) -> list[Pair]:
+def mixtures(speech: list[Path], noise: list[Path], count: int, seconds: tuple[float, float], rate: int) -> list[Pair]:
     """Clean and noisy excerpts `[N, 1]` of random length: a stretch of speech plus a stretch of noise."""
     random = np.random.default_rng(0)
     pairs: list[Pair] = []
@@ -91,9 +89,7 @@ def _pesq(pair: Pair) -> float:
     return wideband_pesq(clean, enhanced)
 
 
-def print_rows(
-    labels: list[str], pairs: list[Pair], process: Callable[[np.ndarray], list[np.ndarray]]
-) -> None:
+def print_rows(labels: list[str], pairs: list[Pair], process: Callable[[np.ndarray], list[np.ndarray]]) -> None:
     """Enhance all mixtures in ways of one cost, and print each way's score."""
     enhanced = [process(noisy) for _, noisy in tqdm(pairs, desc=labels[0], leave=False)]
     for number, label in enumerate(labels):
@@ -143,9 +139,7 @@ def main() -> int:
         print_rows(
             labels,
             long,
-            lambda noisy, layouts=layouts: enhance(
-                enhancer, noisy, [layout(len(noisy)) for layout in layouts]
-            ),
+            lambda noisy, layouts=layouts: enhance(enhancer, noisy, [layout(len(noisy)) for layout in layouts]),
         )
     return DONE
 

@@ -86,9 +86,7 @@ def open_url(url: str) -> HTTPResponse:
     except HTTPError as error:
         raise DownloadError(f"{url} answered {error.code} {error.reason}; try another --base_url") from error
     except URLError as error:
-        raise DownloadError(
-            f"{url} is not reached ({error.reason}); check the network or --base_url"
-        ) from error
+        raise DownloadError(f"{url} is not reached ({error.reason}); check the network or --base_url") from error
     except (OSError, HTTPException, ValueError) as error:
         raise DownloadError(f"{url} is not reached ({error}); check the network or --base_url") from error
 
@@ -145,9 +143,7 @@ def main() -> int:
     known = {published.name: published for published in PUBLISHED}
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--output_dir", type=Path, default=OUTPUT_DIR, help="default: checkpoints/published")
-    parser.add_argument(
-        "--base_url", default=RELEASE_URL, help="a copy of the repository; default: %(default)s"
-    )
+    parser.add_argument("--base_url", default=RELEASE_URL, help="a copy of the repository; default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in known]

@@ -96,9 +96,7 @@ def hum_and_clicks(frames: int, generator: np.random.Generator) -> np.ndarray:
     return unit_power(hum) + CLICK_LEVEL * unit_power(clicks)
 
 
-def make_noise(
-    kind: str, frames: int, prompts: list[np.ndarray], generator: np.random.Generator
-) -> np.ndarray:
+def make_noise(kind: str, frames: int, prompts: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
     """Noise `[frames]` of a kind that `RECIPES` names; only babble uses the prompts."""
     if kind == "babble":
         return babble(prompts, frames, generator)
@@ -146,9 +144,7 @@ def make_samples(prompts_dir: Path, output_dir: Path, seed: int) -> None:
 def main() -> int:
     """Do what the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(description="Make the demo's noisy and clean pairs.")
-    parser.add_argument(
-        "--prompts_dir", type=Path, required=True, help="decoded prompts; see samples/README.md"
-    )
+    parser.add_argument("--prompts_dir", type=Path, required=True, help="decoded prompts; see samples/README.md")
     parser.add_argument("--output_dir", type=Path, default=SAMPLES_DIR, help="default: samples")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()

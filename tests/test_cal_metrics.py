@@ -28,9 +28,7 @@ def folders(tmp_path: Path) -> Path:
     for number in range(3):
         clean = speech_like(1.2, seed=number)
         write(tmp_path / f"clean/p{number}.flac", clean, container="FLAC")
-        write(
-            tmp_path / f"enhanced/p{number}.wav", with_noise(clean, 15 + 5 * number)[: -100 * number or None]
-        )
+        write(tmp_path / f"enhanced/p{number}.wav", with_noise(clean, 15 + 5 * number)[: -100 * number or None])
     return tmp_path
 
 
@@ -160,9 +158,7 @@ def test_file_list_alone_and_with_a_missing_file(folders: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_code_2(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
     clean = speech_like(0.5)
     for name in ("clean/p0", "enhanced/p0", "other/q0"):
         write(tmp_path / f"{name}.wav", clean)

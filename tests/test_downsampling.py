@@ -61,9 +61,7 @@ def test_the_whole_set_goes_to_the_default_folders(tmp_path: Path) -> None:
     done = run_script("downsampling.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6 pairs written, 0 already there, 0 failed" in done.stdout
-    assert files_in(root / "16k") == {
-        f"{folder}/{name}" for pair in SETS.values() for folder in pair for name in names
-    }
+    assert files_in(root / "16k") == {f"{folder}/{name}" for pair in SETS.values() for folder in pair for name in names}
     info = soundfile.info(str(root / "16k" / NOISY / names[1]))
     assert (info.samplerate, info.channels, info.format, info.subtype) == (RATE, 1, "WAV", "PCM_16")
 
@@ -264,6 +262,4 @@ def test_torchaudio_resamples_where_it_is_asked_for(root: Path, tmp_path: Path) 
     (stub / "functional.py").write_text(text, encoding="utf-8")
     assert downsample(root, "--resampler", "torchaudio", stub=stub.parent).returncode == 0
     source = soundfile.read(root / NOISY / "a.wav", dtype="int16")[0]
-    assert np.array_equal(
-        soundfile.read(root.parent / "16k" / NOISY / "a.wav", dtype="int16")[0], source[::3]
-    )
+    assert np.array_equal(soundfile.read(root.parent / "16k" / NOISY / "a.wav", dtype="int16")[0], source[::3])

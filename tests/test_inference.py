@@ -37,9 +37,7 @@ QUANTISED = np.rint(NOISY[:RATE] * 32_768) / 32_768
 UNKNOWN_SIZE = b"\xff" * 4
 
 
-def save(
-    path: Path, samples: np.ndarray, rate: int = RATE, container: str = "WAV", subtype: str = "PCM_16"
-) -> None:
+def save(path: Path, samples: np.ndarray, rate: int = RATE, container: str = "WAV", subtype: str = "PCM_16") -> None:
     """Write `[N]` or `[N, channels]`."""
     samples = samples.reshape(len(samples), -1)
     write_audio(path, samples, AudioFormat(rate, samples.shape[1], container, subtype))
@@ -241,9 +239,7 @@ def test_standard_input_to_standard_output(tmp_path: Path, small_checkpoint: Pat
     )
     assert (result.returncode, result.stderr) == (0, b"")
     # One file, whose folder is not a result's; the same samples as through the pipe.
-    filed = run_script(
-        "inference.py", "--input_noisy_wavs_dir", "in.wav", "--output_dir", "out", *common, cwd=tmp_path
-    )
+    filed = run_script("inference.py", "--input_noisy_wavs_dir", "in.wav", "--output_dir", "out", *common, cwd=tmp_path)
     assert (filed.returncode, filed.stdout, filed.stderr) == (0, "", "")
     assert result.stdout == (tmp_path / "out/in.wav").read_bytes()
 
@@ -344,9 +340,7 @@ def test_scores_and_what_cannot_be_scored(tmp_path: Path, small_checkpoint: Path
     save(tmp_path / "noisy/rate.wav", noisy, 8000)
     save(tmp_path / "noisy/no_clean.wav", noisy)
     arguments = ["--input_noisy_wavs_dir", "noisy", "--output_dir", "out", "--input_clean_wavs_dir", "clean"]
-    result = run_script(
-        "inference.py", *arguments, "--checkpoint_file", small_checkpoint, "--quiet", cwd=tmp_path
-    )
+    result = run_script("inference.py", *arguments, "--checkpoint_file", small_checkpoint, "--quiet", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stdout.startswith("4 files, 2 failed")
     assert files_below(tmp_path / "out") == files_below(tmp_path / "noisy")
@@ -364,9 +358,7 @@ def test_scores_and_what_cannot_be_scored(tmp_path: Path, small_checkpoint: Path
     assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["2"] * 8
 
 
-def run_main(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str]:
+def run_main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     """Exit code and standard error of the command in this process, for cases too many to start each anew."""
     monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, arguments), "--quiet"])
     try:

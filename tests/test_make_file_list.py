@@ -104,9 +104,7 @@ def test_a_folder_that_a_list_cannot_hold_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_command_line_gets_one_clear_line_and_no_list(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_a_wrong_command_line_gets_one_clear_line_and_no_list(tmp_path: Path, arguments: list[str], words: str) -> None:
     make_files(tmp_path, "c/a.wav", "empty/notes.txt", "other/b.wav")
     done = run_script("make_file_list.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2

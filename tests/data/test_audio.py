@@ -84,17 +84,17 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 class FailingStream(io.BytesIO):
-    """Fails once, at its second reading or writing of samples, and goes on as if nothing had been."""
+    """Fails at one of its writes, and goes on as if nothing had been; counts them."""
 
-    calls = 0
-
-    def _count(self) -> None:
-        self.calls += 1
-        if self.calls == 2:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def __init__(self, failing_write: int) -> None:
+        super().__init__()
+        self.failing_write = failing_write
+        self.writes = 0
 
     def write(self, data: object, /) -> int:
-        self._count()
+        self.writes += 1
+        if self.writes == self.failing_write:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().write(data)  # pyright: ignore[reportArgumentType]
 
 
@@ -208,9 +208,7 @@ def test_flac_of_unknown_length(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate(blocks), NOISE, rtol=0, atol=2**-15)
 
 
-@pytest.mark.parametrize(
-    "name", ['it\'s "odd" name.wav', "鳥の声 ü.wav", os.fsdecode(b"caf\xe9.wav"), "a\tb.wav"]
-)
+@pytest.mark.parametrize("name", ['it\'s "odd" name.wav', "鳥の声 ü.wav", os.fsdecode(b"caf\xe9.wav"), "a\tb.wav"])
 def test_odd_names(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_audio(path, NOISE[:10], AudioFormat(RATE, 1))
@@ -352,9 +350,7 @@ def test_no_file_is_written_with_samples_that_are_not_numbers(tmp_path: Path, va
     samples = NOISE.copy()
     samples[-1] = value
     for subtype in ("PCM_16", "FLOAT"):
-        with pytest.raises(
-            AudioError, match=r"out\.wav: not written: the result holds NaN or infinite samples"
-        ):
+        with pytest.raises(AudioError, match=r"out\.wav: not written: the result holds NaN or infinite samples"):
             write_audio(path, samples, AudioFormat(RATE, 1, "WAV", subtype))
     assert list(tmp_path.iterdir()) == []
 
@@ -404,9 +400,7 @@ def test_a_full_disk_is_noticed_at_every_byte(tmp_path: Path, container: str, su
     for limit in (0, 20, size // 2, size - 600, size - 20, size - 1):
         with (
             files_limited_to(limit),
-            pytest.raises(
-                AudioError, match=rf"out: cannot be written as {container} {subtype} \(File too large\)"
-            ),
+            pytest.raises(AudioError, match=rf"out: cannot be written as {container} {subtype} \(File too large\)"),
         ):
             write_audio(path, samples, audio_format)
         assert path.read_bytes() == b"earlier"
@@ -433,16 +427,39 @@ def test_a_small_disk_is_full(tmp_path: Path, container: str, subtype: str) -> N
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_device_that_fails_once_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reached_its_place: list[Path] = []
+@pytest.mark.parametrize(("container", "subtype"), CONTAINERS)
+def test_a_device_that_fails_once_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, subtype: str
+) -> None:
+    stream = FailingStream(failing_write=0)
+    taken: list[bytes] = []
 
     @contextmanager
-    def replacing(path: Path) -> Iterator[io.BytesIO]:
-        yield FailingStream()
-        reached_its_place.append(path)
+    def replacing(_: Path) -> Iterator[io.BytesIO]:
+        yield stream
+        taken.append(stream.getvalue())
 
     monkeypatch.setattr(data.audio, "replacing", replacing)
-    for container, subtype in CONTAINERS:
+    audio_format = AudioFormat(RATE, 1, container, subtype)
+    write_audio(tmp_path / "out", NOISE[:9000], audio_format)
+    assert len(taken) == 1
+    # The header, the samples, what is written at closing: each must count.
+    for failing_write in range(1, stream.writes + 1):
+        stream = FailingStream(failing_write)
         with pytest.raises(AudioError, match=rf"as {container} {subtype} \(Input/output error\)$"):
-            write_audio(tmp_path / "out", NOISE, AudioFormat(RATE, 1, container, subtype))
-    assert reached_its_place == []
+            write_audio(tmp_path / "out", NOISE[:9000], audio_format)
+    assert len(taken) == 1
+
+
+def test_a_full_disk_ends_a_long_file_early(tmp_path: Path) -> None:
+    written = 0
+    with (
+        files_limited_to(300_000),
+        pytest.raises(AudioError, match="File too large"),
+        AudioWriter(tmp_path / "out.wav", AudioFormat(RATE, 1)) as writer,
+    ):
+        for _ in range(100):
+            writer.write(NOISE)
+            written += 1
+    assert written == 3
+    assert list(tmp_path.iterdir()) == []

@@ -53,9 +53,7 @@ def test_overlapping_windows_hand_over_once_each(samples: int) -> None:
         assert before.end == after.begin + after.fade
         assert before.begin + before.fade <= after.begin
     assert (windows[0].begin, windows[-1].end) == (0, samples)
-    assert all(
-        window.start <= window.begin and window.end <= window.start + window.length for window in windows
-    )
+    assert all(window.start <= window.begin and window.end <= window.start + window.length for window in windows)
 
 
 def test_a_cross_fade_is_linear() -> None:

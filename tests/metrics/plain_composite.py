@@ -63,9 +63,7 @@ def plain_llr(clean: np.ndarray, degraded: np.ndarray) -> float:
     for clean_frame, degraded_frame in frame_pairs(clean, degraded):
         matrix = toeplitz(lags(clean_frame))
         of_clean, of_degraded = prediction_filter(lags(clean_frame)), prediction_filter(lags(degraded_frame))
-        distances.append(
-            math.log(float(of_degraded @ matrix @ of_degraded) / float(of_clean @ matrix @ of_clean))
-        )
+        distances.append(math.log(float(of_degraded @ matrix @ of_degraded) / float(of_clean @ matrix @ of_clean)))
     return lowest_95_percent(distances)
 
 

@@ -50,9 +50,7 @@ def test_single_precision_scores_the_same(measure, clean: np.ndarray) -> None:
         (np.ones(47_999), "not two mono signals of one length"),
     ],
 )
-def test_what_cannot_be_scored_says_why(
-    measure, degraded: np.ndarray, reason: str, clean: np.ndarray
-) -> None:
+def test_what_cannot_be_scored_says_why(measure, degraded: np.ndarray, reason: str, clean: np.ndarray) -> None:
     with pytest.raises(ScoreError, match=reason):
         measure(clean, degraded)
 
@@ -101,9 +99,7 @@ def test_stoi_is_close_to_pystoi_and_estoi_is_pystoi(seed: int) -> None:
     degraded = with_noise(clean, 5, seed=seed)
     # A frame at the threshold of silence may be judged otherwise: see the module's docstring.
     assert stoi(clean, degraded) == pytest.approx(pystoi.stoi(clean, degraded, 16_000), abs=0.02)
-    assert estoi(clean, degraded) == pytest.approx(
-        pystoi.stoi(clean, degraded, 16_000, extended=True), abs=1e-9
-    )
+    assert estoi(clean, degraded) == pytest.approx(pystoi.stoi(clean, degraded, 16_000, extended=True), abs=1e-9)
 
 
 def test_stoi_equals_pystoi_where_no_frame_is_silent() -> None:

@@ -35,8 +35,7 @@ needs_reference = pytest.mark.skipif(
 def reference(table: Path) -> dict[str, dict[str, float]]:
     with table.open(encoding="utf-8", newline="") as stream:
         return {
-            Path(row["file"]).stem: {name: float(row[name]) for name in TOLERANCES}
-            for row in csv.DictReader(stream)
+            Path(row["file"]).stem: {name: float(row[name]) for name in TOLERANCES} for row in csv.DictReader(stream)
         }
 
 
@@ -57,9 +56,7 @@ def test_noisy_files(variant: Variant) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_enhanced_files(variant: Variant) -> None:
     expected = reference(SHARED / f"reference/imse/metrics_enhanced_3.373{SUFFIXES[variant]}.csv")
-    results = list(
-        map(partial(score_pair, variant=variant), utterances(SHARED / "reference/imse/enhanced_3.373"))
-    )
+    results = list(map(partial(score_pair, variant=variant), utterances(SHARED / "reference/imse/enhanced_3.373")))
     assert len(results) == 8
     for result in results:
         check(result, expected)

@@ -63,9 +63,7 @@ def test_another_rate_is_resampled(tmp_path: Path) -> None:
 
 def test_several_channels_are_averaged(tmp_path: Path) -> None:
     louder = with_noise(CLEAN, 10)
-    stereo = Utterance(
-        "a", write(tmp_path / "clean.wav", CLEAN, CLEAN), write(tmp_path / "noisy.wav", NOISY, louder)
-    )
+    stereo = Utterance("a", write(tmp_path / "clean.wav", CLEAN, CLEAN), write(tmp_path / "noisy.wav", NOISY, louder))
     result = score_pair(stereo, "published")
     (tmp_path / "mono").mkdir()
     first = score_pair(pair(tmp_path / "mono", CLEAN, NOISY), "published")

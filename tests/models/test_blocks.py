@@ -54,9 +54,7 @@ def test_double_bins_is_the_release_s_shuffle_and_strided_convolution() -> None:
     channels = 4
     ours = DoubleBins(channels)
     wide = nn.Conv2d(channels, 4 * channels, 1, bias=False)
-    strided = nn.Conv2d(
-        channels, channels, (1, 3), stride=(2, 1), padding=(0, 1), groups=channels, bias=False
-    )
+    strided = nn.Conv2d(channels, channels, (1, 3), stride=(2, 1), padding=(0, 1), groups=channels, bias=False)
     with torch.no_grad():
         for channel in range(channels):
             for bin_index in range(2):

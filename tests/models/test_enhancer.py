@@ -11,9 +11,9 @@ from config import Config
 from data.segments import PROTOCOLS
 from models import build
 from models.enhancer import Enhancer, LevelMeter
+from models.published import translate_imse
 from tests.fixtures.signals import speech_like
 from tests.models.plain_imse import PlainIMSE, plain_paper_protocol
-from models.published import translate_imse
 
 
 def enhance(enhancer: Enhancer, signal: np.ndarray, protocol: str) -> np.ndarray:

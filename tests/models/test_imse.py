@@ -117,9 +117,7 @@ def released(reference: Path) -> IMSE:
 def test_reference_activations(reference: Path) -> None:
     stored = np.load(reference / "imse" / "forward_T64.npz")
     network, _ = load_checkpoint(reference / "imse" / "g_best_pesq_3.373")
-    network = (
-        network.double()
-    )  # as the stored ones: where the magnitude is tiny, float32 moves a phase by 1e-3
+    network = network.double()  # as the stored ones: where the magnitude is tiny, float32 moves a phase by 1e-3
     seen: dict[str, Tensor] = {}
     for name, module in ACTIVATIONS.items():
         hook = lambda _module, _inputs, output, name=name: seen.__setitem__(name, output)  # noqa: E731

@@ -63,9 +63,7 @@ def test_a_larger_query_sharpens_the_weights() -> None:
     k = torch.tensor([[[1.0] * 8, [0.1] * 8]])
     v = torch.tensor([[[1.0] * 8, [0.0] * 8]])
     still = RotaryTables(torch.ones(2, 8), torch.zeros(2, 8))
-    outputs = [
-        MALA(8).attend(torch.full((1, 2, 8), size), k, v, still)[0, 0, 0].item() for size in (0.5, 1.0)
-    ]
+    outputs = [MALA(8).attend(torch.full((1, 2, 8), size), k, v, still)[0, 0, 0].item() for size in (0.5, 1.0)]
     # By hand: d = 8, s = 8·size / √8; z = 0.55 s; weight of the first = ((1 + 1/z) s − z) / 2.
     expected = []
     for size in (0.5, 1.0):

@@ -80,17 +80,13 @@ def test_everything_else_is_kept(weights: dict[str, Tensor]) -> None:
         if not (FUSION.search(name) or BIAS_BEFORE_NORM.search(name) or name.endswith("rope.angle"))
     )
     ours = translate_imse(weights)
-    assert sum(tensor.double().square().sum().item() for tensor in ours.values()) == pytest.approx(
-        kept, rel=1e-9
-    )
+    assert sum(tensor.double().square().sum().item() for tensor in ours.values()) == pytest.approx(kept, rel=1e-9)
     assert sum(tensor.numel() for tensor in ours.values()) == 430_139
 
 
 def test_only_imse_names_are_taken_for_imse() -> None:
     assert is_published_imse(PlainIMSE(8).state_dict())
-    assert not is_published_imse(
-        {"TCFTransformer.encoder_level1.mhca_blks.0.attn.qkv.weight": torch.zeros(1)}
-    )
+    assert not is_published_imse({"TCFTransformer.encoder_level1.mhca_blks.0.attn.qkv.weight": torch.zeros(1)})
 
 
 def test_the_flat_config_goes_into_its_sections(config: Config) -> None:

@@ -24,9 +24,7 @@ def test_a_sine_on_a_bin_has_the_magnitude_and_phase_of_theory(spectrogram: Spec
     assert spectra.mag.shape == spectra.pha.shape == (1, 256, 52)
     frame = 20  # its window starts at sample 20·hop − n_fft/2; a Hann window sums to n_fft / 2
     expected_phase = 2 * math.pi * bin_index * (frame * hop - n_fft // 2) / n_fft + 0.3
-    assert spectra.mag[0, bin_index, frame].item() == pytest.approx(
-        (amplitude / 2 * n_fft / 2) ** 0.3, rel=1e-5
-    )
+    assert spectra.mag[0, bin_index, frame].item() == pytest.approx((amplitude / 2 * n_fft / 2) ** 0.3, rel=1e-5)
     difference = spectra.pha[0, bin_index, frame].item() - expected_phase
     assert math.remainder(difference, 2 * math.pi) == pytest.approx(0, abs=1e-4)
 

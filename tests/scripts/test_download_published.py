@@ -16,8 +16,7 @@ from tests.fixtures.commands import run_script
 SCRIPT = "scripts/download_published.py"
 CONTENT = {"one": b"first checkpoint" * 10_000, "two": b"second checkpoint" * 5_000}
 WANTED = [
-    Published(name, f"some/place/{name}", hashlib.sha256(content).hexdigest())
-    for name, content in CONTENT.items()
+    Published(name, f"some/place/{name}", hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()
 ]
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
@@ -120,9 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("answer", [whole, without_length])
-def test_both_files_arrive(
-    server: Server, tmp_path: Path, answer: Answer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_both_files_arrive(server: Server, tmp_path: Path, answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers = dict.fromkeys(CONTENT, answer)
     assert fetch_all(WANTED, tmp_path / "new" / "folder", server.url + "/") == 0
     assert contents(tmp_path / "new" / "folder") == CONTENT
@@ -131,9 +128,7 @@ def test_both_files_arrive(
     assert "one:" in err  # the progress bar
 
 
-def test_a_right_file_is_left_alone(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_right_file_is_left_alone(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one").write_bytes(CONTENT["one"])
     assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 0
     assert server.asked == ["two"]
@@ -216,9 +211,7 @@ def test_the_command_fetches_what_is_named(server: Server, tmp_path: Path) -> No
     assert server.asked == [name]
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1", "http://[::1", "http://localhost:port", "file:///missing"]
-)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "http://localhost:port", "file:///missing"])
 def test_a_server_that_is_not_there_gets_one_line_a_file(tmp_path: Path, url: str) -> None:
     done = run_script(SCRIPT, "--base_url", url, "--output_dir", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 1

@@ -32,9 +32,7 @@ def write_prompts(folder: Path) -> None:
     names = [recipe.prompt for recipe in RECIPES] + [f"fr_CA_f_June/prompt {number}" for number in range(8)]
     for number, name in enumerate(names):
         seconds = np.arange(int((3.0 + 0.13 * number) * RATE)) / RATE
-        voice = np.sin(2 * np.pi * (150 + 40 * number) * seconds) + 0.01 * generator.standard_normal(
-            len(seconds)
-        )
+        voice = np.sin(2 * np.pi * (150 + 40 * number) * seconds) + 0.01 * generator.standard_normal(len(seconds))
         path = folder / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.3 * voice * (np.sin(2 * np.pi * 1.5 * seconds) > 0), RATE)
@@ -44,9 +42,7 @@ def test_the_readme_lists_exactly_the_committed_samples() -> None:
     listed = re.findall(
         r"^\| `(\w+)` \|.* (\d+) dB \| ([\d.]+) s \|$", (SAMPLES / "README.md").read_text("utf-8"), re.M
     )
-    assert {(name, float(snr)) for name, snr, _ in listed} == {
-        (recipe.name, recipe.snr_db) for recipe in RECIPES
-    }
+    assert {(name, float(snr)) for name, snr, _ in listed} == {(recipe.name, recipe.snr_db) for recipe in RECIPES}
     for name, _, seconds in listed:
         assert len(read_pair(SAMPLES, name)[0]) / RATE == pytest.approx(float(seconds), abs=0.05)
     for kind in ("clean", "noisy"):
