@@ -25,8 +25,8 @@ from data.file_lists import (
     pair_folders,
     read_file_list,
 )
+from data.processes import available_cores
 from metrics.composite import VARIANTS
-from metrics.pool import available_cores
 from metrics.scores import score_pairs
 from metrics.summary import format_table, write_report
 

@@ -10,17 +10,17 @@ others; 2 the command line is wrong.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.atomic import write_text_atomically
 from data.file_lists import FileListError, audio_by_id, file_list_line
 
 
 def main() -> int:
     """Do what the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser(description="List the audio files of a folder for cal_metrics.py.")
+    parser = ArgumentParser(description="List the audio files of a folder for cal_metrics.py.")
     parser.add_argument("--test_dir_to_scan", type=Path, required=True, metavar="DIR", help="enhanced files")
     parser.add_argument("--output_file", type=Path, default=Path("test_final.txt"), help="default: %(default)s")
     args = parser.parse_args()
@@ -34,16 +34,16 @@ def main() -> int:
                 problems.append(str(error))
         write_text_atomically(args.output_file, "".join(f"{line}\n" for line in lines))
     except FileListError as error:
-        print(f"create_test_list.py: {error}", file=sys.stderr)
-        return 2
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
     except OSError as error:
-        print(f"create_test_list.py: {args.output_file}: cannot be written: {error.strerror}", file=sys.stderr)
-        return 2
+        print(f"{args.output_file}: cannot be written: {error.strerror}", file=sys.stderr)
+        return WRONG_COMMAND_LINE
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{args.output_file}: {len(lines)} files")
-    return 1 if problems else 0
+    return SOME_FAILED if problems else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

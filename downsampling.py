@@ -13,14 +13,7 @@ Exit codes: 0 all done; 1 some files failed or have no twin, each named on stand
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,9 +21,11 @@ from tempfile import TemporaryFile
 import numpy as np
 from tqdm import tqdm
 
+from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError
 from data.file_lists import FileListError, Utterance, pair_folders
 from data.preparation import RATE, Resampler, convert_pair, resample_as_published
+from data.processes import available_cores, run_in_processes
 
 Job = tuple[Utterance, Utterance]
 """A pair of source files and the pair of files to make of it."""
@@ -38,7 +33,7 @@ Job = tuple[Utterance, Utterance]
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Resample VoiceBank+DEMAND to 16 kHz.")
+    parser = ArgumentParser(description="Resample VoiceBank+DEMAND to 16 kHz.")
     add = parser.add_argument
     add("--input_dir", type=Path, default=Path("VoiceBank+DEMAND"), help="default: %(default)s")
     add("--output_dir", type=Path, help="default: 16k in the input folder")
@@ -47,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         text = "their names in the input and the output folder; default: %(default)s"
         add(f"--{split}_folders", nargs=2, metavar=("CLEAN", "NOISY"), default=names, help=text)
     add("--resampler", choices=["soxr", "torchaudio"], default="soxr", help="default: %(default)s")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")
+    add("--jobs", type=int, default=available_cores(), help="processes; default: one a core")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     args = parser.parse_args()
     if args.jobs < 1:
@@ -84,24 +79,9 @@ def plan(input_dir: Path, output_dir: Path, splits: list[list[str]]) -> tuple[li
     return jobs, unpaired
 
 
-def convert(job: Job, resampler: Resampler) -> tuple[str, str]:
-    """Do one job: what became of it, and a line that says why where it failed."""
-    try:
-        return ("written" if convert_pair(*job, resampler) else "skipped"), ""
-    except AudioError as error:
-        return "failed", str(error)
-
-
-def run(jobs: list[Job], resampler: Resampler, workers: int) -> Iterator[tuple[str, str]]:
-    """Do all jobs, in any order; Ctrl-C is the parent's to answer."""
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
-        try:
-            for done in as_completed([pool.submit(partial(convert, resampler=resampler), job) for job in jobs]):
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def convert_job(job: Job, resampler: Resampler) -> bool:
+    """Do one job; False where it was done before. Raises `AudioError`."""
+    return convert_pair(*job, resampler)
 
 
 def main() -> int:
@@ -112,35 +92,33 @@ def main() -> int:
             resample_as_published(np.zeros((1, 1), np.float32), RATE)
         jobs, unpaired = plan(args.input_dir, args.output_dir, [args.train_folders, args.test_folders])
     except (ImportError, FileListError) as error:
-        return stop(str(error), 2)
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
     except OSError as error:
-        return stop(f"{error.filename}: cannot be written: {error.strerror}", 2)
-    for path in unpaired:
-        print(f"{path}: no file of this name on the other side; not written", file=sys.stderr)
-    counts: Counter[str] = Counter()
-    try:
-        results = run(jobs, args.resampler, args.jobs)
-        for outcome, message in tqdm(results, total=len(jobs), unit="pair", disable=args.quiet):
-            counts[outcome] += 1
-            if message:
-                tqdm.write(message, file=sys.stderr)
-    except KeyboardInterrupt:
-        return stop("interrupted; the same command goes on from here", 130)
-    except BrokenProcessPool:
-        return stop("a process was killed, likely for want of memory; try fewer --jobs", 1)
+        print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
+        return WRONG_COMMAND_LINE
+    problems: list[str] = []
+    task = partial(convert_job, resampler=args.resampler)
+    written = skipped = 0
+    for index, result in tqdm(
+        run_in_processes(task, jobs, args.jobs), total=len(jobs), unit="pair", disable=args.quiet
+    ):
+        if isinstance(result, AudioError):
+            problems.append(str(result))
+        elif isinstance(result, BaseException):
+            problems.append(f"{jobs[index][0].noisy}: {result}")
+        else:
+            written, skipped = written + result, skipped + (not result)
+    lonely = [f"{path}: no file of this name on the other side; not written" for path in unpaired]
+    for problem in problems + lonely:
+        print(problem, file=sys.stderr)
     if not args.quiet:
         print(
-            f"{args.output_dir}: {counts['written']} pairs written, {counts['skipped']} already there, "
-            f"{counts['failed']} failed, {len(unpaired)} files without a twin"
+            f"{args.output_dir}: {written} pairs written, {skipped} already there, "
+            f"{len(problems)} failed, {len(unpaired)} files without a twin"
         )
-    return 1 if counts["failed"] or unpaired else 0
-
-
-def stop(message: str, exit_code: int) -> int:
-    """Say in one line why the work ends here."""
-    print(f"downsampling.py: {message}", file=sys.stderr)
-    return exit_code
+    return SOME_FAILED if problems or unpaired else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, AudioReader, AudioWriter, fit_length, resample_blocks
 from data.file_lists import FileListError, audio_by_id, pair_by_id, plan_outputs
+from data.processes import available_cores
 from data.segments import PROTOCOLS
 from metrics.composite import VARIANTS
-from metrics.pool import available_cores
 from metrics.scores import score_pairs
 from metrics.summary import format_table
 from models.checkpoint import CheckpointError, default_checkpoint, load_checkpoint

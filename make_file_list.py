@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.atomic import write_text_atomically
 from data.file_lists import FileListError, file_list_line, pair_folders
 
@@ -28,7 +29,7 @@ LIST_NAMES = {"train": "training.txt", "test": "test.txt"}
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line; `splits` of the result has the clean and noisy folder of each list to write."""
-    parser = argparse.ArgumentParser(description="Write training.txt and test.txt.")
+    parser = ArgumentParser(description="Write training.txt and test.txt.")
     for split, (clean, noisy) in DEFAULT_FOLDERS.items():
         parser.add_argument(f"--{split}_clean_path", type=Path, metavar="DIR", help=f"default: {clean}")
         parser.add_argument(f"--{split}_noisy_path", type=Path, metavar="DIR", help=f"default: {noisy}")
@@ -75,16 +76,16 @@ def main() -> int:
             write_text_atomically(path, "".join(f"{line}\n" for line in lines))
             print(f"{path}: {len(lines)} pairs")
     except FileListError as error:
-        print(f"make_file_list.py: {error}", file=sys.stderr)
-        return 2
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
     except OSError as error:
-        print(f"make_file_list.py: {error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
-        return 2
+        print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
+        return WRONG_COMMAND_LINE
     problems = [problem for _, found in lists.values() for problem in found]
     for problem in problems:
         print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    return SOME_FAILED if problems else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

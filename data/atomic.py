@@ -1,8 +1,7 @@
 """Write files that appear under their final name only when they are whole.
 
 A list or report that was cut off by a full disk or a crash looks like a short one: so everything is written
-to a hidden temporary file beside its place, flushed to the disk and renamed. Audio files have their own
-writer (`data.audio.AudioWriter`), because libsndfile opens its files itself.
+to a hidden temporary file beside its place, flushed to the disk and renamed.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 
@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     At any error the temporary file goes and whatever stood at `path` before stays. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{token_hex(8)}.part")
     try:
         with temporary.open("wb") as stream:
             yield stream

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from data.audio import AudioError, AudioReader, resample_blocks
 from data.file_lists import Utterance
+from data.processes import LostProcessError, run_in_processes
 from metrics.composite import Variant, composite, llr, ssnr, wss
 from metrics.intelligibility import estoi, stoi
 from metrics.perceptual import wideband_pesq
-from metrics.pool import LostProcessError, run_in_processes
 from metrics.sdr import si_sdr
 from metrics.signals import RATE, ScoreError, check_pair
 

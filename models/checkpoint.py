@@ -105,10 +105,11 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
     if "config" not in metadata:
         raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote")
     try:
-        return weights, parse_config(json.loads(metadata["config"]), f"{path} (its configuration)")
-    except (ConfigError, ValueError) as error:
+        return weights, parse_config(json.loads(metadata["config"]), "its configuration")
+    except (ConfigError, ValueError, RecursionError) as error:
         reason = "; ".join(str(error).splitlines())
-        raise CheckpointError(f"{reason}; give a checkpoint that this version wrote") from error
+        message = f"{path}: its configuration cannot be used ({reason}); give a checkpoint that this version wrote"
+        raise CheckpointError(message) from error
 
 
 def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:

@@ -22,7 +22,7 @@ class IDConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         group = channels // 8
-        self.split = (channels - 3 * group, group, group, group)
+        self.split = [channels - 3 * group, group, group, group]
         self.mix = nn.Conv2d(channels, channels, 1, bias=False)
         self.square = _depthwise(group, (SQUARE_KERNEL, SQUARE_KERNEL))
         self.along_frequency = _depthwise(group, (1, BAND_KERNEL))

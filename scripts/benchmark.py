@@ -100,8 +100,10 @@ def measure(config: Config, threads: int, device: str, compiled: bool, rounds: i
         reference = plain(noisy.mag, noisy.pha)[0]
         difference = {name: float((form(noisy)[0] - reference).abs().max()) for name, form in forms.items()}  # pyright: ignore[reportIndexIssue]
     times = median_seconds(forms, noisy, rounds)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
-        memory = {form: fresh.submit(peak_megabytes, config, threads, form == "plain") for form in ("plain", "ours")}
+    memory: dict[str, float] = {}
+    for form in ("plain", "ours"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            memory[form] = fresh.submit(peak_megabytes, config, threads, form == "plain").result()
     return {
         "network": config.model.name,
         "device": device,
@@ -114,7 +116,7 @@ def measure(config: Config, threads: int, device: str, compiled: bool, rounds: i
         "real_time_factor": {name: time / seconds for name, time in times.items()},
         "speedup": {name: times["plain"] / time for name, time in times.items()},
         "largest_magnitude_difference": difference,
-        "peak_megabytes_cpu": {form: figure.result() for form, figure in memory.items()},
+        "peak_megabytes_cpu": memory,
     }
 
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from data.audio import AudioError, read_audio
 from data.file_lists import FileListError, Utterance, pair_folders
+from data.processes import available_cores, run_in_processes
 from metrics.composite import VARIANTS
 from metrics.intelligibility import estoi, stoi
 from metrics.perceptual import wideband_pesq
-from metrics.pool import available_cores, run_in_processes
 from metrics.scores import score_pair
 from metrics.sdr import si_sdr
 from metrics.signals import RATE, ScoreError

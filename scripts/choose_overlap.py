@@ -2,13 +2,14 @@
 
     python scripts/choose_overlap.py --speech_dir SPEECH --noise_dir NOISE [--files 60] [--checkpoint_file CKPT]
 
-The constants of `data.segments.plan_overlap` were chosen with this, on speech that is not in the test set. Long
-files are cut with every window, hop and cross-fade of the grid; short ones are padded in every way. Mixtures are
-drawn with a fixed seed, so that all rows of a table are the same files.
+The protocol "overlap" (`data.segments.plan_overlap`) was chosen with this, on speech that is not in the test set.
+Whole utterances are mixed with noise, at a fixed seed, so that all rows of a table are the same files. Those longer
+than a segment are cut with every window, hop and cross-fade of the grid; shorter ones are padded in every way.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -17,44 +18,43 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cli import DONE, ArgumentParser, run
+from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import read_audio
-from data.file_lists import find_audio
+from data.file_lists import FileListError, find_audio
+from data.processes import available_cores, run_in_processes
 from data.segments import PROTOCOLS, Window, cut, join, spread_windows
 from metrics.perceptual import wideband_pesq
-from metrics.pool import available_cores, run_in_processes
-from models.checkpoint import default_checkpoint, load_checkpoint
+from models.checkpoint import CheckpointError, default_checkpoint, load_checkpoint
 from models.enhancer import Enhancer, LevelMeter
 
 SNRS_DB = (2.5, 7.5, 12.5, 17.5)
 """Signal-to-noise ratios in turn: those of the VoiceBank+DEMAND test set."""
-LONG_SECONDS, SHORT_SECONDS = (3.0, 8.0), (1.0, 1.9)
-WINDOW_FACTORS = (1.0, 2.0)
+QUIETEST_NOISE = 1e-4
+WINDOW_FACTORS = (1.0, 1.5)
 HOPS = (1.0, 0.875, 0.75, 0.5, 0.25)
 FADES = (0.0, 0.02, 0.125, 0.25, 0.5)
+PADDINGS = ("zeros behind", "zeros in front", "zeros on both sides", "reflected", "repeated", "own length")
 
 Pair = tuple[np.ndarray, np.ndarray]
+"""Clean and noisy, `[N, 1]` each."""
 
 
-def mixtures(speech: list[Path], noise: list[Path], count: int, seconds: tuple[float, float], rate: int) -> list[Pair]:
-    """Clean and noisy excerpts `[N, 1]` of random length: a stretch of speech plus a stretch of noise."""
+def mixtures(speech: list[Path], noise: list[Path], shortest: int, longest: int, count: int, rate: int) -> list[Pair]:
+    """Whole utterances of `shortest` samples up to `longest`, each with a stretch of noise, looped if need be."""
     random = np.random.default_rng(0)
     pairs: list[Pair] = []
-    while len(pairs) < count:
-        clean = _excerpt(speech, int(random.uniform(*seconds) * rate), rate, random)
-        added = _excerpt(noise, len(clean), rate, random)
-        if np.sqrt(np.mean(clean**2)) < 1e-3 or len(added) < len(clean) or np.sqrt(np.mean(added**2)) < 1e-4:
-            continue
-        snr = SNRS_DB[len(pairs) % len(SNRS_DB)]
-        gain = np.sqrt(np.mean(clean**2) / np.mean(added**2) / 10 ** (snr / 10))
-        pairs.append((clean, clean + gain * added))
+    for number in random.permutation(len(speech)):
+        clean = read_audio(speech[number], rate)[0][:, :1]
+        added = np.zeros(1)
+        while np.sqrt(np.mean(added**2)) < QUIETEST_NOISE:
+            added = np.roll(read_audio(noise[random.integers(len(noise))], rate)[0][:, :1], random.integers(2**31))
+            added = np.resize(added, clean.shape)
+        if shortest <= len(clean) < longest:
+            gain = np.sqrt(np.mean(clean**2) / np.mean(added**2) / 10 ** (SNRS_DB[len(pairs) % len(SNRS_DB)] / 10))
+            pairs.append((clean, (clean + gain * added).astype(np.float32)))
+        if len(pairs) == count:
+            break
     return pairs
-
-
-def _excerpt(files: list[Path], samples: int, rate: int, random: np.random.Generator) -> np.ndarray:
-    audio = read_audio(files[random.integers(len(files))], rate)[0][:, :1]
-    start = random.integers(max(1, len(audio) - samples))
-    return audio[start : start + samples]
 
 
 def enhance(enhancer: Enhancer, noisy: np.ndarray, layouts: list[list[Window]]) -> list[np.ndarray]:
@@ -64,28 +64,28 @@ def enhance(enhancer: Enhancer, noisy: np.ndarray, layouts: list[list[Window]]) 
     return [np.concatenate(list(join(pieces, windows))) / factor for windows in layouts]
 
 
-def padded(enhancer: Enhancer, noisy: np.ndarray, how: str) -> np.ndarray:
-    """A short mixture `[N, 1]`, padded to a segment in one of several ways."""
-    missing = enhancer.segment - len(noisy)
+def enhance_padded(enhancer: Enhancer, noisy: np.ndarray, how: str) -> np.ndarray:
+    """A short mixture `[N, 1]`, padded to a segment in one of `PADDINGS`."""
+    missing = 0 if how == "own length" else enhancer.segment - len(noisy)
     before = {"zeros in front": missing, "zeros on both sides": missing // 2}.get(how, 0)
+    index = np.arange(-before, len(noisy) + missing - before)
+    if how == "reflected":
+        index = np.abs((index + len(noisy) - 1) % (2 * len(noisy) - 2) - len(noisy) + 1)
     factor = LevelMeter().measure([noisy]).factors()
-    if how == "own length":
-        wide = noisy * factor
-    else:
-        mode = {"reflected": "reflect", "repeated": "wrap"}.get(how, "constant")
-        wide = np.pad(noisy * factor, ((before, missing - before), (0, 0)), mode=mode)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    (enhanced,) = enhancer.enhance_windows(iter([wide]))
+    there = (index < len(noisy)) & (index >= 0) | (how == "repeated")
+    (enhanced,) = enhancer.enhance_windows(iter([noisy[index % len(noisy)] * there[:, None] * factor]))
     return enhanced[before : before + len(noisy)] / factor
 
 
-def mean_pesq(pairs: list[Pair]) -> float:
-    """Mean wideband PESQ of enhanced signals against clean ones."""
+def mean_pesq(pairs: list[Pair]) -> tuple[float, int]:
+    """Mean wideband PESQ of enhanced signals against clean ones, and of how many it is."""
     results = dict(run_in_processes(_pesq, pairs, available_cores()))
-    return float(np.mean([score for score in results.values() if isinstance(score, float)]))
+    scores = [score for score in results.values() if isinstance(score, float)]
+    return float(np.mean(scores)), len(scores)
 
 
 def _pesq(pair: Pair) -> float:
-    clean, enhanced = (np.rint(signal[:, 0] * 32768) / 32768 for signal in pair)
+    clean, enhanced = (np.rint(signal[:, 0] * 32768.0) / 32768 for signal in pair)
     return wideband_pesq(clean, enhanced)
 
 
@@ -93,54 +93,50 @@ def print_rows(labels: list[str], pairs: list[Pair], process: Callable[[np.ndarr
     """Enhance all mixtures in ways of one cost, and print each way's score."""
     enhanced = [process(noisy) for _, noisy in tqdm(pairs, desc=labels[0], leave=False)]
     for number, label in enumerate(labels):
-        scored = [(clean, ways[number]) for (clean, _), ways in zip(pairs, enhanced, strict=True)]
-        print(f"{label:<44}{mean_pesq(scored):8.4f}", flush=True)
+        mean, count = mean_pesq([(clean, ways[number]) for (clean, _), ways in zip(pairs, enhanced, strict=True)])
+        print(f"{label:<44}{mean:8.4f}{count:6}", flush=True)
 
 
-def main() -> int:
-    """Print the table."""
-    parser = ArgumentParser(description="Compare windows for long and short recordings.")
-    parser.add_argument("--speech_dir", type=Path, required=True)
-    parser.add_argument("--noise_dir", type=Path, required=True)
-    parser.add_argument("--files", type=int, default=60, help="long and as many short mixtures")
-    parser.add_argument("--checkpoint_file", type=Path)
-    options = parser.parse_args()
-    enhancer = Enhancer(*load_checkpoint(options.checkpoint_file or default_checkpoint()))
-    speech, noise = find_audio(options.speech_dir), find_audio(options.noise_dir)
-
-    short = mixtures(speech, noise, options.files, SHORT_SECONDS, enhancer.rate)
-    print_rows(["short, noisy"], short, lambda noisy: [noisy])
-    for how in (
-        "zeros behind",
-        "zeros in front",
-        "zeros on both sides",
-        "reflected",
-        "repeated",
-        "own length",
-    ):
-        print_rows([f"short, {how}"], short, lambda noisy, how=how: [padded(enhancer, noisy, how)])
-
-    long = mixtures(speech, noise, options.files, LONG_SECONDS, enhancer.rate)
+def compare_windows(enhancer: Enhancer, long: list[Pair]) -> None:
+    """The table for recordings longer than a segment."""
     print_rows(["long, noisy"], long, lambda noisy: [noisy])
     for name in ("paper", "whole"):
-        layout = partial(PROTOCOLS[name], segment=enhancer.segment)
+        plan = PROTOCOLS[name]
         print_rows(
             [f"long, {name}"],
             long,
-            lambda noisy, layout=layout: enhance(enhancer, noisy, [layout(len(noisy))]),
+            lambda noisy, plan=plan: enhance(enhancer, noisy, [plan(len(noisy), enhancer.segment)]),
         )
     for factor, hop in product(WINDOW_FACTORS, HOPS):
         fades = [fade for fade in FADES if fade <= min(hop, 1 - hop)]
-        layouts = [
-            partial(spread_windows, segment=int(factor * enhancer.segment), hop_share=hop, fade_share=fade)
-            for fade in fades
-        ]
+
+        def layouts(samples: int, factor: float = factor, hop: float = hop, fades: list[float] = fades):
+            return [spread_windows(samples, int(factor * enhancer.segment), hop, fade) for fade in fades]
+
         labels = [f"long, window ×{factor}, hop {hop}, fade {fade}" for fade in fades]
-        print_rows(
-            labels,
-            long,
-            lambda noisy, layouts=layouts: enhance(enhancer, noisy, [layout(len(noisy)) for layout in layouts]),
-        )
+        print_rows(labels, long, lambda noisy, layouts=layouts: enhance(enhancer, noisy, layouts(len(noisy))))
+
+
+def main() -> int:
+    """Print both tables."""
+    parser = ArgumentParser(description="Compare windows for long and short recordings.")
+    parser.add_argument("--speech_dir", type=Path, required=True)
+    parser.add_argument("--noise_dir", type=Path, required=True)
+    parser.add_argument("--files", type=int, default=60, help="how many long and how many short mixtures")
+    parser.add_argument("--checkpoint_file", type=Path)
+    options = parser.parse_args()
+    try:
+        enhancer = Enhancer(*load_checkpoint(options.checkpoint_file or default_checkpoint()))
+        speech, noise = find_audio(options.speech_dir), find_audio(options.noise_dir)
+    except (CheckpointError, FileListError) as error:
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
+    make = partial(mixtures, speech, noise, count=options.files, rate=enhancer.rate)
+    short = make(enhancer.rate, enhancer.segment)
+    print_rows(["short, noisy"], short, lambda noisy: [noisy])
+    for how in PADDINGS:
+        print_rows([f"short, {how}"], short, lambda noisy, how=how: [enhance_padded(enhancer, noisy, how)])
+    compare_windows(enhancer, make(enhancer.segment, 2**31))
     return DONE
 
 

@@ -10,7 +10,6 @@ standard error, the others are there; 2 the command line is wrong; 130 interrupt
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
+from cli import DONE, SOME_FAILED, ArgumentParser, run
 from data.atomic import replacing
 
 RELEASE_URL = "https://raw.githubusercontent.com/XinxXinTang/IMSE"
@@ -134,12 +134,12 @@ def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quie
             failed = True
         else:
             print(f"{path}: {'fetched' if fetched else 'already there'}, SHA-256 is right")
-    return 1 if failed else 0
+    return SOME_FAILED if failed else DONE
 
 
 def main() -> int:
     """Do what the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Fetch the checkpoints that the authors of IMSE released.")
+    parser = ArgumentParser(description="Fetch the checkpoints that the authors of IMSE released.")
     known = {published.name: published for published in PUBLISHED}
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--output_dir", type=Path, default=OUTPUT_DIR, help="default: checkpoints/published")
@@ -152,12 +152,8 @@ def main() -> int:
     if not args.base_url.startswith(("https://", "http://", "file://")):
         parser.error(f"--base_url: {args.base_url} is not an address (https://…, http://…, file://…)")
     wanted = [known[name] for name in args.names or known]
-    try:
-        return fetch_all(wanted, args.output_dir, args.base_url, args.quiet)
-    except KeyboardInterrupt:
-        print("download_published.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return fetch_all(wanted, args.output_dir, args.base_url, args.quiet)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

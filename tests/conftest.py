@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from config import Config, load_config
 from models import build
 from models.checkpoint import save_checkpoint
+from models.enhancer import Enhancer
 from tests.fixtures.commands import ROOT
 
 
@@ -35,6 +37,12 @@ def small_checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     save_checkpoint(path, network, small_config)
     return path
+
+
+@pytest.fixture
+def identity(config: Config) -> Enhancer:
+    """All of the enhancement but a network."""
+    return Enhancer(nn.Identity(), config)
 
 
 @pytest.fixture(scope="session")

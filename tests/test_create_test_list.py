@@ -66,5 +66,5 @@ def test_a_list_that_cannot_be_written_gets_one_line(tmp_path: Path) -> None:
     options = ("--test_dir_to_scan", "enhanced", "--output_file", "enhanced/a.wav/list.txt")
     done = run_script("create_test_list.py", *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("create_test_list.py: enhanced/a.wav/list.txt: cannot be written")
+    assert done.stderr.startswith("enhanced/a.wav/list.txt: cannot be written")
     assert len(done.stderr.splitlines()) == 1

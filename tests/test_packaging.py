@@ -10,10 +10,7 @@ import pytest
 
 from tests.fixtures.commands import ROOT
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    pytest.skip("tomllib is new in Python 3.11", allow_module_level=True)
+tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
 
 
 def name_of(requirement: str) -> str:
@@ -49,7 +46,7 @@ def test_constraints_pin_every_direct_dependency() -> None:
 def test_only_declared_packages_are_imported() -> None:
     content = project()
     declared = {name_of(item) for item in content["dependencies"]}
-    sources = [path for path in ROOT.glob("*.py")]
+    sources = list(ROOT.glob("*.py"))
     for folder in ("data", "metrics", "models"):
         sources += (ROOT / folder).rglob("*.py")
     own = {"cli", "config", "data", "metrics", "models"}

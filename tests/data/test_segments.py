@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,7 @@ def test_joining_an_unchanged_cut_gives_back_the_signal(protocol: str, samples: 
 @pytest.mark.parametrize("samples", range(1001, 3000, 37))
 def test_overlapping_windows_hand_over_once_each(samples: int) -> None:
     windows = PROTOCOLS["overlap"](samples, SEGMENT)
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in pairwise(windows):
         assert before.end == after.begin + after.fade
         assert before.begin + before.fade <= after.begin
     assert (windows[0].begin, windows[-1].end) == (0, samples)

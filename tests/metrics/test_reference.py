@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.file_lists import Utterance, audio_by_id
+from data.processes import available_cores
 from metrics.composite import VARIANTS, Variant
-from metrics.pool import available_cores
 from metrics.scores import score_pair, score_pairs
 from metrics.summary import summarise
 from tests.fixtures.commands import ROOT

@@ -116,7 +116,7 @@ class IDConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         group = channels // 8
-        self.split = (channels - 3 * group, group, group, group)
+        self.split = [channels - 3 * group, group, group, group]
         self.pwconv = nn.Conv2d(channels, channels, 1, bias=False)
         self.dwconv_hw = nn.Conv2d(group, group, 3, padding=1, groups=group)
         self.dwconv_w = nn.Conv2d(group, group, (1, 11), padding=(0, 5), groups=group)

@@ -69,11 +69,14 @@ def test_dense_block_sees_everything_before_newest_first() -> None:
     block = DenseBlock(3).double()
     x = torch.randn(1, 3, 20, 7, dtype=torch.float64)
     seen = x
-    for index, layer in enumerate(block.layers):
-        conv, norm, act = layer[0], layer[1], layer[2]
-        y = functional.conv2d(seen, conv.weight, padding=(2**index, 1), dilation=(2**index, 1))
-        y = functional.instance_norm(y, weight=norm.weight, bias=norm.bias)
-        y = torch.where(y > 0, y, y * act.weight[:, None, None])
+    weights = {name: weight.detach().normal_() for name, weight in block.named_parameters()}
+    for index in range(4):
+        conv, scale, shift, slope = (
+            weights[f"layers.{index}.{name}"] for name in ("0.weight", "1.weight", "1.bias", "2.weight")
+        )
+        y = functional.conv2d(seen, conv, padding=(2**index, 1), dilation=(2**index, 1))
+        y = functional.instance_norm(y, weight=scale, bias=shift)
+        y = torch.where(y > 0, y, y * slope[:, None, None])
         seen = torch.cat([y, seen], dim=1)
     assert torch.allclose(block(x), seen[:, :3], atol=1e-10)
 
@@ -98,9 +101,8 @@ def test_a_stage_adds_its_input_to_what_its_blocks_make_of_the_idconv() -> None:
     torch.manual_seed(0)
     stage = Stage(8)
     with torch.no_grad():
-        for block in stage.blocks:
-            block.attention.project.weight.zero_()
-            block.attention.project.bias.zero_()
-            block.feed_forward.project.weight.zero_()
+        for name, weight in stage.named_parameters():
+            if ".project." in name:
+                weight.zero_()
     x = torch.randn(1, 8, 4, 4)
     assert torch.allclose(stage(x, rotary_tables(4, 4, 8, x)), stage.idconv(x) + x, atol=1e-6)

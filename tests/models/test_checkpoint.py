@@ -133,7 +133,7 @@ def test_weights_that_are_not_numbers(tmp_path: Path, small_config: Config) -> N
     assert "NaN" in message_of(tmp_path / "nan.safetensors")
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path, small_checkpoint: Path, small_config: Config) -> None:
+def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path, small_config: Config) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot be written"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metrics.pool import LostProcessError, available_cores, run_in_processes
+from data.processes import LostProcessError, available_cores, run_in_processes
 from tests.fixtures.commands import ROOT
 
 
@@ -72,8 +72,8 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = (
         "from pathlib import Path\n"
-        "from metrics.pool import run_in_processes\n"
-        "from tests.metrics.test_pool import write_pid_and_wait\n"
+        "from data.processes import run_in_processes\n"
+        "from tests.data.test_processes import write_pid_and_wait\n"
         f"list(run_in_processes(write_pid_and_wait, [Path({str(pid_file)!r})], jobs=1))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
