@@ -44,15 +44,17 @@ def test_every_item_has_its_result_or_its_error() -> None:
     assert isinstance(results[1], ValueError)
 
 
-def test_a_process_that_dies_costs_its_own_item_alone(tmp_path: Path) -> None:
-    items = ["a", "die", "b", f"die once {tmp_path / 'marker'}", "c", "die"]
-    results = dict(run_in_processes(work, items, jobs=2))
-    assert sorted(results) == list(range(6))
-    assert [isinstance(results[index], LostProcessError) for index in range(6)] == [
-        *(False, True, False, False, False, True)
-    ]
-    assert results[4] == "c done"
+def test_a_process_that_dies_costs_its_own_item_alone() -> None:
+    results = dict(run_in_processes(work, ["a", "die", "b", "c", "die"], jobs=2))
+    assert sorted(results) == list(range(5))
+    assert [isinstance(results[index], LostProcessError) for index in range(5)] == [False, True, False, False, True]
+    assert results[3] == "c done"
     assert str(results[1]) == "the process that worked on it died"
+
+
+def test_an_item_whose_process_dies_once_is_tried_again(tmp_path: Path) -> None:
+    items = ["a", f"die once {tmp_path / 'marker'}", "b"]
+    assert dict(run_in_processes(work, items, jobs=2)) == {n: f"{item} done" for n, item in enumerate(items)}
 
 
 def test_one_arithmetic_thread_a_process_and_the_parent_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
