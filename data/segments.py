@@ -1,7 +1,7 @@
 """Cut a signal into windows that a network can take, and join what comes back: the three inference protocols.
 
-A protocol is a list of `Window`s, made by `plan`. `cut` and `join` follow it block by block, so that memory does not
-grow with the signal's length. `join` of an unchanged `cut` gives back the signal.
+A protocol is a list of `Window`s, made by one of `PROTOCOLS`. `cut` and `join` follow it block by block, so that
+memory does not grow with the signal's length. `join` of an unchanged `cut` gives back the signal.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-OVERLAP_HOP = 0.75
+OVERLAP_HOP = 0.5
 """Distance of overlapping windows, as a share of their length, at most."""
 
-OVERLAP_FADE = 0.25
+OVERLAP_FADE = 0.5
 """Length of their cross-fade, as a share of the window; it lies in the middle of the overlap."""
 
 
@@ -52,18 +52,22 @@ def plan_paper(samples: int, segment: int) -> list[Window]:
 
 
 def plan_overlap(samples: int, segment: int) -> list[Window]:
-    """Evenly spaced windows that overlap by a quarter or more, with a linear cross-fade in mid-overlap."""
+    """Evenly spaced windows that overlap by half or more, each faded linearly into the next over half its length.
+
+    A signal shorter than a window is taken at its own length. Chosen with scripts/choose_overlap.py, on speech and
+    noise that are not in the test set.
+    """
     return spread_windows(samples, segment, OVERLAP_HOP, OVERLAP_FADE)
 
 
 def spread_windows(samples: int, segment: int, hop_share: float, fade_share: float) -> list[Window]:
     """Evenly spaced windows, at most `hop_share` of their length apart, cross-faded over `fade_share` of it.
 
-    The first begins and the last ends with the signal; a signal shorter than a window is padded with zeros. The
-    fade must fit into the overlap and be no longer than the hop.
+    The first begins and the last ends with the signal, each fade lies in the middle of its overlap. One window of
+    its own length is enough for a signal that is shorter; under half a segment zeros follow it.
     """
     if samples <= segment:
-        return [Window(0, segment, 0, samples)]
+        return [Window(0, max(samples, segment // 2), 0, samples)]
     fade = int(fade_share * segment)
     steps = -(-(samples - segment) // int(hop_share * segment))
     starts = [round(i * (samples - segment) / steps) for i in range(steps + 1)]
