@@ -3,9 +3,8 @@
     python inference.py --input_noisy_wavs_dir noisy --output_dir enhanced
     python inference.py --input_noisy_wavs_dir - < noisy.wav > enhanced.wav
 
-Each output keeps its input's name, sampling rate, channel count, length and sample format; a folder's tree
-is mirrored. With `--input_clean_wavs_dir` the scores follow on standard output. Exit codes: 0 all done, 1
-some files failed (each named on standard error, the others done), 2 the command line or checkpoint is wrong.
+Each output keeps its input's name, rate, channel count, length and sample format; a folder's tree is mirrored. With
+a clean folder the scores follow. Exit codes: 0 all done, 1 some files failed (each named), 2 command line wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from data.audio import AudioError, AudioReader, AudioWriter, fit_length, resampl
 from data.file_lists import FileListError, audio_by_id, pair_by_id, plan_outputs
 from data.processes import available_cores
 from data.segments import PROTOCOLS
-from metrics.composite import VARIANTS
 from metrics.scores import score_pairs
 from metrics.summary import format_table
 from models.checkpoint import CheckpointError, default_checkpoint, load_checkpoint
@@ -44,7 +42,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="clean versions: print the scores too")
     add("--checkpoint_file", type=Path, metavar="CKPT", help="default: the one in checkpoints/")
     add("--protocol", choices=PROTOCOLS, default="overlap", help="how signals are cut; default: %(default)s")
-    add("--composite", choices=VARIANTS, default="published", help="version of CSIG, CBAK and COVL")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
@@ -122,8 +119,8 @@ def score(
     if Path(options.input_noisy_wavs_dir).is_dir():
         problems += [f"{path}: has no noisy version" for path in pairing.clean_only]
     pairs = [pair for pair in pairing.pairs if pair.noisy in done]
-    results = score_pairs(pairs, options.composite, available_cores())
-    print(format_table(results, options.composite))
+    results = score_pairs(pairs, "published", available_cores())
+    print(format_table(results, "published"))
     return problems + [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
 
 
@@ -138,12 +135,9 @@ def main() -> int:
             return DONE
         jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
         clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
-    except (CheckpointError, FileListError) as error:
+    except (CheckpointError, FileListError, AudioError) as error:
         print(error, file=sys.stderr)
-        return WRONG_COMMAND_LINE
-    except AudioError as error:
-        print(error, file=sys.stderr)
-        return SOME_FAILED
+        return SOME_FAILED if isinstance(error, AudioError) else WRONG_COMMAND_LINE
     done, problems = enhance_files(tqdm(jobs, unit="file", disable=options.quiet), enhancer, options.protocol)
     if clean:
         problems += score(jobs, done, clean, options)
