@@ -18,6 +18,9 @@ OVERLAP_HOP = 0.5
 OVERLAP_FADE = 0.5
 """Length of their cross-fade, as a share of the window; it lies in the middle of the overlap."""
 
+WHOLE_LIMIT = 160
+"""Segments that are taken in one pass at most: five minutes, for which IMSE needs some 9 GB."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -80,8 +83,13 @@ def spread_windows(samples: int, segment: int, hop_share: float, fade_share: flo
     ]
 
 
-def plan_whole(samples: int, segment: int) -> list[Window]:  # noqa: ARG001 (a plan's signature)
-    """One window over everything: memory grows with the signal."""
+def plan_whole(samples: int, segment: int) -> list[Window]:
+    """One window over everything: memory grows with the signal.
+
+    Raises `MemoryError` for a signal of more than `WHOLE_LIMIT` segments.
+    """
+    if samples > WHOLE_LIMIT * segment:
+        raise MemoryError
     return [Window(0, samples, 0, samples)]
 
 

@@ -92,13 +92,12 @@ def translate_imse(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in published.items():
         if _WITHOUT_EFFECT.search(name):
             continue
-        parts = next((names for old, names in _SPLITS.items() if old in name), None)
-        if parts is None:
+        whole, parts = next(((old, new) for old, new in _SPLITS.items() if old in name), ("", ()))
+        if parts and tensor.ndim:
+            for part, rows in zip(parts, tensor.chunk(len(parts)), strict=False):
+                ours[_rename(name.replace(whole, part))] = rows
+        else:
             ours[_rename(name)] = _reorder(name, tensor)
-            continue
-        old = next(old for old in _SPLITS if old in name)
-        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=False):
-            ours[_rename(name.replace(old, part))] = rows
     return ours
 
 
@@ -110,7 +109,7 @@ def _rename(name: str) -> str:
 
 def _reorder(name: str, tensor: Tensor) -> Tensor:
     """Bring a published tensor into the shape that our module of the same purpose has."""
-    if name.endswith(("mask_conv.0.weight", "phase_conv.0.weight")) and tensor.shape[0] % 4 == 0:
+    if name.endswith(("mask_conv.0.weight", "phase_conv.0.weight")) and tensor.ndim == 4 and len(tensor) % 4 == 0:
         # Rows are (channel, row, bin) of each 2×2 patch; the second row is never read. Ours: (bin, channel).
         return tensor.unflatten(0, (-1, 2, 2))[:, 0].transpose(0, 1).flatten(0, 1)
     if name.endswith(".body.weight") and tensor.ndim == 1:

@@ -64,6 +64,12 @@ def test_each_window_fades_into_the_next_at_an_even_pace(samples: int) -> None:
     assert all(window.start <= window.begin and window.end <= window.start + window.length for window in windows)
 
 
+def test_whole_signals_have_a_limit() -> None:
+    assert PROTOCOLS["whole"](160 * SEGMENT, SEGMENT) == [Window(0, 160 * SEGMENT, 0, 160 * SEGMENT)]
+    with pytest.raises(MemoryError):
+        PROTOCOLS["whole"](160 * SEGMENT + 1, SEGMENT)
+
+
 def test_a_cross_fade_is_linear() -> None:
     windows = [Window(0, 6, 0, 6), Window(2, 6, 2, 8, fade=4)]
     joined = np.concatenate(list(join([np.zeros((6, 1)), np.ones((6, 1))], windows)))[:, 0]

@@ -113,6 +113,16 @@ def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
     assert "without a configuration" in message_of(path)
 
 
+@pytest.mark.parametrize("suffix", [".mala.qkvo.weight", ".mask_conv.0.weight", ".norm1.body.weight"])
+def test_a_published_tensor_of_an_impossible_shape(published: Path, suffix: str) -> None:
+    weights = torch.load(published, weights_only=True)
+    name = next(name for name in weights["generator"] if name.endswith(suffix) or name.endswith(suffix[1:]))
+    for shape in ((), (3,), (2, 5)):
+        weights["generator"][name] = torch.zeros(shape)
+        torch.save(weights, published)
+        assert message_of(published)
+
+
 def test_other_shapes(published: Path) -> None:
     published.with_name("config.json").write_text(json.dumps({"dense_channel": 16}))
     assert "has shape" in message_of(published)

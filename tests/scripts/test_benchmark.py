@@ -45,6 +45,7 @@ def test_the_benchmark_prints_every_figure(tmp_path: Path, small_config: Config)
     assert figures["speedup"]["plain"] == 1
     assert figures["largest_magnitude_difference"]["ours"] < 1e-4
     assert all(value > 0 for value in figures["real_time_factor"].values())
+    assert all(value > 0 for value in figures["peak_megabytes_cpu"].values())
 
 
 def test_a_wrong_config_gets_one_line(tmp_path: Path) -> None:
