@@ -27,8 +27,10 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone: nothing more can be written, not even at exit.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whose reader has gone, and needs no message
+            print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        # What standard output still holds cannot be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = SOME_FAILED
     sys.exit(code)

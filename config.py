@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
+
+LARGEST_NUMBER = 1e9
+"""No setting is beyond it, and none is infinite."""
 
 
 class ConfigError(Exception):
@@ -38,7 +40,7 @@ class ImseConfig:
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
         return {
-            "channels: must be a positive multiple of 8": self.channels > 0 and self.channels % 8 == 0,
+            "channels: must be a multiple of 8, from 8 to 1024": 8 <= self.channels <= 1024 and self.channels % 8 == 0,
             "beta: must be above 0": self.beta > 0,
         }
 
@@ -189,9 +191,9 @@ def parse_config(content: Any, source: str) -> Config:
     section_types = get_type_hints(Config)
     _report_names(content, section_types, "section", "", problems)
     for name, section_type in section_types.items():
-        section = content.get(name)
-        if section is None:
+        if name not in content:
             continue
+        section = content[name]
         if not isinstance(section, dict):
             problems.append(f"{name}: expected an object, found {_shown(section)}")
             continue
@@ -240,9 +242,9 @@ def _parse_section(section: dict[str, Any], section_type: type, name: str, probl
         if field.name not in section:
             continue
         value, expected = section[field.name], types[field.name]
-        if expected is float and type(value) is int:
+        if expected is float and type(value) is int and abs(value) <= LARGEST_NUMBER:
             value = float(value)
-        if type(value) is not expected or (expected is float and not math.isfinite(value)):
+        if type(value) is not expected or not abs(value if expected is not str else 0) <= LARGEST_NUMBER:
             problems.append(f"{name}.{field.name}: expected {expected.__name__}, found {_shown(value)}")
         else:
             values[field.name] = value

@@ -9,11 +9,11 @@ a clean folder the scores follow. Exit codes: 0 all done, 1 some files failed (e
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,15 +25,13 @@ from data.audio import AudioError, AudioReader, AudioWriter, fit_length, resampl
 from data.file_lists import FileListError, audio_by_id, pair_by_id, plan_outputs
 from data.processes import available_cores
 from data.segments import PROTOCOLS
-from metrics.scores import score_pairs
+from metrics.scores import score_pairs, without_scores
 from metrics.summary import format_table
 from models.checkpoint import CheckpointError, default_checkpoint, load_checkpoint
 from models.enhancer import LEVEL_BLOCK, Enhancer, LevelMeter
 
-STANDARD_STREAM = "-"
 
-
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Enhance noisy speech.")
     add = parser.add_argument
@@ -45,13 +43,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
-    if options.input_noisy_wavs_dir != STANDARD_STREAM and options.output_dir is None:
+    if options.input_noisy_wavs_dir != "-" and options.output_dir is None:
         parser.error("--output_dir is needed: the folder for the results")
-    if options.input_noisy_wavs_dir == STANDARD_STREAM and options.input_clean_wavs_dir is not None:
-        parser.error("--input_clean_wavs_dir: standard input cannot be scored")
+    if options.input_noisy_wavs_dir == "-" and (options.input_clean_wavs_dir or options.output_dir):
+        parser.error("--output_dir, --input_clean_wavs_dir: not with standard input")
     try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=options.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})")
     return options
 
@@ -66,30 +64,32 @@ def enhance_file(source: Path, target: Path, enhancer: Enhancer, protocol: str, 
         noisy = resample_blocks(reader.blocks(LEVEL_BLOCK), kept.rate, enhancer.rate, kept.channels)
         level = LevelMeter().measure(noisy)
         frames = reader.frames
-    with AudioReader(source, name) as reader, AudioWriter(target, kept) as writer:
-        noisy = resample_blocks(reader.blocks(), kept.rate, enhancer.rate, kept.channels)
-        enhanced = enhancer.enhance(noisy, level, protocol)
-        for block in fit_length(resample_blocks(enhanced, enhancer.rate, kept.rate, kept.channels), frames):
-            writer.write(block)
+    try:
+        with AudioReader(source, name) as reader, AudioWriter(target, kept) as writer:
+            noisy = resample_blocks(reader.blocks(), kept.rate, enhancer.rate, kept.channels)
+            enhanced = enhancer.enhance(noisy, level, protocol)
+            for block in fit_length(resample_blocks(enhanced, enhancer.rate, kept.rate, kept.channels), frames):
+                writer.write(block)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise AudioError(f"{reader.name}: too long for --protocol {protocol} ({error}); use overlap") from error
 
 
-def enhance_files(jobs: Iterable[tuple[Path, Path]], enhancer: Enhancer, protocol: str) -> tuple[list[Path], list[str]]:
-    """Enhance each file; returns the results that are there, and a line for each file that failed."""
-    done: list[Path] = []
-    problems: list[str] = []
+def enhance_files(jobs: Iterable[tuple[Path, Path]], enhancer: Enhancer, protocol: str) -> dict[Path, str]:
+    """Enhance each file; says at once which failed, and returns the reason for each result that is not there."""
+    failures: dict[Path, str] = {}
     for source, target in jobs:
         try:
             enhance_file(source, target, enhancer, protocol)
-            done.append(target)
         except AudioError as error:
-            problems.append(str(error))
-        except (MemoryError, torch.OutOfMemoryError):
-            problems.append(f"{source}: the memory is too small for it with --protocol {protocol}")
-    return done, problems
+            failures[target] = str(error)
+            tqdm.write(str(error), file=sys.stderr)
+    return failures
 
 
 def enhance_stream(enhancer: Enhancer, protocol: str) -> None:
     """Standard input to standard output, by way of files: the level is measured before anything leaves."""
+    if sys.stdin is None or sys.stdout is None:
+        raise AudioError("standard input or output: closed")
     try:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "noisy"), Path(folder, "enhanced")
@@ -104,13 +104,11 @@ def enhance_stream(enhancer: Enhancer, protocol: str) -> None:
         raise AudioError(f"standard input or output: {error.strerror}") from error
 
 
-def score(
-    jobs: list[tuple[Path, Path]], done: list[Path], clean: dict[str, Path], options: argparse.Namespace
-) -> list[str]:
+def score(options: Namespace, targets: list[Path], failed: dict[Path, str], clean: dict[str, Path]) -> list[str]:
     """Score the results against their clean versions and print the table; returns a line for each problem."""
     problems: list[str] = []
     ids: dict[str, Path] = {}
-    for _, target in jobs:
+    for target in targets:
         name = target.relative_to(options.output_dir).with_suffix("").as_posix()
         if ids.setdefault(name, target) != target:
             problems.append(f"{target}: not scored: {ids[name]} has the same name '{name}'")
@@ -118,19 +116,22 @@ def score(
     problems += [f"{path}: has no clean version to score with" for path in pairing.noisy_only]
     if Path(options.input_noisy_wavs_dir).is_dir():
         problems += [f"{path}: has no noisy version" for path in pairing.clean_only]
-    pairs = [pair for pair in pairing.pairs if pair.noisy in done]
-    results = score_pairs(pairs, "published", available_cores())
+    there = [pair for pair in pairing.pairs if pair.noisy not in failed]
+    results = score_pairs(there, "published", available_cores())
+    problems += [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
+    results += [without_scores(pair, failed[pair.noisy]) for pair in pairing.pairs if pair.noisy in failed]
     print(format_table(results, "published"))
-    return problems + [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
+    return problems
 
 
 def main() -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments()
+    torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
     try:
         network, config = load_checkpoint(options.checkpoint_file or default_checkpoint())
         enhancer = Enhancer(network, config).to(options.device)
-        if options.input_noisy_wavs_dir == STANDARD_STREAM:
+        if options.input_noisy_wavs_dir == "-":
             enhance_stream(enhancer, options.protocol)
             return DONE
         jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
@@ -138,12 +139,11 @@ def main() -> int:
     except (CheckpointError, FileListError, AudioError) as error:
         print(error, file=sys.stderr)
         return SOME_FAILED if isinstance(error, AudioError) else WRONG_COMMAND_LINE
-    done, problems = enhance_files(tqdm(jobs, unit="file", disable=options.quiet), enhancer, options.protocol)
-    if clean:
-        problems += score(jobs, done, clean, options)
+    failures = enhance_files(tqdm(jobs, unit="file", disable=options.quiet), enhancer, options.protocol)
+    problems = score(options, [target for _, target in jobs], failures, clean) if clean else []
     for problem in problems:
         print(problem, file=sys.stderr)
-    return SOME_FAILED if problems else DONE
+    return SOME_FAILED if failures or problems else DONE
 
 
 if __name__ == "__main__":

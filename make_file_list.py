@@ -1,11 +1,11 @@
-"""Write the lists that train.py reads, training.txt and test.txt: a line `id|clean path|noisy path` a pair.
+"""Write the lists for training and testing, training.txt and test.txt: a line `id|clean path|noisy path` a pair.
 
     python make_file_list.py [--train_clean_path DIR --train_noisy_path DIR]
                              [--test_clean_path DIR --test_noisy_path DIR] [--output_dir .]
 
 Without folders it lists what downsampling.py has written; with those of one split given, that split alone.
-Files pair by name and stand in the list sorted, with their paths as the folders were given: run train.py from
-the same place, or give absolute folders. Exit codes: 0 all done; 1 some files have no twin or an impossible
+Files pair by name and stand in the list sorted, with their paths as the folders were given: they are
+read from the same place, or give absolute folders. Exit codes: 0 all done; 1 some files have no twin or an impossible
 name, each named on standard error, the lists hold the others; 2 the command line is wrong.
 """
 

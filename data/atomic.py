@@ -34,6 +34,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a whole text file in UTF-8; raises `OSError`."""
+    """Write a whole text file in UTF-8; raises `OSError`.
+
+    Names of files that are not in Unicode stand in it with backslashes.
+    """
     with replacing(path) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))

@@ -28,6 +28,9 @@ _Result = TypeVar("_Result")
 BLOCK_FRAMES = 65_536
 """Frames that are read at a time: large enough to be fast, small enough to be no matter in memory."""
 
+LOWEST_RATE = 1000
+"""Hz; nothing slower is sound, and a file that says so would grow beyond all measure at 16 kHz."""
+
 LARGEST_SAMPLE = 1e9
 """Beyond it nothing is sound, only a damaged file; its square summed over hours is still within float32."""
 
@@ -79,6 +82,9 @@ class AudioReader:
         file = self._file
         self.format = AudioFormat(file.samplerate, file.channels, file.format, file.subtype)
         self.frames = file.frames
+        if file.samplerate < LOWEST_RATE:
+            self._close()
+            raise AudioError(f"{self.name}: its rate of {file.samplerate} Hz is below {LOWEST_RATE} Hz")
 
     def __enter__(self) -> AudioReader:
         return self

@@ -43,7 +43,7 @@ class Pairing:
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """All audio files under `folder`, by extension, sorted; hidden ones are left out.
+    """All audio files under `folder`, by extension, sorted; hidden ones and hidden folders are left out.
 
     Raises `FileListError` where the folder is missing or holds none.
     """
@@ -52,11 +52,15 @@ def find_audio(folder: Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(folder))
     )
     if not files:
         raise FileListError(f"{folder}: holds no audio files")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def plan_outputs(source: Path, output_dir: Path) -> list[tuple[Path, Path]]:

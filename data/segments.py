@@ -12,11 +12,17 @@ from itertools import pairwise
 
 import numpy as np
 
+OVERLAP_WINDOW = 1.5
+"""Length of overlapping windows, in segments."""
+
 OVERLAP_HOP = 0.5
-"""Distance of overlapping windows, as a share of their length, at most."""
+"""Their distance at most, as a share of their length."""
 
 OVERLAP_FADE = 0.5
-"""Length of their cross-fade, as a share of the window; it lies in the middle of the overlap."""
+"""Length of their cross-fade, likewise."""
+
+SHORTEST_WINDOW = 1 / 3
+"""A signal that is shorter than this share of a window is followed by zeros."""
 
 WHOLE_LIMIT = 160
 """Segments that are taken in one pass at most: five minutes, for which IMSE needs some 9 GB."""
@@ -60,25 +66,25 @@ def plan_overlap(samples: int, segment: int) -> list[Window]:
     A signal shorter than a window is taken at its own length. Chosen with scripts/choose_overlap.py, on speech and
     noise that are not in the test set.
     """
-    return spread_windows(samples, segment, OVERLAP_HOP, OVERLAP_FADE)
+    return spread_windows(samples, int(OVERLAP_WINDOW * segment), OVERLAP_HOP, OVERLAP_FADE)
 
 
-def spread_windows(samples: int, segment: int, hop_share: float, fade_share: float) -> list[Window]:
+def spread_windows(samples: int, length: int, hop_share: float, fade_share: float) -> list[Window]:
     """Evenly spaced windows, at most `hop_share` of their length apart, cross-faded over `fade_share` of it.
 
     The first begins and the last ends with the signal, each fade lies in the middle of its overlap. One window of
-    its own length is enough for a signal that is shorter; under half a segment zeros follow it.
+    its own length is enough for a signal that is shorter.
     """
-    if samples <= segment:
-        return [Window(0, max(samples, segment // 2), 0, samples)]
-    fade = int(fade_share * segment)
-    steps = -(-(samples - segment) // int(hop_share * segment))
-    starts = [round(i * (samples - segment) / steps) for i in range(steps + 1)]
-    begins = [0] + [start + (before + segment - start - fade) // 2 for before, start in pairwise(starts)]
+    if samples <= length:
+        return [Window(0, max(samples, int(SHORTEST_WINDOW * length)), 0, samples)]
+    fade = int(fade_share * length)
+    steps = -(-(samples - length) // int(hop_share * length))
+    starts = [round(i * (samples - length) / steps) for i in range(steps + 1)]
+    begins = [0] + [start + (before + length - start - fade) // 2 for before, start in pairwise(starts)]
     ends = [begin + fade for begin in begins[1:]] + [samples]
     fades = [0] + [fade] * steps
     return [
-        Window(start, segment, begin, end, fade)
+        Window(start, length, begin, end, fade)
         for start, begin, end, fade in zip(starts, begins, ends, fades, strict=True)
     ]
 
@@ -89,7 +95,7 @@ def plan_whole(samples: int, segment: int) -> list[Window]:
     Raises `MemoryError` for a signal of more than `WHOLE_LIMIT` segments.
     """
     if samples > WHOLE_LIMIT * segment:
-        raise MemoryError
+        raise MemoryError(f"it has {samples} samples; one pass takes {WHOLE_LIMIT * segment} at most")
     return [Window(0, samples, 0, samples)]
 
 

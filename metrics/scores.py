@@ -85,7 +85,7 @@ def score_pair(utterance: Utterance, variant: Variant) -> PairScores:
             values.append(scores)
             reasons += failures
     except (AudioError, ScoreError) as error:
-        return _failed(utterance, str(error))
+        return without_scores(utterance, str(error))
     means = {name: float(np.mean([scores[name] for scores in values])) for name in METRICS}
     return PairScores(utterance.id, means, "; ".join(dict.fromkeys(reasons)) or None)
 
@@ -103,13 +103,14 @@ def score_pairs(
         for index, result in run_in_processes(task, utterances, jobs):
             if isinstance(result, BaseException):
                 kind = "" if isinstance(result, LostProcessError) else f"{type(result).__name__}: "
-                result = _failed(utterances[index], f"{kind}{result}")
+                result = without_scores(utterances[index], f"{kind}{result}")
             results[index] = result
             bar.update()
     return [results[index] for index in range(len(utterances))]
 
 
-def _failed(utterance: Utterance, reason: str) -> PairScores:
+def without_scores(utterance: Utterance, reason: str) -> PairScores:
+    """The result of a pair that cannot be scored: NaN for all, and why."""
     return PairScores(utterance.id, dict.fromkeys(METRICS, math.nan), " ".join(reason.split()))
 
 

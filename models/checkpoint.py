@@ -33,8 +33,8 @@ DEFAULT_CHECKPOINTS = (
 """What `default_checkpoint` takes, the first that is there."""
 
 _NOT_A_CHECKPOINT = (
-    "not a checkpoint, or cut short; nothing in it was executed. Give a *.safetensors that train.py wrote, "
-    "or a released file (scripts/download_published.py)"
+    "not a checkpoint, or cut short; nothing in it was executed. Give a released file "
+    "(scripts/download_published.py) or a *.safetensors of this project"
 )
 # What torch's restricted unpickler raises on a damaged or hostile stream: it has no error of its own for most.
 _UNPICKLING_ERRORS = (
@@ -89,8 +89,9 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Config]:
         weights, config = _read_published(path)
     else:
         raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}")
+    with torch.device("meta"):  # compares shapes before it takes memory
+        _check_fit(path, weights, build(config).state_dict())
     network = build(config)
-    _check_fit(path, weights, network.state_dict())
     network.load_state_dict(weights)
     return network.eval(), config
 
@@ -103,7 +104,7 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew") from error
     if "config" not in metadata:
-        raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint that train.py wrote")
+        raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint of this project")
     try:
         return weights, parse_config(json.loads(metadata["config"]), "its configuration")
     except (ConfigError, ValueError, RecursionError) as error:
@@ -118,11 +119,18 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
     except _UNPICKLING_ERRORS as error:
         raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}") from error
     weights = content.get("generator") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not isinstance(weights, dict) or not all(_is_weight(*entry) for entry in weights.items()):
         raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
     if not is_published_imse(weights):
         raise CheckpointError(f"{path}: holds another network's tensors; released checkpoints of IMSE are read")
     return translate_imse(weights), _published_config(path)
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether an entry of a state dict is a name with real numbers that are there."""
+    if not (isinstance(name, str) and isinstance(value, Tensor)):
+        return False
+    return value.layout == torch.strided and value.is_floating_point() and value.device.type == "cpu"
 
 
 def _published_config(path: Path) -> Config:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import Config, ConfigError, load_config
+from data.atomic import write_text_atomically
 from models import build
 from models.published import translate_imse
 from models.spectrogram import Spectra, Spectrogram
@@ -158,6 +159,8 @@ def main() -> int:
     add("--rounds", type=int, default=15, help="how often each form is timed; default: %(default)s")
     add("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
+    if options.threads < 1 or options.rounds < 1:
+        parser.error("--threads, --rounds: must be 1 or more")
     try:
         config = load_config(options.config)
     except ConfigError as error:
@@ -167,7 +170,7 @@ def main() -> int:
     print(as_text(figures))
     print(json.dumps(figures))
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_text_atomically(options.json, json.dumps(figures, indent=2) + "\n")
     return DONE
 
 

@@ -10,7 +10,6 @@ same with one process each, and the share of PESQ in the fast way's work.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, read_audio
 from data.file_lists import FileListError, Utterance, pair_folders
 from data.processes import available_cores, run_in_processes
@@ -99,19 +99,23 @@ def benchmark(utterances: list[Utterance], jobs: int) -> dict[str, float]:
 
 def main() -> int:
     """Run the benchmark and print it."""
-    parser = argparse.ArgumentParser(description="Time the metrics.")
+    parser = ArgumentParser(description="Time the metrics.")
     parser.add_argument("--clean_wav_dir", type=Path, required=True)
     parser.add_argument("--noisy_wav_dir", type=Path, required=True)
     parser.add_argument("--files", type=int, default=60, help="how many pairs, spread over the folder")
     parser.add_argument("--jobs", type=int, default=available_cores())
     options = parser.parse_args()
+    if options.files < 1 or options.jobs < 1:
+        parser.error("--files, --jobs: must be 1 or more")
     try:
         pairs = pair_folders(options.clean_wav_dir, options.noisy_wav_dir).pairs
+        if not pairs:
+            raise FileListError(f"{options.noisy_wav_dir}: no file has a twin in {options.clean_wav_dir}")
         chosen = pairs[:: max(1, len(pairs) // options.files)][: options.files]
         numbers = benchmark(chosen, options.jobs)
     except (FileListError, AudioError, ScoreError) as error:
         print(error, file=sys.stderr)
-        return 2
+        return WRONG_COMMAND_LINE
     print(
         f"{numbers['files']} files in {numbers['jobs']} processes: {numbers['pool_seconds']:.1f} s;"
         f" one after another with plain loops: {numbers['plain_seconds']:.1f} s; ratio {numbers['ratio']:.1f}"
@@ -119,8 +123,8 @@ def main() -> int:
     )
     print(f"PESQ is {numbers['pesq_share']:.0%} of the fast way's work")
     print(json.dumps(numbers))
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

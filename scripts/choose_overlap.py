@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
-from data.audio import read_audio
+from data.audio import AudioError, read_audio
 from data.file_lists import FileListError, find_audio
 from data.processes import available_cores, run_in_processes
 from data.segments import PROTOCOLS, Window, cut, join, spread_windows
@@ -30,7 +30,8 @@ from models.enhancer import Enhancer, LevelMeter
 SNRS_DB = (2.5, 7.5, 12.5, 17.5)
 """Signal-to-noise ratios in turn: those of the VoiceBank+DEMAND test set."""
 QUIETEST_NOISE = 1e-4
-WINDOW_FACTORS = (1.0, 1.5)
+LONGEST_SECONDS = 40  # that PESQ takes
+WINDOW_FACTORS = (1.0, 1.5, 2.0)
 HOPS = (1.0, 0.875, 0.75, 0.5, 0.25)
 FADES = (0.0, 0.02, 0.125, 0.25, 0.5)
 PADDINGS = ("zeros behind", "zeros in front", "zeros on both sides", "reflected", "repeated", "own length")
@@ -132,11 +133,18 @@ def main() -> int:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
     make = partial(mixtures, speech, noise, count=options.files, rate=enhancer.rate)
-    short = make(enhancer.rate, enhancer.segment)
+    try:
+        short, long = make(enhancer.rate, enhancer.segment), make(enhancer.segment, LONGEST_SECONDS * enhancer.rate)
+    except AudioError as error:
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
+    if not short or not long:
+        print(f"{options.speech_dir}: needs utterances shorter and longer than a segment", file=sys.stderr)
+        return WRONG_COMMAND_LINE
     print_rows(["short, noisy"], short, lambda noisy: [noisy])
     for how in PADDINGS:
         print_rows([f"short, {how}"], short, lambda noisy, how=how: [enhance_padded(enhancer, noisy, how)])
-    compare_windows(enhancer, make(enhancer.segment, 2**31))
+    compare_windows(enhancer, long)
     return DONE
 
 

@@ -11,13 +11,13 @@ wrong.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, AudioFormat, read_audio, write_audio
 from data.file_lists import FileListError, audio_by_id
 
@@ -143,7 +143,7 @@ def make_samples(prompts_dir: Path, output_dir: Path, seed: int) -> None:
 
 def main() -> int:
     """Do what the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Make the demo's noisy and clean pairs.")
+    parser = ArgumentParser(description="Make the demo's noisy and clean pairs.")
     parser.add_argument("--prompts_dir", type=Path, required=True, help="decoded prompts; see samples/README.md")
     parser.add_argument("--output_dir", type=Path, default=SAMPLES_DIR, help="default: samples")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -153,12 +153,12 @@ def main() -> int:
     try:
         make_samples(args.prompts_dir, args.output_dir, args.seed)
     except (AudioError, FileListError) as error:
-        print(f"make_samples.py: {error}", file=sys.stderr)
-        return 2
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
     for recipe in RECIPES:
         print(f"{recipe.name}: {recipe.prompt}, {recipe.noise} noise at {recipe.snr_db:g} dB")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

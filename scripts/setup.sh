@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the project's root with the tested versions. `bash scripts/setup.sh dev` adds the tools for testing.
-# PYTHON chooses the interpreter (3.10 or newer).
+# PYTHON chooses the interpreter (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

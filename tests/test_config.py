@@ -69,7 +69,7 @@ def test_clashes_between_keys(content: dict[str, Any]) -> None:
     content["seed"] = 1
     assert problems_of(content) == [
         "seed: unknown section",
-        "model.channels: must be a positive multiple of 8",
+        "model.channels: must be a multiple of 8, from 8 to 1024",
         "stft.win_size: must be above 0 and at most n_fft",
         "loss.phase: must not be negative",
         "train.seed: must not be negative",
@@ -81,6 +81,18 @@ def test_clashes_between_keys(content: dict[str, Any]) -> None:
 def test_an_unknown_network(content: dict[str, Any]) -> None:
     content["model"]["name"] = "imsee"
     assert problems_of(content) == ['model.name: expected one of imse, found "imsee"']
+
+
+@pytest.mark.parametrize("section", ["model", "stft", "train"])
+def test_a_section_that_is_null(content: dict[str, Any], section: str) -> None:
+    content[section] = None
+    assert problems_of(content) == [f"{section}: expected an object, found nothing"]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
+def test_numbers_that_are_too_large(content: dict[str, Any], value: float) -> None:
+    content["model"]["beta"] = value
+    assert len(problems_of(content)) == 1
 
 
 @pytest.mark.parametrize("wrong", [[], "text", None, 3, {"model": 3}, {"model": {"name": []}}, {}])

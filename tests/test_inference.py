@@ -65,7 +65,7 @@ def odd_recordings() -> dict[str, tuple[np.ndarray, AudioFormat]]:
         "formats/a.ogg": (fast, AudioFormat(RATE, 1, "OGG", "VORBIS")),
         "formats/b.mp3": (fast, AudioFormat(RATE, 1, "MP3", "MPEG_LAYER_III")),
         'naïve/it\'s "quoted" 鳥.flac': (fast, AudioFormat(RATE, 1, "FLAC", "PCM_24")),
-        "naïve/.hidden/x.FLAC": (fast, AudioFormat(RATE, 1, "FLAC", "PCM_16")),
+        "naïve/deep/x.FLAC": (fast, AudioFormat(RATE, 1, "FLAC", "PCM_16")),
     }
 
 

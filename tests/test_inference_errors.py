@@ -144,7 +144,7 @@ def test_every_bad_file_is_named_and_the_others_are_done(tmp_path: Path, small_c
 
 def test_scores_and_what_cannot_be_scored(tmp_path: Path, small_checkpoint: Path) -> None:
     clean, noisy = speech_like(1.5), with_noise(speech_like(1.5), 10)
-    for name in ("a/pair", "b/pair", "length", "rate", "no_noisy"):
+    for name in ("a/pair", "b/pair", "length", "rate", "no_noisy", "broken"):
         save(tmp_path / f"clean/{name}.flac", clean, container="FLAC")
     save(tmp_path / "noisy/a/pair.wav", noisy)
     save(tmp_path / "noisy/b/pair.wav", noisy)
@@ -152,14 +152,17 @@ def test_scores_and_what_cannot_be_scored(tmp_path: Path, small_checkpoint: Path
     save(tmp_path / "noisy/length.wav", noisy[:-2000])
     save(tmp_path / "noisy/rate.wav", noisy, 8000)
     save(tmp_path / "noisy/no_clean.wav", noisy)
+    (tmp_path / "noisy/broken.wav").write_text("no sound")
     arguments = ["--input_noisy_wavs_dir", "noisy", "--output_dir", "out", "--input_clean_wavs_dir", "clean"]
     result = run_script("inference.py", *arguments, "--checkpoint_file", small_checkpoint, "--quiet", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stdout.startswith("4 files, 2 failed")
-    assert files_below(tmp_path / "out") == files_below(tmp_path / "noisy")
+    # A file that could not be enhanced counts as failed in the table too.
+    assert result.stdout.startswith("5 files, 3 failed")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "noisy") - {"broken.wav"}
     lines = problems_of(result)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for words in (
+        "noisy/broken.wav: not an audio file",
         "clean/no_noisy.flac: has no noisy version",
         "out/no_clean.wav: has no clean version to score with",
         "length: the lengths differ: clean 24000, other 22000 samples",
@@ -223,7 +226,7 @@ def test_folders_that_cannot_be_used(
     [
         ([], "the following arguments are required: --input_noisy_wavs_dir"),
         (["--input_noisy_wavs_dir", "in"], "--output_dir is needed"),
-        (["--input_noisy_wavs_dir", "-", "--input_clean_wavs_dir", "in"], "standard input cannot be scored"),
+        (["--input_noisy_wavs_dir", "-", "--input_clean_wavs_dir", "in"], "not with standard input"),
         (["--input_noisy_wavs_dir", "-", "--device", "gpu"], "--device gpu: cannot be used"),
         (["--input_noisy_wavs_dir", "-", "--protocol", "none"], "invalid choice: 'none'"),
         (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none"], "none: the checkpoint cannot be read"),
@@ -264,11 +267,11 @@ def test_a_full_disk_fails_its_file_only(tmp_path: Path, identity: Enhancer) -> 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
     try:
-        done, problems = inference.enhance_files(jobs, identity, "overlap")
+        failures = inference.enhance_files(jobs, identity, "overlap")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert done == [tmp_path / "out/b.wav"]
-    assert problems == [f"{tmp_path}/out/a.wav: cannot be written as WAV PCM_16 (File too large)"]
+    reason = f"{tmp_path}/out/a.wav: cannot be written as WAV PCM_16 (File too large)"
+    assert failures == {tmp_path / "out/a.wav": reason}
     assert files_below(tmp_path / "out") == {"b.wav"}
 
 
@@ -280,9 +283,9 @@ def test_a_network_that_fails_is_no_result(tmp_path: Path, config: Config) -> No
             NotANumber(),
             f"{tmp_path}/out/in.wav: not written: the result holds NaN or infinite samples",
         ),
-        (TooLarge(), f"{tmp_path}/in.wav: the memory is too small for it with --protocol whole"),
+        (TooLarge(), f"{tmp_path}/in.wav: too long for --protocol whole (needs 100 GB); use overlap"),
     ):
-        assert inference.enhance_files(jobs, Enhancer(network, config), "whole") == ([], [words])
+        assert inference.enhance_files(jobs, Enhancer(network, config), "whole") == {tmp_path / "out/in.wav": words}
         assert files_below(tmp_path) == {"in.wav"}
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
-import pytest
-
 from tests.fixtures.commands import ROOT
-
-tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
 
 
 def name_of(requirement: str) -> str:
@@ -61,3 +58,9 @@ def test_only_declared_packages_are_imported() -> None:
 
 def test_the_console_of_ci_is_the_test_script() -> None:
     assert Path(ROOT, ".ci", "run").read_text().rstrip().endswith('scripts/test.sh"')
+
+
+def test_no_page_has_a_gap_left_to_fill() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "samples").glob("*.md")]
+    assert len(pages) >= 4
+    assert [page.name for page in pages if re.search(r"@[A-Z]+@|TODO|FIXME", page.read_text(encoding="utf-8"))] == []

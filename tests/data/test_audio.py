@@ -225,3 +225,9 @@ def test_fit_length_cuts_and_fills() -> None:
     assert cut.tolist() == [[1, 1]] * 4 + [[2, 2]]
     filled = np.concatenate(list(fit_length(iter(blocks), 10)))
     assert filled.tolist() == [[1, 1]] * 4 + [[2, 2]] * 4 + [[0, 0]] * 2
+
+
+def test_a_rate_that_is_no_sound_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "slow.wav", np.zeros(100), 999)
+    with pytest.raises(AudioError, match=r"its rate of 999 Hz is below 1000 Hz"):
+        read_audio(tmp_path / "slow.wav")

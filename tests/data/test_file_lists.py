@@ -151,3 +151,10 @@ def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:
         find_audio(tmp_path / "file.txt")
     with pytest.raises(FileListError, match="empty: holds no audio files"):
         find_audio(tmp_path / "empty")
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.wav", ".b.wav", ".cache/c.wav", "d/e.FLAC"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_audio(tmp_path) == [tmp_path / "a.wav", tmp_path / "d/e.FLAC"]

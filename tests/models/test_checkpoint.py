@@ -123,6 +123,25 @@ def test_a_published_tensor_of_an_impossible_shape(published: Path, suffix: str)
         assert message_of(published)
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {1: torch.zeros(2)},
+        {"a.mala.qkvo.weight": torch.zeros(2, 2).to_sparse()},
+        {"a.mala.qkvo.weight": torch.zeros(2, device="meta")},
+        {"a.mala.qkvo.weight": torch.zeros(2, dtype=torch.complex64)},
+    ],
+)
+def test_entries_that_are_no_weights(tmp_path: Path, weights: dict) -> None:
+    torch.save({"generator": weights}, tmp_path / "odd")
+    assert "without a 'generator' state dict" in message_of(tmp_path / "odd")
+
+
+def test_a_network_too_large_for_the_memory_is_not_built(published: Path) -> None:
+    published.with_name("config.json").write_text(json.dumps({"dense_channel": 8_000_000}))
+    assert "from 8 to 1024" in message_of(published)
+
+
 def test_other_shapes(published: Path) -> None:
     published.with_name("config.json").write_text(json.dumps({"dense_channel": 16}))
     assert "has shape" in message_of(published)
