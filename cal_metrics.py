@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.file_lists import (
-    AUDIO_SUFFIXES,
     FileListError,
     Utterance,
-    audio_by_id,
     pair_folders,
     read_file_list,
 )
@@ -64,25 +61,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def find_pairs(options: argparse.Namespace) -> tuple[list[Utterance], list[Path]]:
     """The pairs to score, and the files of either folder that have no twin; raises `FileListError`."""
     if options.input_test_file:
-        listed = read_file_list(options.input_test_file, options.clean_wav_dir, options.noisy_wav_dir)
-        for kind, folder in (("clean", options.clean_wav_dir), ("noisy", options.noisy_wav_dir)):
-            listed = _within(folder, kind, listed) if folder else listed
-        return listed, []
+        return read_file_list(options.input_test_file, options.clean_wav_dir, options.noisy_wav_dir), []
     pairing = pair_folders(options.clean_wav_dir, options.noisy_wav_dir)
     if not pairing.pairs:
         raise FileListError(f"{options.noisy_wav_dir}: no file has a twin in {options.clean_wav_dir}")
     return pairing.pairs, pairing.clean_only + pairing.noisy_only
-
-
-def _within(folder: Path, kind: str, listed: list[Utterance]) -> list[Utterance]:
-    """The utterances with their `kind` of file in `folder`, whatever its extension and the list's path."""
-    files = audio_by_id(folder)
-    found: list[Utterance] = []
-    for utterance in listed:
-        name = Path(utterance.id)
-        stem = (name.with_suffix("") if name.suffix.lower() in AUDIO_SUFFIXES else name).as_posix()
-        found.append(replace(utterance, **{kind: files.get(stem, folder / f"{stem}.wav")}))
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -136,10 +136,11 @@ def file_list_line(*fields: str) -> str:
 
 
 def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | None = None) -> list[Utterance]:
-    """Read a file list; what a line leaves out is looked up by its id in the folders given.
+    """Read a file list; in a folder given here files are looked up by their ids, whatever path the list names.
 
-    Raises `FileListError` for a missing, undecodable or empty list and for a line that cannot be completed
-    or names an id twice. Whether the audio files exist is for their reader to say.
+    So the list of the noisy test set also serves for the enhanced one. Raises `FileListError` for a missing,
+    undecodable or empty list, for a line that cannot be completed or names an id twice, and for a folder that cannot
+    be used. Whether the audio files exist is for their reader to say.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -147,37 +148,41 @@ def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | 
         raise FileListError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FileListError(f"{path}: not a text file in UTF-8") from error
+    clean, noisy = _Folder("clean", clean_dir), _Folder("noisy", noisy_dir)
     utterances: dict[str, Utterance] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         fields = [field.strip() for field in line.split("|")]
         if len(fields) > 3 or not all(fields):
-            raise FileListError(f"{path}, line {number}: expected 'id|clean path|noisy path', found '{line}'")
-        name = fields[0]
+            raise FileListError(f"{where}: expected 'id|clean path|noisy path', found '{line}'")
+        name, listed = fields[0], dict(enumerate(fields))
         if name in utterances:
-            raise FileListError(f"{path}, line {number}: '{name}' stands in the list twice")
-        where = f"{path}, line {number}"
+            raise FileListError(f"{where}: '{name}' stands in the list twice")
         utterances[name] = Utterance(
             id=name,
-            clean=Path(fields[1]) if len(fields) > 1 else _look_up(name, clean_dir, "clean", where),
-            noisy=Path(fields[2]) if len(fields) > 2 else _look_up(name, noisy_dir, "noisy", where),
+            clean=clean.find(name, listed.get(1), where),
+            noisy=noisy.find(name, listed.get(2), where),
         )
     if not utterances:
         raise FileListError(f"{path}: holds no utterances")
     return list(utterances.values())
 
 
-def _look_up(name: str, folder: Path | None, kind: str, where: str) -> Path:
-    """The file called `name`, with or without an audio extension, in `folder`."""
-    if folder is None:
-        raise FileListError(f"{where}: names no {kind} file for '{name}', and no folder of {kind} files is given")
-    exact = folder / name
-    if exact.suffix.lower() in AUDIO_SUFFIXES and exact.is_file():
-        return exact
-    for suffix in sorted(AUDIO_SUFFIXES):
-        for spelling in (suffix, suffix.upper()):
-            candidate = folder / f"{name}{spelling}"
-            if candidate.is_file():
-                return candidate
-    return folder / f"{name}.wav"
+class _Folder:
+    """Where a list's clean or noisy files are looked up; without a folder the list's own paths count."""
+
+    def __init__(self, kind: str, folder: Path | None) -> None:
+        self._kind = kind
+        self._folder = folder
+        self._files = audio_by_id(folder) if folder else {}
+
+    def find(self, name: str, listed: str | None, where: str) -> Path:
+        """The file of the utterance `name`, for which the list gives the path `listed`; raises `FileListError`."""
+        if self._folder:
+            stem = name.removesuffix(suffix) if (suffix := Path(name).suffix).lower() in AUDIO_SUFFIXES else name
+            return self._files.get(stem, self._folder / f"{stem}.wav")
+        if listed:
+            return Path(listed)
+        raise FileListError(f"{where}: names no {self._kind} file for '{name}'; give the folder of {self._kind} files")

@@ -67,6 +67,7 @@ def test_an_id_finds_its_files_whatever_their_extension(tmp_path: Path, name: st
 
 
 def test_an_id_without_a_file_is_left_for_the_reader_to_name(tmp_path: Path) -> None:
+    make_files(tmp_path, "another.wav")
     path = write_list(tmp_path, "gone\n")
     assert read_file_list(path, tmp_path, tmp_path)[0].clean == tmp_path / "gone.wav"
 
@@ -158,3 +159,11 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_audio(tmp_path) == [tmp_path / "a.wav", tmp_path / "d/e.FLAC"]
+
+
+def test_a_folder_comes_before_the_path_in_the_list(tmp_path: Path) -> None:
+    make_files(tmp_path / "enhanced", "a.flac")
+    path = write_list(tmp_path, "a|clean/a.wav|noisy/a.wav\n")
+    assert read_file_list(path, noisy_dir=tmp_path / "enhanced") == [
+        Utterance("a", Path("clean/a.wav"), tmp_path / "enhanced" / "a.flac")
+    ]
