@@ -18,13 +18,8 @@ from data.segments import PROTOCOLS
 from models.enhancer import Enhancer
 from models.spectrogram import Spectra
 from tests.fixtures.commands import ROOT, run_script
-from tests.fixtures.recordings import files_below, load, save
-from tests.fixtures.signals import speech_like, with_noise
+from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 
-RATE = 16_000
-NOISY = with_noise(speech_like(2.5), 5)
-# Exact in 16 bits, and so in every larger format.
-QUANTISED = np.rint(NOISY[:RATE] * 32_768) / 32_768
 UNKNOWN_SIZE = b"\xff" * 4
 
 

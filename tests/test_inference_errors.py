@@ -26,14 +26,8 @@ from models.checkpoint import save_checkpoint
 from models.enhancer import Enhancer
 from models.spectrogram import Spectra
 from tests.fixtures.commands import ROOT, run_script
-from tests.fixtures.recordings import files_below, load, save
+from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
-
-RATE = 16_000
-NOISY = with_noise(speech_like(2.5), 5)
-# Exact in 16 bits, and so in every larger format.
-QUANTISED = np.rint(NOISY[:RATE] * 32_768) / 32_768
-UNKNOWN_SIZE = b"\xff" * 4
 
 
 class NotANumber(nn.Module):

@@ -21,11 +21,7 @@ from data.audio import (
     resample_blocks,
     write_audio,
 )
-
-RATE = 16_000
-# Beyond what integers hold, on both sides. (An even length: libsndfile pads 8-bit AIFF with a sample.)
-RAMP = np.linspace(-2, 2, 4000, dtype=np.float32)[:, None]
-NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (48_000, 1)).astype(np.float32)
+from tests.fixtures.recordings import NOISE, RATE
 
 
 def encoded(samples: np.ndarray, container: str = "WAV", subtype: str = "PCM_16", rate: int = RATE) -> bytes:

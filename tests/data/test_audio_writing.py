@@ -24,11 +24,7 @@ from data.audio import (
     read_audio,
     write_audio,
 )
-
-RATE = 16_000
-# Beyond what integers hold, on both sides. (An even length: libsndfile pads 8-bit AIFF with a sample.)
-RAMP = np.linspace(-2, 2, 4000, dtype=np.float32)[:, None]
-NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (48_000, 1)).astype(np.float32)
+from tests.fixtures.recordings import NOISE, RAMP, RATE
 
 
 @contextmanager
