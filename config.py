@@ -1,18 +1,23 @@
 """Configuration: a JSON file in sections, checked as a whole and held in frozen dataclasses.
 
 `load_config` reports every unknown, missing, mistyped, out-of-range or clashing key at once, by name, so that one
-look at the message is enough to mend the file. Every key must be given: a config file says all that a run did.
+look at the message is enough to mend the file. Every key must be given, but for those that turn on what the paper's
+recipe has not: they have a default, which is "off".
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
+
+PESQ_RATE = 16_000
+"""Hz; what the discriminator learns is wideband PESQ."""
 
 LARGEST_NUMBER = 1e9
 """No setting is beyond it, and none is infinite."""
@@ -85,27 +90,76 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """Dynamic mixing: each crop is clean speech with noise, put together anew every epoch.
+
+    snr_low, snr_high: signal-to-noise ratio of a crop in dB, uniform.
+    gain_low, gain_high: level of a crop against its normalised level in dB, uniform; a crop of a recording is louder
+        or softer than the whole of it, by which its level is normalised in inference.
+    reverb_share: share of the crops whose speech sounds in a synthetic room; their target keeps its first 50 ms.
+    validation_mixes: how many mixes of held-out speech and noise validation scores.
+    """
+
+    snr_low: float
+    snr_high: float
+    gain_low: float
+    gain_high: float
+    reverb_share: float
+    validation_mixes: int
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            "snr_low: must be at least -100 and at most snr_high": -100 <= self.snr_low <= self.snr_high,
+            "snr_high: must be at most 100": self.snr_high <= 100,
+            "gain_low: must be at least -100 and at most gain_high": -100 <= self.gain_low <= self.gain_high,
+            "gain_high: must be at most 100": self.gain_high <= 100,
+            "reverb_share: must be from 0 to 1": 0 <= self.reverb_share <= 1,
+            "validation_mixes: must be above 0": self.validation_mixes > 0,
+        }
+
+
+@dataclass(frozen=True)
 class LossConfig:
-    """Weights of the generator's loss terms (IMSE paper, section on training)."""
+    """Weights of the generator's loss terms (`models.losses`, and `metric` from the discriminator).
+
+    The first four are the paper's; a term with weight 0 is not computed, and without `metric` there is no
+    discriminator.
+    """
 
     metric: float
     magnitude: float
     phase: float
     complex: float
+    consistency: float = 0.0
+    time: float = 0.0
+    si_sdr: float = 0.0
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
-        return {f"{name}: must not be negative": weight >= 0 for name, weight in dataclasses.asdict(self).items()}
+        weights = dataclasses.asdict(self)
+        checks = {f"{name}: must not be negative": weight >= 0 for name, weight in weights.items()}
+        checks["metric: cannot be the only loss; give another term a weight above 0"] = any(
+            weight > 0 for name, weight in weights.items() if name != "metric"
+        )
+        return checks
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW for generator and discriminator; the learning rate is multiplied by `lr_decay` after each epoch."""
+    """AdamW for generator and discriminator; the learning rate is multiplied by `lr_decay` after each epoch.
+
+    Beyond the paper, each 0 for off: `warmup_steps`, over which the learning rate rises from 0; `grad_clip`, the
+    largest norm of the generator's gradient; `ema_decay` of the averaged weights that are validated and kept.
+    """
 
     learning_rate: float
     adam_b1: float
     adam_b2: float
     lr_decay: float
+    warmup_steps: int = 0
+    grad_clip: float = 0.0
+    ema_decay: float = 0.0
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
@@ -114,17 +168,30 @@ class OptimConfig:
             "adam_b1: must be at least 0 and below 1": 0 <= self.adam_b1 < 1,
             "adam_b2: must be at least 0 and below 1": 0 <= self.adam_b2 < 1,
             "lr_decay: must be above 0 and at most 1": 0 < self.lr_decay <= 1,
+            "warmup_steps: must not be negative": self.warmup_steps >= 0,
+            "grad_clip: must not be negative": self.grad_clip >= 0,
+            "ema_decay: must be at least 0 and below 1": 0 <= self.ema_decay < 1,
         }
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run: passes over the list, utterances a step, steps between validations, seed of every random choice."""
+    """The run: passes over the data, crops a step and process, steps between validations, seed of every choice.
+
+    metric_lag: 0 waits for the PESQ labels in each step, as the paper does; 1 takes those of the step before, so
+        that the device never waits.
+    save_interval: steps between two saved training states.
+    bf16, compile: speed of the device; off, a step is the paper's in float32.
+    """
 
     epochs: int
     batch_size: int
     validation_interval: int
     seed: int
+    metric_lag: int = 0
+    save_interval: int = 1000
+    bf16: bool = False
+    compile: bool = False
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
@@ -133,6 +200,8 @@ class TrainConfig:
             "batch_size: must be above 0": self.batch_size > 0,
             "validation_interval: must be above 0": self.validation_interval > 0,
             "seed: must not be negative": self.seed >= 0,
+            "metric_lag: must be 0 or 1": self.metric_lag in (0, 1),
+            "save_interval: must be above 0": self.save_interval > 0,
         }
 
 
@@ -150,15 +219,37 @@ class Config:
     loss: LossConfig
     optim: OptimConfig
     train: TrainConfig
+    mix: MixConfig | None = None
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The plain mapping that `parse_config` reads back."""
-        return dataclasses.asdict(self)
+        return {name: section for name, section in dataclasses.asdict(self).items() if section is not None}
 
 
-def load_config(path: Path) -> Config:
-    """Read and check a configuration file; raises `ConfigError`."""
-    return parse_config(load_json(path), str(path))
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration file; raises `ConfigError`.
+
+    `overrides` are assignments such as `optim.learning_rate=1e-4`, their values in JSON.
+    """
+    content = load_json(path)
+    return parse_config(_overridden(content, overrides) if overrides else content, str(path))
+
+
+def _overridden(content: Any, overrides: Sequence[str]) -> Any:
+    """The content with `section.key=value` assignments put into it."""
+    content = copy.deepcopy(content)
+    for assignment in overrides:
+        place, equals, text = assignment.partition("=")
+        section, dot, key = place.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise ConfigError(f"--set {assignment}", ["expected section.key=value, such as optim.learning_rate=1e-4"])
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text.strip()  # a word needs no quotes; what must be a number is refused with the section
+        if isinstance(content, dict) and isinstance(content.setdefault(section, {}), dict):
+            content[section][key] = value
+    return content
 
 
 def load_json(path: Path) -> Any:
@@ -188,8 +279,8 @@ def parse_config(content: Any, source: str) -> Config:
         raise ConfigError(source, ["expected an object with the sections of a configuration"])
     problems: list[str] = []
     sections: dict[str, Any] = {}
-    section_types = get_type_hints(Config)
-    _report_names(content, section_types, "section", "", problems)
+    section_types = {name: _section_type(hint) for name, hint in get_type_hints(Config).items()}
+    _report_names(content, Config, "section", "", problems)
     for name, section_type in section_types.items():
         if name not in content:
             continue
@@ -212,31 +303,41 @@ def parse_config(content: Any, source: str) -> Config:
     return Config(**sections)
 
 
+def _section_type(hint: Any) -> type:
+    """The dataclass of a section that may be left out."""
+    return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+
+
 def _clashes(
-    model: ImseConfig | None = None, stft: StftConfig | None = None, data: DataConfig | None = None, **_: Any
+    model: ImseConfig | None = None,
+    stft: StftConfig | None = None,
+    data: DataConfig | None = None,
+    loss: LossConfig | None = None,
+    **_: Any,
 ) -> Iterator[str]:
     """What is wrong between sections, as far as they are there."""
     if model and stft and stft.bins % 8:
         yield f"stft.n_fft: gives {stft.bins} bins; the network needs a multiple of 8, to halve them three times"
     if stft and data and data.segment_size < stft.n_fft:
         yield f"data.segment_size: must be at least stft.n_fft, {stft.n_fft}"
+    if loss and data and loss.metric > 0 and data.sampling_rate != PESQ_RATE:
+        yield f"loss.metric: needs data.sampling_rate {PESQ_RATE}, at which PESQ is defined"
 
 
-def _report_names(
-    given: Mapping[str, Any], known: Mapping[str, Any], what: str, prefix: str, problems: list[str]
-) -> None:
+def _report_names(given: Mapping[str, Any], owner: type, what: str, prefix: str, problems: list[str]) -> None:
+    known = {field.name: field.default is MISSING for field in fields(owner)}
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             problems.append(f"{prefix}{key}: unknown {what}{hint}")
-    problems.extend(f"{prefix}{key}: missing" for key in known if key not in given)
+    problems.extend(f"{prefix}{key}: missing" for key, needed in known.items() if needed and key not in given)
 
 
 def _parse_section(section: dict[str, Any], section_type: type, name: str, problems: list[str]) -> Any:
     """Build one section's dataclass where all its keys are there; what is wrong goes into `problems`."""
     types = get_type_hints(section_type)
-    _report_names(section, types, "key", f"{name}.", problems)
+    _report_names(section, section_type, "key", f"{name}.", problems)
     values: dict[str, Any] = {}
     for field in fields(section_type):
         if field.name not in section:
@@ -248,7 +349,8 @@ def _parse_section(section: dict[str, Any], section_type: type, name: str, probl
             problems.append(f"{name}.{field.name}: expected {expected.__name__}, found {_shown(value)}")
         else:
             values[field.name] = value
-    return section_type(**values) if len(values) == len(types) else None
+    needed = {field.name for field in fields(section_type) if field.default is MISSING}
+    return section_type(**values) if needed <= values.keys() else None
 
 
 def _shown(value: Any) -> str:

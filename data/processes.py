@@ -44,7 +44,7 @@ def run_in_processes(
     items and the results must be picklable.
     """
     queue = deque(range(len(items)))
-    with _one_thread_each():
+    with one_thread_each():
         while queue:
             jobs = min(jobs, len(queue))
             suspects = deque((yield from _run_until_death(task, items, queue, jobs, 2 * jobs)))
@@ -64,7 +64,7 @@ def _run_until_death(
     lost: list[int] = []
     running: dict[Future[Result], int] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_process) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up_process) as pool:
         while running or (queue and not lost):
             while queue and len(running) < under_way and not lost:
                 index = queue.popleft()
@@ -82,7 +82,7 @@ def _run_until_death(
     return sorted(lost)
 
 
-def _start_process() -> None:
+def set_up_process() -> None:
     """Leave Ctrl-C to the parent, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -96,7 +96,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Processes started meanwhile use one thread for arithmetic: libraries read these when they load."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))

@@ -37,7 +37,7 @@ _NOT_A_CHECKPOINT = (
     "(scripts/download_published.py) or a *.safetensors of this project"
 )
 # What torch's restricted unpickler raises on a damaged or hostile stream: it has no error of its own for most.
-_UNPICKLING_ERRORS = (
+UNPICKLING_ERRORS = (
     *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, MemoryError, AssertionError),
     *(ValueError, TypeError, LookupError, AttributeError),
 )
@@ -116,7 +116,7 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
 def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNPICKLING_ERRORS as error:
+    except UNPICKLING_ERRORS as error:
         raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}") from error
     weights = content.get("generator") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(_is_weight(*entry) for entry in weights.items()):

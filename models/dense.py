@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.spectrogram import angle
+
 DENSE_LAYERS = 4
 _NORM_EPS = 1e-5
 
@@ -28,6 +30,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, T, F]` → the same shape."""
+        x = x.float()  # bfloat16 has too few digits for a mean over a whole map
         centred = x - x.mean(dim=(2, 3), keepdim=True)
         variance = centred.square().mean(dim=(2, 3), keepdim=True)
         scale = torch.rsqrt(variance + _NORM_EPS) * self.weight[:, None, None]
@@ -136,4 +139,5 @@ class PhaseDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Angle of a learned real and imaginary part."""
         x = self.act(self.norm(self.double_bins(self.dense_block(x))))
-        return torch.atan2(self.imaginary(x), self.real(x)).squeeze(1).transpose(1, 2)
+        # In bfloat16 angles near ±π would be 1/64 rad apart.
+        return angle(self.real(x).float(), self.imaginary(x).float()).squeeze(1).transpose(1, 2)

@@ -29,6 +29,12 @@ class Spectra(NamedTuple):
         return torch.stack([self.mag * torch.cos(self.pha), self.mag * torch.sin(self.pha)], dim=-1)
 
 
+def angle(real: Tensor, imaginary: Tensor) -> Tensor:
+    """The angle of complex numbers in radians; 0, with gradient 0, where they are too small to have one."""
+    silent = real.square() + imaginary.square() < _SILENT_POWER
+    return torch.where(silent, 0.0, torch.atan2(imaginary, real.masked_fill(silent, 1.0)))
+
+
 class Spectrogram(nn.Module):
     """STFT with power-law compression, and its inverse.
 
@@ -60,10 +66,9 @@ class Spectrogram(nn.Module):
         real, imaginary = spectrum.real, spectrum.imag
         power = real.square() + imaginary.square()
         silent = power < _SILENT_POWER
-        # Where silent, both branches of each `where` must have a finite gradient, not only the chosen one.
+        # Where silent, both branches of `where` must have a finite gradient, not only the chosen one.
         mag = torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (self.config.compress_factor / 2))
-        pha = torch.where(silent, 0.0, torch.atan2(imaginary, real.masked_fill(silent, 1.0)))
-        return Spectra(mag, pha)
+        return Spectra(mag, angle(real, imaginary))
 
     def inverse(self, spectra: Spectra, samples: int) -> Tensor:
         """Compressed spectra `[B, F, T]` back to waveforms `[B, samples]`."""

@@ -1,0 +1,216 @@
+"""Training batches: random crops of the recordings, level-normalised, in an order that every process agrees on.
+
+Where a crop is cut, and all else that is random in it, follows from the seed, the epoch and its index alone. So
+batches are the same with any number of threads, split over several processes, and in a run that is resumed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from data.audio import AudioError, AudioReader
+from data.file_lists import FileListError, Utterance
+from data.recordings import Recordings, list_problems
+
+SILENT_POWER = 1e-20
+"""Mean power of −200 dB: silence, whose level is left as it is, as in inference."""
+
+_BATCHES_AHEAD = 2
+
+# Sets these random numbers apart from all others drawn from the same seed.
+_ORDER_STREAM = 1
+
+
+class Crop(NamedTuple):
+    """A piece of clean speech and the same piece with noise, level-normalised: float32 `[segment]` each."""
+
+    clean: np.ndarray
+    noisy: np.ndarray
+
+
+class CropSource(Protocol):
+    """What batches are made of."""
+
+    def __len__(self) -> int:
+        """Crops an epoch."""
+        ...
+
+    def crop(self, epoch: int, index: int) -> Crop:
+        """The same crop for the same numbers; raises `AudioError` where a file cannot be read."""
+        ...
+
+
+class Example(NamedTuple):
+    """A whole utterance for validation: float32 `[N]` each, at the level of the recording."""
+
+    id: str
+    clean: np.ndarray
+    noisy: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops of one step: their indices `[B]`, and float32 `[B, segment]` clean and noisy."""
+
+    indices: np.ndarray
+    clean: np.ndarray
+    noisy: np.ndarray
+
+
+class PairedCrops:
+    """Crops of `segment` samples from pairs of recordings, each pair once an epoch (IMSE paper's recipe).
+
+    The level is that of the whole noisy utterance: a mean power of 1. Shorter utterances are followed by zeros.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], recordings: Recordings, segment: int, seed: int) -> None:
+        self._utterances = utterances
+        self._recordings = recordings
+        self._segment = segment
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def crop(self, epoch: int, index: int) -> Crop:
+        """A random crop of the pair `index`; raises `AudioError`."""
+        random = np.random.default_rng([self._seed, epoch, index])
+        _, clean, noisy = _read_pair(self._utterances[index], self._recordings)
+        factor = level_factor(noisy)
+        start = random_start(random, len(noisy), self._segment)
+        return Crop(*(fit_segment(signal[start:], self._segment) * factor for signal in (clean, noisy)))
+
+
+class PairedExamples(Sequence[Example]):
+    """Whole pairs of recordings, read when they are asked for; raises `AudioError` then."""
+
+    def __init__(self, utterances: Sequence[Utterance], recordings: Recordings) -> None:
+        self._utterances = utterances
+        self._recordings = recordings
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+        return _read_pair(self._utterances[index], self._recordings)
+
+
+def mean_power(signal: np.ndarray) -> float:
+    """The mean square of samples `[N]`."""
+    return float(np.mean(np.square(signal, dtype=np.float64)))
+
+
+def level_factor(noisy: np.ndarray) -> np.float32:
+    """What brings samples `[N]` to a mean power of 1: sqrt(N / sum(x²)); 1 for silence."""
+    power = mean_power(noisy)
+    return np.float32(power**-0.5 if power > SILENT_POWER else 1)
+
+
+def random_start(random: np.random.Generator, samples: int, segment: int) -> int:
+    """Where a crop of `segment` samples begins in a signal of `samples`: anywhere that it fits, 0 if nowhere."""
+    return int(random.integers(max(samples - segment, 0) + 1))
+
+
+def fit_segment(signal: np.ndarray, segment: int) -> np.ndarray:
+    """The first `segment` of samples `[N]`, followed by zeros where there are fewer."""
+    return np.pad(signal[:segment], (0, max(segment - len(signal), 0)))
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch's crops: a permutation of `count` indices, another one each epoch."""
+    return np.random.default_rng([seed, epoch, 0, _ORDER_STREAM]).permutation(count)
+
+
+def steps_per_epoch(crops: int, total_batch: int) -> int:
+    """Whole batches, over all processes, in an epoch; the crops that are left over wait for another order."""
+    return crops // total_batch
+
+
+def load_batches(
+    source: CropSource,
+    seed: int,
+    epoch: int,
+    first_step: int,
+    batch_size: int,
+    rank: int,
+    ranks: int,
+    workers: int,
+) -> Generator[Batch, None, None]:
+    """The batches of an epoch from `first_step` on, built ahead in `workers` threads.
+
+    A step takes the next `batch_size * ranks` crops of the epoch's order, of which process `rank` gets its
+    consecutive part. Raises what a crop raises; closing the generator ends its threads.
+    """
+    order = epoch_order(seed, epoch, len(source))
+    total = batch_size * ranks
+    waiting: deque[tuple[np.ndarray, list[Future[Crop]]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for step in range(first_step, steps_per_epoch(len(source), total)):
+            indices = order[step * total + rank * batch_size :][:batch_size]
+            waiting.append((indices, [pool.submit(source.crop, epoch, int(index)) for index in indices]))
+            # Small batches need more of them ahead to keep all threads busy.
+            if len(waiting) > _BATCHES_AHEAD + workers // batch_size:
+                yield _collect(*waiting.popleft())
+        while waiting:
+            yield _collect(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _collect(indices: np.ndarray, crops: Sequence[Future[Crop]]) -> Batch:
+    clean, noisy = zip(*(crop.result() for crop in crops), strict=True)
+    return Batch(indices, np.stack(clean), np.stack(noisy))
+
+
+def check_pairs(utterances: Sequence[Utterance]) -> None:
+    """Look at all files' headers before any work is done on them.
+
+    Raises `FileListError` with the number and the first ten of the files that are missing, or else of the pairs that
+    cannot be decoded or differ in rate or length.
+    """
+    files = list(dict.fromkeys(path for utterance in utterances for path in (utterance.clean, utterance.noisy)))
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise FileListError(list_problems(f"{len(missing)} of {len(files)} files are missing", missing))
+    problems = [problem for utterance in utterances if (problem := _pair_problem(utterance))]
+    if problems:
+        summary = f"{len(problems)} of {len(utterances)} pairs cannot be used"
+        raise FileListError(list_problems(summary, problems))
+
+
+def check_sound(utterances: Sequence[Utterance], recordings: Recordings) -> None:
+    """Raises `FileListError` where all clean files are silent; reads no further than the first that is not."""
+    if not any(recordings.samples(utterance.clean).any() for utterance in utterances):
+        raise FileListError(f"every crop is silent: the {len(utterances)} clean files hold nothing but zeros")
+
+
+def _pair_problem(utterance: Utterance) -> str:
+    """What the headers of a pair say against it, or nothing."""
+    try:
+        with AudioReader(utterance.clean) as clean, AudioReader(utterance.noisy) as noisy:
+            rates = clean.format.rate, noisy.format.rate
+            lengths = clean.frames, noisy.frames
+    except AudioError as error:
+        return str(error)
+    if rates[0] != rates[1]:
+        return f"{utterance.id}: clean and noisy differ in rate: {rates[0]} and {rates[1]} Hz"
+    return _length_problem(utterance.id, *lengths)
+
+
+def _length_problem(name: str, clean: int, noisy: int) -> str:
+    return f"{name}: clean and noisy differ in length: {clean} and {noisy} samples" if clean != noisy else ""
+
+
+def _read_pair(utterance: Utterance, recordings: Recordings) -> Example:
+    """Both recordings; raises `AudioError`, also where a header promised the wrong length."""
+    clean, noisy = recordings.samples(utterance.clean), recordings.samples(utterance.noisy)
+    if problem := _length_problem(utterance.id, len(clean), len(noisy)):
+        raise AudioError(problem)
+    return Example(utterance.id, clean, noisy)

@@ -1,0 +1,186 @@
+"""Training data from clean speech and noise: mixed anew for every crop, so that no two epochs are alike.
+
+A crop is speech, now and then in a synthetic room, with noise at a random signal-to-noise ratio (SNR). What a network
+is to give back is the speech with the room's early reflections, which belong to a natural voice; later ones blur it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import fftconvolve
+
+from config import MixConfig
+from data.audio import AudioReader
+from data.crops import SILENT_POWER, Crop, Example, fit_segment, level_factor, mean_power, random_start
+from data.file_lists import FileListError
+from data.recordings import Recordings
+
+_REDRAWS = 10
+
+NEARLY_SILENT = 1e-2
+"""Share of its utterance's mean power below which a crop is drawn again: −20 dB."""
+
+LONGEST_NOISE = 60.0
+"""Seconds of a noise file that count for how often it is drawn: an hour of one noise is still one noise."""
+
+REVERBERATION_TIME = (0.1, 0.6)
+"""Seconds in which a room's response falls by 60 dB (T60): from a small furnished room to a meeting room."""
+
+DIRECT_TO_REVERBERANT = (-5.0, 15.0)
+"""dB between the direct sound and all that follows: from across the room to an arm's length."""
+
+EARLY_SECONDS = 0.05
+"""Reflections within this time are heard as part of the voice."""
+
+# Sets these random numbers apart from all others drawn from the same seed.
+_VALIDATION_STREAM = 2
+
+
+class MixedCrops:
+    """Crops of `segment` samples from clean speech `speech`, each file once an epoch, mixed with `noise`.
+
+    Raises `AudioError` where the header of a noise file cannot be read.
+    """
+
+    def __init__(
+        self,
+        speech: Sequence[Path],
+        noise: Sequence[Path],
+        recordings: Recordings,
+        segment: int,
+        mix: MixConfig,
+        rate: int,
+        seed: int,
+    ) -> None:
+        self._speech = speech
+        self._noise = _Noises(noise, recordings)
+        self._recordings = recordings
+        self._segment = segment
+        self._mix = mix
+        self._rate = rate
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._speech)
+
+    def crop(self, epoch: int, index: int) -> Crop:
+        """A random mix with the speech file `index`; raises `AudioError`."""
+        random = np.random.default_rng([self._seed, epoch, index])
+        clean, voice = self._draw_speech(random, self._recordings.samples(self._speech[index]))
+        snr = random.uniform(self._mix.snr_low, self._mix.snr_high)
+        noisy = add_noise(voice, self._noise.draw(random, self._segment), snr)
+        gain = np.float32(10 ** (random.uniform(self._mix.gain_low, self._mix.gain_high) / 20))
+        factor = level_factor(noisy) * gain
+        return Crop(clean * factor, noisy * factor)
+
+    def _draw_speech(self, random: np.random.Generator, speech: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A crop `[segment]` of speech as it is to be given back, and as it is heard in the room."""
+        start = _draw_start(random, speech, self._segment)
+        dry = fit_segment(speech[start:], self._segment)
+        if random.random() >= self._mix.reverb_share:
+            return dry, dry
+        whole, early = room_response(random, self._rate)
+        # What was said before the crop still sounds in it.
+        before = speech[max(start - len(whole) + 1, 0) : start]
+        heard = np.concatenate([before, dry])
+        span = slice(len(before), len(heard))
+        return fftconvolve(heard, early)[span], fftconvolve(heard, whole)[span]
+
+
+class MixedExamples(Sequence[Example]):
+    """`mix.validation_mixes` whole utterances with noise, the same ones each time; SNRs spread evenly over the range.
+
+    Made when they are asked for; raises `AudioError` then, or at once where a noise file's header cannot be read.
+    """
+
+    def __init__(
+        self, speech: Sequence[Path], noise: Sequence[Path], recordings: Recordings, mix: MixConfig, seed: int
+    ) -> None:
+        self._speech = speech
+        self._noise = _Noises(noise, recordings)
+        self._recordings = recordings
+        self._mix = mix
+        self._seed = seed
+        self._order = np.random.default_rng([seed, 0, 0, _VALIDATION_STREAM]).permutation(len(speech))
+
+    def __len__(self) -> int:
+        return self._mix.validation_mixes
+
+    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+        index = range(len(self))[index]
+        random = np.random.default_rng([self._seed, 1, index, _VALIDATION_STREAM])
+        path = self._speech[self._order[index % len(self._order)]]
+        clean = self._recordings.samples(path)
+        share = (index + 0.5) / len(self)
+        snr = self._mix.snr_low + share * (self._mix.snr_high - self._mix.snr_low)
+        return Example(f"{index}_{path.stem}", clean, add_noise(clean, self._noise.draw(random, len(clean)), snr))
+
+
+class _Noises:
+    """Noise files to draw pieces from: in proportion to their lengths, up to `LONGEST_NOISE`."""
+
+    def __init__(self, paths: Sequence[Path], recordings: Recordings) -> None:
+        self._paths = paths
+        self._recordings = recordings
+        self._ends = np.cumsum([min(_seconds(path), LONGEST_NOISE) for path in paths])
+
+    def draw(self, random: np.random.Generator, samples: int) -> np.ndarray:
+        """A random piece `[samples]`, one with sound if that is found soon; short noises are repeated."""
+        piece = np.zeros(samples, np.float32)
+        for _ in range(1 + _REDRAWS):
+            place = random.random() * self._ends[-1]
+            noise = self._recordings.samples(self._paths[np.searchsorted(self._ends, place, side="right")])
+            if len(noise) < samples:
+                noise = np.resize(noise, samples + len(noise) - 1)  # a whole period to begin in
+            start = random_start(random, len(noise), samples)
+            piece = noise[start : start + samples]
+            if mean_power(piece) > SILENT_POWER:
+                break
+        return piece
+
+
+def _seconds(path: Path) -> float:
+    with AudioReader(path) as reader:
+        return reader.frames / reader.format.rate
+
+
+def _draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -> int:
+    """Where a crop begins; one that is nearly silent beside its utterance is drawn again, some times."""
+    least = NEARLY_SILENT * mean_power(speech)
+    start = 0
+    for _ in range(1 + _REDRAWS):
+        start = random_start(random, len(speech), segment)
+        if mean_power(speech[start : start + segment]) >= least:
+            break
+    return start
+
+
+def add_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
+    """Speech plus noise, float32 `[N]`, the noise scaled to `snr` dB below the speech; as it is if either is silent."""
+    powers = mean_power(speech), mean_power(noise)
+    scale = (powers[0] / powers[1]) ** 0.5 * 10 ** (-snr / 20) if min(powers) > SILENT_POWER else 1
+    return speech + noise * np.float32(scale)
+
+
+def room_response(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """A synthetic room's response at `rate` Hz, float32 `[N]`, and its early part: direct sound and first 50 ms.
+
+    The direct sound is 1; Gaussian noise that decays exponentially over a random T60 follows, at a random level.
+    """
+    decay = random.uniform(*REVERBERATION_TIME)
+    ratio = random.uniform(*DIRECT_TO_REVERBERANT)
+    samples = round(decay * rate)
+    tail = random.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
+    tail *= 10 ** (-ratio / 20) / np.linalg.norm(tail)
+    whole = np.concatenate([[1], tail]).astype(np.float32)
+    return whole, whole[: 1 + round(EARLY_SECONDS * rate)]
+
+
+def check_mix(speech: Sequence[Path], noise: Sequence[Path], recordings: Recordings) -> None:
+    """Raises `FileListError` where all speech or all noise is silent; reads no further than the first that is not."""
+    for kind, paths in (("speech", speech), ("noise", noise)):
+        if not any(recordings.samples(path).any() for path in paths):
+            raise FileListError(f"every {kind} file is silent: {len(paths)} hold nothing but zeros")

@@ -1,0 +1,241 @@
+"""Speech and noise mixed: levels and ratios worked by hand, rooms, and that nothing silent breaks a crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.mixing
+from config import MixConfig
+from data.audio import AudioError
+from data.crops import mean_power
+from data.file_lists import FileListError
+from data.mixing import MixedCrops, MixedExamples, check_mix, room_response
+from data.recordings import Recordings
+from tests.fixtures.recordings import NOISE, RATE, save
+from tests.fixtures.signals import speech_like
+
+SEGMENT = 1000
+PLAIN = MixConfig(snr_low=7, snr_high=7, gain_low=0, gain_high=0, reverb_share=0, validation_mixes=4)
+WILD = MixConfig(snr_low=-5, snr_high=20, gain_low=-6, gain_high=6, reverb_share=0.5, validation_mixes=4)
+SPEECH = speech_like(0.4)
+SILENCE = np.zeros(1500)
+
+
+def save_all(folder: Path, kind: str, signals: Sequence[np.ndarray]) -> list[Path]:
+    paths = [folder / f"{kind}{index}.wav" for index in range(len(signals))]
+    for path, signal in zip(paths, signals, strict=True):
+        save(path, signal)
+    return paths
+
+
+def mixing(
+    folder: Path, speech: Sequence[np.ndarray], noise: Sequence[np.ndarray], mix: MixConfig = PLAIN, keep: bool = True
+) -> MixedCrops:
+    """Crops of files with these signals; seed 1."""
+    files = save_all(folder, "speech", speech), save_all(folder, "noise", noise)
+    return MixedCrops(*files, Recordings(RATE, keep), SEGMENT, mix, RATE, 1)
+
+
+def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
+    """dB, of signals in float32."""
+    return 10 * np.log10(mean_power(clean) / mean_power(noisy.astype(np.float64) - clean))
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
+def test_the_ratio_over_the_crop_is_the_one_drawn(tmp_path: Path, snr: float) -> None:
+    source = mixing(tmp_path, [SPEECH], [NOISE], replace(PLAIN, snr_low=snr, snr_high=snr))
+    for epoch in range(5):
+        assert snr_of(*source.crop(epoch, 0)) == pytest.approx(snr, abs=1e-3)
+
+
+def test_ratios_and_gains_fill_their_ranges(tmp_path: Path) -> None:
+    source = mixing(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0))
+    crops = [source.crop(epoch, 0) for epoch in range(200)]
+    snrs = [snr_of(*crop) for crop in crops]
+    gains = [10 * np.log10(mean_power(crop.noisy)) for crop in crops]
+    assert (min(snrs), max(snrs)) == pytest.approx((-5, 20), abs=1)
+    assert (min(gains), max(gains)) == pytest.approx((-6, 6), abs=0.5)
+    assert abs(np.corrcoef(snrs, gains)[0, 1]) < 0.2
+
+
+def test_the_gain_follows_the_normalised_level(tmp_path: Path) -> None:
+    plain = mixing(tmp_path, [SPEECH], [NOISE]).crop(2, 0)
+    louder = mixing(tmp_path, [SPEECH], [NOISE], replace(PLAIN, gain_low=6, gain_high=6)).crop(2, 0)
+    assert plain.clean.dtype == plain.noisy.dtype == np.float32
+    assert mean_power(plain.noisy) == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(louder, np.multiply(plain, 10 ** (6 / 20)), rtol=1e-6)
+
+
+def test_the_clean_side_is_a_piece_of_the_speech(tmp_path: Path) -> None:
+    ramp = np.arange(1, 1501) / 32_768
+    source = mixing(tmp_path, [ramp], [NOISE])
+    for epoch in range(10):
+        clean = source.crop(epoch, 0).clean
+        step = float(clean[-1] - clean[0]) / (SEGMENT - 1)
+        start = round(float(clean[0]) / step)
+        assert 1 <= start <= 501
+        np.testing.assert_allclose(clean / step, start + np.arange(SEGMENT), rtol=1e-4)
+
+
+def test_short_speech_is_followed_by_zeros(tmp_path: Path) -> None:
+    clean, noisy = mixing(tmp_path, [np.full(600, 0.25)], [NOISE]).crop(0, 0)
+    assert clean[0] > 0
+    assert np.array_equal(clean, np.repeat([clean[0], 0], [600, 400]))
+    assert noisy[600:].all()
+
+
+def test_short_noise_is_repeated_from_a_random_place(tmp_path: Path) -> None:
+    period = np.arange(1, 301) / 1000
+    source = mixing(tmp_path, [np.full(1500, 0.25)], [period])
+    starts: set[int] = set()
+    for epoch in range(20):
+        clean, noisy = source.crop(epoch, 0)
+        noise = noisy - clean
+        np.testing.assert_allclose(noise[300:], noise[:-300], atol=1e-5)
+        starts.add(int(np.argmin(noise[:300])))
+    assert len(starts) > 15
+    assert max(starts) > 250
+
+
+def test_noises_are_drawn_by_length_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.mixing, "LONGEST_NOISE", 0.3)
+    # 0.1 s of positive and 1 s of negative noise, which counts 0.3 s.
+    source = mixing(tmp_path, [SPEECH], [np.full(1600, 0.5), np.full(16_000, -0.5)])
+    drawn = [np.subtract(crop.noisy, crop.clean).mean() > 0 for crop in (source.crop(epoch, 0) for epoch in range(400))]
+    assert np.mean(drawn) == pytest.approx(0.25, abs=0.07)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("speech", "noise"), [(SILENCE, NOISE), (SPEECH, SILENCE), (SILENCE, SILENCE), (SILENCE[:5], NOISE[:5])]
+)
+def test_silence_breaks_no_crop(tmp_path: Path, speech: np.ndarray, noise: np.ndarray, share: float) -> None:
+    source = mixing(tmp_path, [speech], [noise], replace(WILD, reverb_share=share))
+    for epoch in range(3):
+        crop = source.crop(epoch, 0)
+        assert np.isfinite(crop).all()
+        assert crop.clean.any() == speech.any()
+        assert crop.noisy.any() == (speech.any() or noise.any())
+
+
+def test_nearly_silent_pieces_are_drawn_again(tmp_path: Path) -> None:
+    # Four of ten places have sound: eleven draws miss it once in 250 times.
+    speech = np.concatenate([SPEECH[:2000], np.full(4000, 1e-4)])
+    noise = np.concatenate([NOISE[:2000, 0], np.zeros(4000)])
+    source = mixing(tmp_path, [speech], [noise])
+    crops = [source.crop(epoch, 0) for epoch in range(30)]
+    # The level is normalised: what is left of the faint part is that it is constant.
+    constant = [np.ptp(crop.clean) < 1e-3 for crop in crops]
+    without_noise = [np.array_equal(*crop) for crop in crops]
+    assert sum(constant) <= 1
+    assert sum(without_noise) <= 1
+
+
+def test_a_room_sounds_on_from_before_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An early echo after 20 samples, which is to be given back too, and a late one after 300.
+    whole = np.zeros(301, np.float32)
+    whole[[0, 20, 300]] = 1, 0.5, -0.25
+    monkeypatch.setattr(data.mixing, "room_response", lambda *_: (whole, whole[:100]))
+    mix = replace(PLAIN, snr_low=100, snr_high=100, reverb_share=1)
+    speech = np.round(SPEECH * 32_768) / 32_768
+    echoed = {"clean": np.convolve(speech, whole[:100]), "noisy": np.convolve(speech, whole)}
+    source = mixing(tmp_path, [speech], [NOISE], mix)
+    for epoch in range(5):
+        crop = source.crop(epoch, 0)
+        # Where the speech is cut is found by comparison.
+        overlap = np.correlate(echoed["noisy"], crop.noisy)
+        energy = np.convolve(echoed["noisy"] ** 2, np.ones(SEGMENT), "valid")
+        start = int(np.argmax(overlap / np.sqrt(energy)))
+        factor = 1 / np.sqrt(mean_power(echoed["noisy"][start : start + SEGMENT]))
+        for name, expected in echoed.items():
+            piece = factor * expected[start : start + SEGMENT]
+            np.testing.assert_allclose(getattr(crop, name), piece, atol=1e-3)
+
+
+def test_the_share_of_crops_in_a_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms: list[int] = []
+
+    def spy(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:
+        rooms.append(rate)
+        return room_response(random, rate)
+
+    monkeypatch.setattr(data.mixing, "room_response", spy)
+    source = mixing(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0.25))
+    for epoch in range(200):
+        source.crop(epoch, 0)
+    assert 30 <= len(rooms) <= 70
+    assert set(rooms) == {RATE}
+
+
+def test_room_responses_decay_from_the_direct_sound() -> None:
+    lengths: list[float] = []
+    ratios: list[float] = []
+    for seed in range(100):
+        whole, early = room_response(np.random.default_rng(seed), RATE)
+        tail = whole[1:].astype(np.float64)
+        assert whole[0] == 1
+        assert whole.dtype == np.float32
+        assert np.array_equal(early, whole[: 1 + RATE // 20])
+        lengths.append(len(tail) / RATE)
+        ratios.append(-10 * np.log10(np.sum(tail**2)))
+        # 60 dB over its length: 20 dB from one third to the next.
+        thirds = [mean_power(third) for third in np.array_split(tail, 3)]
+        assert 10 * np.log10(thirds[0] / thirds[1]) == pytest.approx(20, abs=3)
+        assert 10 * np.log10(thirds[1] / thirds[2]) == pytest.approx(20, abs=3)
+    assert (min(lengths), max(lengths)) == pytest.approx((0.1, 0.6), abs=0.03)
+    assert (min(ratios), max(ratios)) == pytest.approx((-5, 15), abs=1)
+
+
+def test_a_crop_follows_from_epoch_and_index_kept_or_not(tmp_path: Path) -> None:
+    sides = [SPEECH, SPEECH], [NOISE, NOISE[::2]]
+    kept, anew = mixing(tmp_path, *sides, WILD), mixing(tmp_path, *sides, WILD, keep=False)
+    assert len(kept) == 2
+    crops = {(epoch, index): kept.crop(epoch, index) for epoch in range(3) for index in range(2)}
+    for (epoch, index), crop in reversed(crops.items()):
+        assert np.array_equal(anew.crop(epoch, index), crop)
+    assert len({crop.noisy.tobytes() for crop in crops.values()}) == 6
+
+
+def test_validation_mixes_stay_the_same_and_spread_over_the_range(tmp_path: Path) -> None:
+    speech = save_all(tmp_path, "speech", [speech_like(0.2, seed=seed) for seed in range(3)])
+    noise = save_all(tmp_path, "noise", [NOISE[:5000], NOISE[5000:]])
+    recordings = Recordings(RATE, True)
+    mix = replace(WILD, snr_low=0, snr_high=8)
+    examples = list(MixedExamples(speech, noise, recordings, mix, 1))
+    assert [snr_of(example.clean, example.noisy) for example in examples] == pytest.approx([1, 3, 5, 7], abs=1e-3)
+    names = [example.id.split("_")[1] for example in examples]
+    assert sorted(names[:3]) == ["speech0", "speech1", "speech2"]
+    assert names[3] == names[0]
+    assert len({example.id for example in examples}) == 4
+    for name, example in zip(names, examples, strict=True):
+        assert np.array_equal(example.clean, recordings.samples(tmp_path / f"{name}.wav"))
+    again = MixedExamples(speech, noise, Recordings(RATE, False), mix, 1)
+    assert [example.noisy.tobytes() for example in again] == [example.noisy.tobytes() for example in examples]
+    assert again[-1].id == examples[3].id
+    other = MixedExamples(speech, noise, recordings, mix, 2)
+    assert all(first.noisy.tobytes() != second.noisy.tobytes() for first, second in zip(other, examples, strict=True))
+
+
+def test_input_without_sound_is_refused(tmp_path: Path) -> None:
+    sound, silent = save_all(tmp_path, "x", [NOISE, SILENCE])
+    recordings = Recordings(RATE, True)
+    check_mix([silent, sound], [sound, silent], recordings)
+    with pytest.raises(FileListError, match=r"^every speech file is silent: .*$"):
+        check_mix([silent], [sound], recordings)
+    with pytest.raises(FileListError, match=r"^every noise file is silent: .*$"):
+        check_mix([sound], [silent, silent], recordings)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    source = mixing(tmp_path, [SPEECH], [NOISE])
+    broken = tmp_path / "speech0.wav"
+    broken.write_text("Dear diary", encoding="utf-8")
+    with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
+        source.crop(0, 0)
+    with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
+        MixedCrops([], [broken], Recordings(RATE, True), SEGMENT, PLAIN, RATE, 1)

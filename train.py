@@ -1,0 +1,334 @@
+"""Train a network: on a list of pairs, or on clean speech and noise that are mixed anew for every crop.
+
+    python train.py --config configs/imse.json --input_training_file training.txt [--checkpoint_path RUN] [--resume]
+    python train.py --config configs/imse_mix.json --input_clean_wavs_dir SPEECH --input_noise_dir NOISE
+    torchrun --nproc_per_node 8 train.py …
+
+The best and the latest network, the training state and TensorBoard's files go to RUN. SIGTERM and Ctrl-C save and
+leave; with --resume the run goes on as if nothing had happened. Exit codes: 0 all done, 1 ended by an error, 2 command
+line or input wrong, 130 or 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from tqdm import tqdm
+
+from cli import DONE, INTERRUPTED, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
+from config import Config, ConfigError, load_config
+from data.audio import AudioError
+from data.crops import Batch, PairedExamples, load_batches, steps_per_epoch
+from data.file_lists import FileListError, read_file_list
+from data.processes import available_cores
+from data.recordings import Recordings
+from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from training.data import Data, read_mixes, read_pairs
+from training.distribution import join_group
+from training.journal import SHOWN_EXAMPLES, Journal
+from training.labels import PesqLabels
+from training.run_folder import RunFolder
+from training.steps import Trainer
+from training.validation import Validation
+
+LOG_INTERVAL = 10
+"""Steps between two points of TensorBoard's training curves."""
+
+LARGEST_SKIP = 10
+"""So many steps in a row without a finite gradient, and the run stops: it would not recover."""
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+class TrainingError(Exception):
+    """A run cannot go on; the message says why, and what is left."""
+
+
+@dataclass
+class Stop:
+    """Remembers the first SIGTERM or Ctrl-C, to be obeyed after the step; a second Ctrl-C ends at once."""
+
+    code: int = field(default=0)
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.code:
+            raise KeyboardInterrupt
+        self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+
+
+def parse_arguments() -> Namespace:
+    """Read the command line; exits with code 2 where it is wrong."""
+    parser = ArgumentParser(description="Train a network.")
+    add = parser.add_argument
+    add("--config", type=Path, default=Path("configs/imse.json"), help="default: %(default)s")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting of the config")
+    add("--input_training_file", type=Path, default=Path("training.txt"), help="pairs; default: %(default)s")
+    add("--input_validation_file", type=Path, help="scored at the end; with --protocol paper, selects the best network")
+    add("--input_clean_wavs_dir", type=Path, help="clean speech: to mix, or of the training list")
+    add("--input_noisy_wavs_dir", type=Path, help="noisy speech of the training list")
+    add("--input_noise_dir", type=Path, help="noise to mix with the clean speech")
+    add("--checkpoint_path", type=Path, metavar="RUN", help="folder of the run; default: runs/ and the config's name")
+    add("--resume", action="store_true", help="go on with the run in that folder")
+    add("--overwrite", action="store_true", help="replace the run in that folder")
+    add("--fine_tune", type=Path, metavar="CKPT", help="begin with the weights of this checkpoint")
+    add("--training_epochs", type=int, help="instead of the config's train.epochs")
+    add("--validation_interval", type=int, help="instead of the config's train.validation_interval; 0: every epoch")
+    add("--max_steps", type=int, help="stop after this many steps")
+    add("--protocol", choices=("held_out", "paper"), default="held_out", help="what selects; default: %(default)s")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda; default: %(default)s")
+    add(
+        "--num_workers",
+        type=int,
+        default=min(4, available_cores()),
+        help="threads that cut crops; default: %(default)s",
+    )
+    add("--no_cache", action="store_true", help="do not keep decoded audio in memory")
+    add("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args()
+    if options.resume and (options.overwrite or options.fine_tune):
+        parser.error("--resume: not with --overwrite or --fine_tune")
+    if options.protocol == "paper" and not options.input_validation_file:
+        parser.error("--protocol paper: needs --input_validation_file, the list to select on")
+    if options.max_steps is not None and options.max_steps < 1:
+        parser.error("--max_steps: must be 1 or more")
+    if options.num_workers < 1:
+        parser.error("--num_workers: must be 1 or more")
+    try:
+        torch.zeros(1, device=options.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})")
+    return options
+
+
+def read_config(options: Namespace) -> Config:
+    """The configuration with what the command line changes; raises `ConfigError`."""
+    changes = list(options.set)
+    if options.training_epochs is not None:
+        changes.append(f"train.epochs={options.training_epochs}")
+    if options.validation_interval is not None:
+        changes.append(f"train.validation_interval={options.validation_interval}")
+    config = load_config(options.config, changes)
+    if config.mix and not (options.input_clean_wavs_dir and options.input_noise_dir):
+        raise ConfigError(str(options.config), ["mixes: give --input_clean_wavs_dir and --input_noise_dir"])
+    if options.input_noise_dir and not config.mix:
+        raise ConfigError(str(options.config), ["has no section mix, which --input_noise_dir needs"])
+    if config.mix and options.protocol == "paper":
+        raise ConfigError(str(options.config), ["mixes: --protocol paper is for lists of pairs"])
+    return config
+
+
+def read_data(options: Namespace, config: Config, recordings: Recordings) -> Data:
+    """The crops to train on and the utterances to select by; raises `FileListError` or `AudioError`."""
+    recordings_of = recordings, options.num_workers, options.quiet
+    if config.mix:
+        return read_mixes(options.input_clean_wavs_dir, options.input_noise_dir, config, config.mix, *recordings_of)
+    folders = options.input_clean_wavs_dir, options.input_noisy_wavs_dir
+    pairs = read_file_list(options.input_training_file, *folders)
+    selected_on = read_file_list(options.input_validation_file) if options.protocol == "paper" else None
+    return read_pairs(pairs, selected_on, config, *recordings_of)
+
+
+class Run:
+    """A run under way: the loop, and what it does every so many steps.
+
+    Raises `CheckpointError` where there is nothing to resume or it does not fit.
+    """
+
+    def __init__(self, options: Namespace, config: Config, folder: RunFolder, data: Data, trainer: Trainer) -> None:
+        self.options, self.config, self.folder, self.data, self.trainer = options, config, folder, data, trainer
+        self.group = trainer.group
+        self.best = -math.inf
+        total_batch = config.train.batch_size * self.group.ranks
+        self.epoch_steps = steps_per_epoch(len(data.source), total_batch)
+        if self.epoch_steps == 0:
+            raise ConfigError(
+                str(options.config),
+                [f"train.batch_size: {total_batch} in total, but there are {len(data.source)} crops"],
+            )
+        self.last_step = min(config.train.epochs * self.epoch_steps, options.max_steps or sys.maxsize)
+        if options.resume:
+            self._load()
+        elif self.group.leads:
+            folder.begin(config)
+        protocol = "paper" if options.protocol == "paper" else "overlap"
+        self.validation = Validation(data.held_out, config, protocol, self.group)
+        self.journal = Journal(folder.tensorboard, trainer.steps_done) if self.group.leads else None
+
+    def train(self, stop: Stop) -> int:
+        """Step until the end or until `stop`; returns the exit code."""
+        steps = tqdm(
+            self._batches(), total=self.last_step, initial=self.trainer.steps_done, unit="step",
+            disable=self.options.quiet or not self.group.leads, dynamic_ncols=True,
+        )  # fmt: skip
+        seconds = self.config.train.batch_size * self.group.ranks * self.config.data.segment_size
+        seconds /= self.config.data.sampling_rate
+        with closing(steps):
+            for epoch, batch in steps:
+                figures = self.trainer.step(batch, epoch)
+                done = self.trainer.steps_done
+                if self.trainer.skipped_in_a_row == LARGEST_SKIP:
+                    raise TrainingError(
+                        f"step {done}: the gradient was not finite {LARGEST_SKIP} times in a row; "
+                        f"{self.folder.path} keeps what was saved before. Try a lower learning rate or optim.grad_clip"
+                    )
+                if self.journal and done % LOG_INTERVAL == 0:
+                    self.journal.scalars("training", figures | self._counts(), done)
+                rate = steps.format_dict["rate"] or 0.0
+                shown = {"loss": figures["loss"], "audio_s/s": rate * seconds, "best_pesq": self.best}
+                steps.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+                stopping = self.group.any(stop.code != 0)
+                validate = done == self.last_step or done % self._validation_interval() == 0
+                if validate and not stopping:
+                    self._validate()
+                if stopping or validate or done % self.config.train.save_interval == 0:
+                    self._save()
+                if stopping:
+                    tqdm.write(f"stopped after step {done}; --resume goes on from there", file=sys.stderr)
+                    return stop.code or TERMINATED
+        return DONE
+
+    def _validation_interval(self) -> int:
+        return self.config.train.validation_interval or self.epoch_steps
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """What is left of the run: each step's epoch and batch."""
+        train, group = self.config.train, self.group
+        while self.trainer.steps_done < self.last_step:
+            epoch, first = divmod(self.trainer.steps_done, self.epoch_steps)
+            parts = train.batch_size, group.rank, group.ranks, self.options.num_workers
+            with closing(load_batches(self.data.source, train.seed, epoch, first, *parts)) as batches:
+                for batch in batches:
+                    yield epoch, batch
+                    if self.trainer.steps_done == self.last_step:
+                        return
+
+    def _counts(self) -> dict[str, float]:
+        labels = self.trainer.labels
+        return {"skipped_steps": self.trainer.skipped, "crops_without_label": labels.failed if labels else 0}
+
+    def _validate(self) -> None:
+        """Score the held-out utterances, keep the network if it is the best, and tell."""
+        step, network = self.trainer.steps_done, self.trainer.best_network
+        validated = self.validation.run(network)
+        better = validated.scores["pesq"] > self.best
+        if better:
+            self.best = validated.scores["pesq"]
+        if not self.journal:
+            return
+        if better:
+            save_checkpoint(self.folder.best, network, self.config)
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in validated.scores.items())
+        unscored = f", {validated.unscored} without PESQ" if validated.unscored else ""
+        tqdm.write(f"step {step}: {scores}{unscored}{' (best)' if better else ''}", file=sys.stdout)
+        self.journal.scalars("validation", validated.scores, step)
+        for index, enhanced in zip(self.validation.own[:SHOWN_EXAMPLES], validated.enhanced, strict=False):
+            example = self.data.held_out[index]
+            self.journal.example(example, enhanced, self.trainer.spectrogram, self.config.data.sampling_rate, step)
+
+    def _save(self) -> None:
+        state = self.trainer.state_dict() | {
+            "best": self.best,
+            "crops": self.data.fingerprint,
+            "total_batch": self.config.train.batch_size * self.group.ranks,
+        }
+        if self.journal:
+            self.journal.flush()
+            self.folder.save(self.trainer.best_network, self.config, state)
+
+    def _load(self) -> None:
+        state = self.folder.load_state(self.config)
+        total_batch = self.config.train.batch_size * self.group.ranks
+        for name, here in (("crops", self.data.fingerprint), ("total_batch", total_batch)):
+            if state.get(name) != here:
+                what = {"crops": "other training data", "total_batch": f"a batch of {state.get(name)} in total"}[name]
+                raise CheckpointError(f"{self.folder.state}: comes from a run on {what}; give it what it had")
+        try:
+            self.trainer.load_state_dict(state)
+            self.best = state["best"]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.folder.state}: does not fit this run ({reason}); start anew") from error
+
+
+def score_at_end(run_: Run) -> None:
+    """Score the best network once on the list that had no say in choosing it."""
+    options, config = run_.options, run_.config
+    pairs = read_file_list(options.input_validation_file)
+    examples = PairedExamples(pairs, Recordings(config.data.sampling_rate, keep=False))
+    network, _ = load_checkpoint(run_.folder.best)
+    scores = Validation(examples, config, "overlap", run_.group).run(network.to(run_.group.device)).scores
+    if run_.group.leads:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        print(f"{options.input_validation_file}, best.safetensors: {shown}")
+
+
+def begin(options: Namespace, config: Config, stack: ExitStack) -> Run:
+    """Read the data, build the networks and start what works beside them; `stack` ends that."""
+    name = options.config.stem
+    folder = RunFolder(options.checkpoint_path or Path("runs") / name, options.resume, options.overwrite)
+    group = join_group(options.device)
+    stack.callback(group.close)
+    recordings = Recordings(config.data.sampling_rate, keep=not options.no_cache)
+    data = read_data(options, config, recordings)
+    labels = None
+    if config.loss.metric > 0:
+        labels = stack.enter_context(PesqLabels(max(1, min(available_cores(), config.train.batch_size))))
+    trainer = Trainer(config, group, labels)
+    if options.fine_tune:
+        network, _ = load_checkpoint(options.fine_tune)
+        try:
+            trainer.begin_with(network)
+        except RuntimeError as error:
+            message = f"{options.fine_tune}: another network than {options.config} describes"
+            raise CheckpointError(message) from error
+    started = Run(options, config, folder, data, trainer)
+    if group.leads:
+        batch = config.train.batch_size
+        print(f"{data.summary}; {recordings.bytes_kept / 2**20:.0f} MiB of audio in memory")
+        print(f"{group.ranks} processes with {batch} crops a step each, {batch * group.ranks} in total")
+        if options.protocol == "paper":
+            print(f"selecting on {options.input_validation_file}: its best score is no estimate for other data")
+    return started
+
+
+def main() -> int:
+    """Run the command line and return the exit code."""
+    options = parse_arguments()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is the paper's setting; train.bf16 is the fast one
+    try:
+        config = read_config(options)
+        with ExitStack() as stack:
+            started = begin(options, config, stack)
+            stop = stack.enter_context(Stop())
+            code = started.train(stop)
+            if code == DONE and options.input_validation_file and options.protocol == "held_out":
+                score_at_end(started)
+            return code
+    except (ConfigError, FileListError, AudioError) as error:
+        print(error, file=sys.stderr)
+        return WRONG_COMMAND_LINE
+    except (CheckpointError, TrainingError) as error:
+        print(error, file=sys.stderr)
+        return SOME_FAILED
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,59 @@
+"""What a run tells: TensorBoard scalars, audio and spectrograms.
+
+With `tensorboard --logdir RUN/tensorboard` one sees every loss term, gradient norm and learning rate, the
+validation scores, and for a few fixed utterances noisy, enhanced and clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from data.crops import Example
+from models.spectrogram import Spectrogram
+
+SHOWN_EXAMPLES = 3
+"""Validation utterances that can be listened to."""
+
+
+class Journal:
+    """Writes TensorBoard's event files into a folder.
+
+    When a run is resumed after step `steps_done`, what was written beyond it, before the run was killed, is
+    withdrawn, so that curves go on without a gap or an overlap.
+    """
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Add one point to the curve `group/name` of each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def example(self, example: Example, enhanced: np.ndarray, spectrogram: Spectrogram, rate: int, step: int) -> None:
+        """Show an utterance `[N]` in its three versions, to hear and to see."""
+        for version, wav in (("noisy", example.noisy), ("enhanced", enhanced), ("clean", example.clean)):
+            audible = wav / max(1.0, float(np.abs(wav).max()))
+            self._writer.add_audio(f"{example.id}/{version}", audible[None], step, sample_rate=rate)
+            self._writer.add_image(f"{example.id}/{version}", picture(wav, spectrogram), step)
+
+    def flush(self) -> None:
+        """Bring all to the disk, before a checkpoint says that these steps are done."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._writer.close()
+
+
+@torch.no_grad()
+def picture(wav: np.ndarray, spectrogram: Spectrogram) -> np.ndarray:
+    """The compressed magnitudes of a waveform `[N]` as grey levels in 0..1, `[1, F, T]`, low frequencies below."""
+    device = spectrogram.window.device
+    mag = spectrogram(torch.from_numpy(wav).float()[None].to(device)).mag.flip(1).cpu().numpy()
+    return mag / max(float(mag.max()), 1e-9)

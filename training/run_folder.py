@@ -1,0 +1,100 @@
+"""What a run leaves in its folder, each file whole at any moment.
+
+best.safetensors      the network with the highest validation PESQ
+latest.safetensors    the network as it was last saved
+latest.pt             the training state that `--resume` goes on from
+config.json           the configuration, with what the command line changed
+tensorboard/          losses, scores, audio, spectrograms
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from config import Config
+from data.atomic import replacing, write_text_atomically
+from models.checkpoint import UNPICKLING_ERRORS, CheckpointError, save_checkpoint
+
+CHANGEABLE = {("train", "epochs"), ("train", "validation_interval"), ("train", "save_interval")}
+"""Settings that may differ when a run is resumed: those that do not change a step."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Raises `CheckpointError` where it holds another run and neither `resume` nor `overwrite` is set, where there is
+    nothing to resume, and where it cannot be written.
+    """
+
+    def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = path
+        self.best, self.latest, self.state = (
+            path / name for name in ("best.safetensors", "latest.safetensors", "latest.pt")
+        )
+        there = [file for file in (self.state, self.latest, self.best) if file.exists()]
+        if resume and not self.state.exists():
+            raise CheckpointError(f"{self.state}: no such file, so there is nothing to resume; leave --resume out")
+        if there and not resume and not overwrite:
+            raise CheckpointError(
+                f"{path}: holds another run ({there[0].name}); go on with --resume, replace it with --overwrite, "
+                "or choose another --checkpoint_path"
+            )
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard's event files go."""
+        return self.path / "tensorboard"
+
+    def begin(self, config: Config) -> None:
+        """Make the folder for a new run: an earlier one's files go, and the configuration is written."""
+        try:
+            for file in (self.state, self.latest, self.best, *self.tensorboard.glob("events.*")):
+                file.unlink(missing_ok=True)
+            write_text_atomically(self.path / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def save(self, network: nn.Module, config: Config, state: Mapping[str, Any]) -> None:
+        """Write the latest network and state; raises `CheckpointError`, and the earlier ones then stay."""
+        content = io.BytesIO()
+        torch.save(dict(state) | {"config": config.to_dict()}, content)
+        save_checkpoint(self.latest, network, config)
+        try:
+            with replacing(self.state) as stream:
+                stream.write(content.getbuffer())
+        except OSError as error:
+            message = f"{self.state}: the training state cannot be written: {error.strerror}"
+            raise CheckpointError(message) from error
+
+    def load_state(self, config: Config) -> dict[str, Any]:
+        """The state to go on from; raises `CheckpointError` where it is damaged or of another configuration."""
+        try:
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
+        except UNPICKLING_ERRORS as error:
+            message = f"{self.state}: not a training state, or cut short; start again without --resume"
+            raise CheckpointError(message) from error
+        if not isinstance(state, dict) or "config" not in state:
+            raise CheckpointError(f"{self.state}: not a training state; start again without --resume")
+        if changed := changed_settings(state["config"], config.to_dict()):
+            raise CheckpointError(
+                f"{self.state}: belongs to another configuration, which differs in {', '.join(changed)}; "
+                f"resume with {self.path / 'config.json'}, or start in another folder"
+            )
+        return state
+
+
+def changed_settings(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The settings, as `section.key`, in which two configurations differ and a resumed run must not."""
+    keys = {(section, key) for config in (before, now) for section, values in config.items() for key in values}
+    return sorted(
+        f"{section}.{key}"
+        for section, key in keys - CHANGEABLE
+        if before.get(section, {}).get(key) != now.get(section, {}).get(key)
+    )

@@ -1,0 +1,96 @@
+"""Validation: whole held-out utterances, enhanced as a user would, scored with PESQ, STOI and every loss term."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from config import Config
+from data.crops import Example
+from data.processes import available_cores, run_in_processes
+from metrics.intelligibility import stoi
+from metrics.perceptual import wideband_pesq
+from metrics.signals import ScoreError, check_pair
+from models.enhancer import Enhancer, LevelMeter
+from models.losses import Speech, loss_terms, weighted_sum
+from training.distribution import Group
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The mean of each score over the utterances that have it, how many have no PESQ, and this process' results."""
+
+    scores: Mapping[str, float]
+    unscored: int
+    enhanced: Sequence[np.ndarray]
+
+
+class Validation:
+    """The held-out utterances, divided over the processes of a run.
+
+    examples: noisy and clean utterances at the configuration's rate; protocol: one of `data.segments.PROTOCOLS`.
+    """
+
+    def __init__(self, examples: Sequence[Example], config: Config, protocol: str, group: Group) -> None:
+        self.own = range(group.rank, len(examples), group.ranks)
+        self.examples, self.config, self.protocol, self.group = examples, config, protocol, group
+
+    @torch.inference_mode()
+    def run(self, network: nn.Module) -> Validated:
+        """Enhance and score all utterances; every process gets the same scores."""
+        training = network.training
+        enhancer = Enhancer(network.eval(), self.config).to(self.group.device)
+        results = [self._enhance(enhancer, self.examples[index]) for index in self.own]
+        network.train(training)
+        pairs = [(self.examples[index].clean, wav) for index, (wav, _) in zip(self.own, results, strict=True)]
+        scores = score_all(pairs)
+        rows = [terms | score for (_, terms), score in zip(results, scores, strict=True)]
+        rows = [row for part in self.group.gather(rows) for row in part]
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        means = {name: _mean(values) for name, values in columns.items()}
+        return Validated(means, int(np.isnan(columns["pesq"]).sum()), [wav for wav, _ in results])
+
+    def _enhance(self, enhancer: Enhancer, example: Example) -> tuple[np.ndarray, dict[str, float]]:
+        """The enhanced utterance `[N]`, and its loss terms: level-normalised, its spectra taken from the waveform."""
+        noisy = example.noisy[:, None]
+        level = LevelMeter().measure([noisy])
+        enhanced = np.concatenate(list(enhancer.enhance([noisy], level, self.protocol)))[:, 0]
+        clean_speech, speech = (
+            Speech(wav, enhancer.spectrogram(wav))
+            for signal in (example.clean, enhanced)
+            for wav in [torch.from_numpy(signal * level.factors()[0])[None].to(self.group.device)]
+        )
+        terms = loss_terms(self.config.loss, clean_speech, speech, enhancer.spectrogram)
+        terms["loss"] = weighted_sum(self.config.loss, terms)
+        return enhanced, {name: float(term) for name, term in terms.items()}
+
+
+def score_all(pairs: Sequence[Pair]) -> list[dict[str, float]]:
+    """PESQ and STOI of pairs (clean, enhanced) `[N]` at 16 kHz, on all cores; NaN where there is none."""
+    scores: list[dict[str, float]] = [{"pesq": math.nan, "stoi": math.nan} for _ in pairs]
+    for index, result in run_in_processes(_score, pairs, available_cores()):
+        if isinstance(result, dict):
+            scores[index] = result
+    return scores
+
+
+def _score(pair: Pair) -> dict[str, float]:
+    scores = {"pesq": math.nan, "stoi": math.nan}
+    for name, measure in (("pesq", wideband_pesq), ("stoi", stoi)):
+        try:
+            scores[name] = measure(*check_pair(*pair))
+        except ScoreError:
+            continue
+    return scores
+
+
+def _mean(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else math.nan
