@@ -27,7 +27,7 @@ from data.processes import available_cores
 from data.segments import PROTOCOLS
 from metrics.scores import score_pairs, without_scores
 from metrics.summary import format_table
-from models.checkpoint import CheckpointError, default_checkpoint, load_checkpoint
+from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
 from models.enhancer import LEVEL_BLOCK, Enhancer, LevelMeter
 
 
@@ -38,7 +38,7 @@ def parse_arguments() -> Namespace:
     add("--input_noisy_wavs_dir", required=True, metavar="IN", help="folder, file, or - for standard input")
     add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not needed with -")
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="clean versions: print the scores too")
-    add("--checkpoint_file", type=Path, metavar="CKPT", help="default: the one in checkpoints/")
+    add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: this project's own")
     add("--protocol", choices=PROTOCOLS, default="overlap", help="how signals are cut; default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--quiet", action="store_true", help="no progress bar")
@@ -129,7 +129,7 @@ def main() -> int:
     options = parse_arguments()
     torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
     try:
-        network, config = load_checkpoint(options.checkpoint_file or default_checkpoint())
+        network, config = load_checkpoint(options.checkpoint_file)
         enhancer = Enhancer(network, config).to(options.device)
         if options.input_noisy_wavs_dir == "-":
             enhance_stream(enhancer, options.protocol)

@@ -18,19 +18,22 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from cli import DONE, INTERRUPTED, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import Config, ConfigError, load_config
 from data.audio import AudioError
-from data.crops import Batch, PairedExamples, load_batches, steps_per_epoch
+from data.crops import Batch, PairedExamples, check_pairs, load_batches, steps_per_epoch
 from data.file_lists import FileListError, read_file_list
 from data.processes import available_cores
 from data.recordings import Recordings
+from metrics.signals import RATE as METRICS_RATE
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.data import Data, read_mixes, read_pairs
 from training.distribution import join_group
@@ -39,6 +42,8 @@ from training.labels import PesqLabels
 from training.run_folder import RunFolder
 from training.steps import Trainer
 from training.validation import Validation
+
+ROOT = Path(__file__).resolve().parent
 
 LOG_INTERVAL = 10
 """Steps between two points of TensorBoard's training curves."""
@@ -78,7 +83,7 @@ def parse_arguments() -> Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Train a network.")
     add = parser.add_argument
-    add("--config", type=Path, default=Path("configs/imse.json"), help="default: %(default)s")
+    add("--config", type=Path, default=ROOT / "configs" / "imse.json", help="default: configs/imse.json")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting of the config")
     add("--input_training_file", type=Path, default=Path("training.txt"), help="pairs; default: %(default)s")
     add("--input_validation_file", type=Path, help="scored at the end; with --protocol paper, selects the best network")
@@ -103,6 +108,8 @@ def parse_arguments() -> Namespace:
     add("--no_cache", action="store_true", help="do not keep decoded audio in memory")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
+    if find_spec("tensorboard") is None:
+        parser.error("needs TensorBoard: pip install -e '.[train]'")
     if options.resume and (options.overwrite or options.fine_tune):
         parser.error("--resume: not with --overwrite or --fine_tune")
     if options.protocol == "paper" and not options.input_validation_file:
@@ -126,6 +133,8 @@ def read_config(options: Namespace) -> Config:
     if options.validation_interval is not None:
         changes.append(f"train.validation_interval={options.validation_interval}")
     config = load_config(options.config, changes)
+    if config.data.sampling_rate != METRICS_RATE:
+        raise ConfigError(str(options.config), [f"data.sampling_rate: PESQ and STOI need {METRICS_RATE} Hz"])
     if config.mix and not (options.input_clean_wavs_dir and options.input_noise_dir):
         raise ConfigError(str(options.config), ["mixes: give --input_clean_wavs_dir and --input_noise_dir"])
     if options.input_noise_dir and not config.mix:
@@ -138,12 +147,13 @@ def read_config(options: Namespace) -> Config:
 def read_data(options: Namespace, config: Config, recordings: Recordings) -> Data:
     """The crops to train on and the utterances to select by; raises `FileListError` or `AudioError`."""
     recordings_of = recordings, options.num_workers, options.quiet
+    listed = read_file_list(options.input_validation_file) if options.input_validation_file else []
+    check_pairs(listed)  # now, also where it is scored only at the end
     if config.mix:
         return read_mixes(options.input_clean_wavs_dir, options.input_noise_dir, config, config.mix, *recordings_of)
     folders = options.input_clean_wavs_dir, options.input_noisy_wavs_dir
     pairs = read_file_list(options.input_training_file, *folders)
-    selected_on = read_file_list(options.input_validation_file) if options.protocol == "paper" else None
-    return read_pairs(pairs, selected_on, config, *recordings_of)
+    return read_pairs(pairs, listed if options.protocol == "paper" else None, config, *recordings_of)
 
 
 class Run:
@@ -156,6 +166,7 @@ class Run:
         self.options, self.config, self.folder, self.data, self.trainer = options, config, folder, data, trainer
         self.group = trainer.group
         self.best = -math.inf
+        self.validated = 0
         total_batch = config.train.batch_size * self.group.ranks
         self.epoch_steps = steps_per_epoch(len(data.source), total_batch)
         if self.epoch_steps == 0:
@@ -180,6 +191,9 @@ class Run:
         )  # fmt: skip
         seconds = self.config.train.batch_size * self.group.ranks * self.config.data.segment_size
         seconds /= self.config.data.sampling_rate
+        if self._validation_is_due() and self.validated != self.trainer.steps_done:
+            self._validate()  # the run was stopped before it came to that
+            self._save()
         with closing(steps):
             for epoch, batch in steps:
                 figures = self.trainer.step(batch, epoch)
@@ -195,8 +209,8 @@ class Run:
                 shown = {"loss": figures["loss"], "audio_s/s": rate * seconds, "best_pesq": self.best}
                 steps.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
                 stopping = self.group.any(stop.code != 0)
-                validate = done == self.last_step or done % self._validation_interval() == 0
-                if validate and not stopping:
+                validate = self._validation_is_due() and not stopping
+                if validate:
                     self._validate()
                 if stopping or validate or done % self.config.train.save_interval == 0:
                     self._save()
@@ -205,8 +219,10 @@ class Run:
                     return stop.code or TERMINATED
         return DONE
 
-    def _validation_interval(self) -> int:
-        return self.config.train.validation_interval or self.epoch_steps
+    def _validation_is_due(self) -> bool:
+        done = self.trainer.steps_done
+        interval = self.config.train.validation_interval or self.epoch_steps
+        return done > 0 and (done == self.last_step or done % interval == 0)
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """What is left of the run: each step's epoch and batch."""
@@ -221,16 +237,18 @@ class Run:
                         return
 
     def _counts(self) -> dict[str, float]:
-        labels = self.trainer.labels
-        return {"skipped_steps": self.trainer.skipped, "crops_without_label": labels.failed if labels else 0}
+        return {"skipped_steps": self.trainer.skipped, "crops_without_label": self.trainer.unlabelled}
 
     def _validate(self) -> None:
         """Score the held-out utterances, keep the network if it is the best, and tell."""
         step, network = self.trainer.steps_done, self.trainer.best_network
         validated = self.validation.run(network)
-        better = validated.scores["pesq"] > self.best
-        if better:
-            self.best = validated.scores["pesq"]
+        self.validated = step
+        score = validated.scores["pesq"]
+        # Until some utterance has a PESQ, the latest network counts as the best.
+        better = score > self.best or self.best == -math.inf
+        if score > self.best:
+            self.best = score
         if not self.journal:
             return
         if better:
@@ -246,6 +264,7 @@ class Run:
     def _save(self) -> None:
         state = self.trainer.state_dict() | {
             "best": self.best,
+            "validated": self.validated,
             "crops": self.data.fingerprint,
             "total_batch": self.config.train.batch_size * self.group.ranks,
         }
@@ -262,7 +281,7 @@ class Run:
                 raise CheckpointError(f"{self.folder.state}: comes from a run on {what}; give it what it had")
         try:
             self.trainer.load_state_dict(state)
-            self.best = state["best"]
+            self.best, self.validated = state["best"], state["validated"]
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{self.folder.state}: does not fit this run ({reason}); start anew") from error
@@ -280,32 +299,38 @@ def score_at_end(run_: Run) -> None:
         print(f"{options.input_validation_file}, best.safetensors: {shown}")
 
 
+def read_first_network(options: Namespace, config: Config) -> nn.Module:
+    """The network to fine-tune; raises `CheckpointError`, also where it is not the configuration's."""
+    network, other = load_checkpoint(options.fine_tune)
+    if (other.model, other.stft) != (config.model, config.stft):
+        raise CheckpointError(f"{options.fine_tune}: another network or STFT than {options.config} describes")
+    return network
+
+
 def begin(options: Namespace, config: Config, stack: ExitStack) -> Run:
     """Read the data, build the networks and start what works beside them; `stack` ends that."""
     name = options.config.stem
     folder = RunFolder(options.checkpoint_path or Path("runs") / name, options.resume, options.overwrite)
     group = join_group(options.device)
     stack.callback(group.close)
+    first_network = read_first_network(options, config) if options.fine_tune else None
     recordings = Recordings(config.data.sampling_rate, keep=not options.no_cache)
     data = read_data(options, config, recordings)
     labels = None
     if config.loss.metric > 0:
         labels = stack.enter_context(PesqLabels(max(1, min(available_cores(), config.train.batch_size))))
     trainer = Trainer(config, group, labels)
-    if options.fine_tune:
-        network, _ = load_checkpoint(options.fine_tune)
-        try:
-            trainer.begin_with(network)
-        except RuntimeError as error:
-            message = f"{options.fine_tune}: another network than {options.config} describes"
-            raise CheckpointError(message) from error
+    if first_network:
+        trainer.begin_with(first_network)
     started = Run(options, config, folder, data, trainer)
+    if started.journal:
+        stack.callback(started.journal.close)
     if group.leads:
         batch = config.train.batch_size
-        print(f"{data.summary}; {recordings.bytes_kept / 2**20:.0f} MiB of audio in memory")
-        print(f"{group.ranks} processes with {batch} crops a step each, {batch * group.ranks} in total")
+        print(f"{data.summary}; {recordings.bytes_kept / 2**20:.0f} MiB of audio in memory", file=sys.stderr)
+        print(f"{group.ranks} x {batch} crops a step, {batch * group.ranks} in total", file=sys.stderr)
         if options.protocol == "paper":
-            print(f"selecting on {options.input_validation_file}: its best score is no estimate for other data")
+            print(f"selecting on {options.input_validation_file}: the best score there is optimistic", file=sys.stderr)
     return started
 
 
@@ -313,20 +338,22 @@ def main() -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments()
     torch.backends.cudnn.allow_tf32 = False  # float32 is the paper's setting; train.bf16 is the fast one
+    code_of_error = WRONG_COMMAND_LINE
     try:
         config = read_config(options)
         with ExitStack() as stack:
             started = begin(options, config, stack)
+            code_of_error = SOME_FAILED
             stop = stack.enter_context(Stop())
             code = started.train(stop)
             if code == DONE and options.input_validation_file and options.protocol == "held_out":
                 score_at_end(started)
             return code
-    except (ConfigError, FileListError, AudioError) as error:
+    except (ConfigError, FileListError, AudioError, CheckpointError, TrainingError) as error:
         print(error, file=sys.stderr)
-        return WRONG_COMMAND_LINE
-    except (CheckpointError, TrainingError) as error:
-        print(error, file=sys.stderr)
+        return code_of_error
+    except torch.OutOfMemoryError:
+        print(f"{options.device}: out of memory; lower train.batch_size or data.segment_size", file=sys.stderr)
         return SOME_FAILED
 
 

@@ -26,11 +26,8 @@ from models.published import config_sections, is_published_imse, translate_imse
 
 _ROOT = Path(__file__).resolve().parent.parent
 PAPER_CONFIG = _ROOT / "configs" / "imse.json"
-DEFAULT_CHECKPOINTS = (
-    _ROOT / "checkpoints" / "default.safetensors",
-    _ROOT / "checkpoints" / "published" / "g_best_pesq_3.373",
-)
-"""What `default_checkpoint` takes, the first that is there."""
+DEFAULT_CHECKPOINT = _ROOT / "checkpoints" / "default.safetensors"
+"""What commands use where none is named: a network that this project trained (checkpoints/README.md)."""
 
 _NOT_A_CHECKPOINT = (
     "not a checkpoint, or cut short; nothing in it was executed. Give a released file "
@@ -45,17 +42,6 @@ UNPICKLING_ERRORS = (
 
 class CheckpointError(Exception):
     """A checkpoint cannot be used; the message says which file, what is wrong with it and what to do."""
-
-
-def default_checkpoint() -> Path:
-    """The checkpoint used where none is named; raises `CheckpointError` where there is none."""
-    for path in DEFAULT_CHECKPOINTS:
-        if path.exists():
-            return path
-    raise CheckpointError(
-        "no checkpoint: fetch the released ones with `python scripts/download_published.py`, "
-        "or name one with --checkpoint_file"
-    )
 
 
 def save_checkpoint(path: Path, network: nn.Module, config: Config) -> None:

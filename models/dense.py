@@ -15,6 +15,11 @@ DENSE_LAYERS = 4
 _NORM_EPS = 1e-5
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The same numbers with more digits, where autocast has made them bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class InstanceNorm(nn.Module):
     """Zero mean and unit deviation over T and F of each channel, then a learned scale and shift.
 
@@ -30,7 +35,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, T, F]` → the same shape."""
-        x = x.float()  # bfloat16 has too few digits for a mean over a whole map
+        x = at_least_float32(x)  # bfloat16 has too few digits for a mean over a whole map
         centred = x - x.mean(dim=(2, 3), keepdim=True)
         variance = centred.square().mean(dim=(2, 3), keepdim=True)
         scale = torch.rsqrt(variance + _NORM_EPS) * self.weight[:, None, None]
@@ -140,4 +145,5 @@ class PhaseDecoder(nn.Module):
         """Angle of a learned real and imaginary part."""
         x = self.act(self.norm(self.double_bins(self.dense_block(x))))
         # In bfloat16 angles near ±π would be 1/64 rad apart.
-        return angle(self.real(x).float(), self.imaginary(x).float()).squeeze(1).transpose(1, 2)
+        real, imaginary = at_least_float32(self.real(x)), at_least_float32(self.imaginary(x))
+        return angle(real, imaginary).squeeze(1).transpose(1, 2)

@@ -1,10 +1,12 @@
 """What a network costs: parameters, MACs, real-time factor and peak memory, beside a plain transcription of the paper.
 
     python -m scripts.benchmark [--config configs/imse.json] [--threads 2] [--compile] [--device cpu] [--json FILE]
+    python -m scripts.benchmark train [--batch_sizes 2 4] [--steps 10] [--bf16] […]
 
 Times one segment (308 frames for IMSE) as network only, spectra in and spectra out. The plain transcription in
 `tests/models/plain_imse.py` has the same weights; each round times every form once, so that a noisy machine slows
-all of them alike, and the medians' ratios are what counts. Prints text, and JSON as its last line.
+all of them alike, and the medians' ratios are what counts. Prints text, and JSON as its last line. The second form
+of the command does so for training steps (`scripts/benchmark_training.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,6 +30,7 @@ from tqdm import tqdm
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import Config, ConfigError, load_config
 from data.atomic import write_text_atomically
+from metrics.signals import RATE
 from models import build
 from models.published import translate_imse
 from models.spectrogram import Spectra, Spectrogram
@@ -148,26 +152,63 @@ def as_text(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = ArgumentParser(description="Measure what a network costs.")
+def parse_arguments() -> Namespace:
+    """Read the command line; exits with code 2 where it is wrong."""
+    parser = ArgumentParser(description="Measure what a network costs, or what training it costs.")
     add = parser.add_argument
+    add("what", nargs="?", choices=("network", "train"), default="network", help="default: %(default)s")
     add("--config", type=Path, default=Path(__file__).resolve().parents[1] / "configs" / "imse.json")
     add("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     add("--device", default="cpu")
     add("--compile", action="store_true", help="time torch.compile too; compiling takes a minute or more")
-    add("--rounds", type=int, default=15, help="how often each form is timed; default: %(default)s")
     add("--json", type=Path, help="also write the figures to this file")
+    add("--rounds", type=int, help="network: how often each form is timed; default: 15")
+    add("--batch_sizes", type=int, nargs="+", help="train: crops a step; default: the config's train.batch_size")
+    add("--steps", type=int, help="train: how many steps of each form are timed; default: 10")
+    add("--bf16", action="store_true", help="train: time bfloat16 too")
     options = parser.parse_args()
-    if options.threads < 1 or options.rounds < 1:
-        parser.error("--threads, --rounds: must be 1 or more")
+    for name in ("rounds",) if options.what == "train" else ("batch_sizes", "steps", "bf16"):
+        if getattr(options, name):
+            parser.error(f"--{name}: not with {options.what}")
+    options.rounds = 15 if options.rounds is None else options.rounds
+    options.steps = 10 if options.steps is None else options.steps
+    if min(options.threads, options.rounds, options.steps, *(options.batch_sizes or [1])) < 1:
+        parser.error("--threads, --rounds, --batch_sizes, --steps: must be 1 or more")
+    try:
+        torch.zeros(1, device=options.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})")
+    return options
+
+
+def check_trainable(path: Path, config: Config) -> None:
+    """Raises `ConfigError` where the plain training loop cannot go by the configuration: it always has PESQ labels."""
+    if config.loss.metric == 0:
+        raise ConfigError(str(path), ["loss.metric: must be above 0, for the plain loop always has labels"])
+    if config.data.sampling_rate != RATE:
+        raise ConfigError(str(path), [f"data.sampling_rate: PESQ needs {RATE} Hz"])
+
+
+def main() -> int:
+    """Measure and print."""
+    options = parse_arguments()
     try:
         config = load_config(options.config)
+        if options.what == "train":
+            check_trainable(options.config, config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
-    figures = measure(config, options.threads, options.device, options.compile, options.rounds)
-    print(as_text(figures))
+    if options.what == "train":
+        from scripts.benchmark_training import measure_training, training_as_text
+
+        batch_sizes = options.batch_sizes or [config.train.batch_size]
+        parts = batch_sizes, options.steps, options.bf16, options.compile
+        figures = measure_training(config, options.threads, options.device, *parts)
+        print(training_as_text(figures))
+    else:
+        figures = measure(config, options.threads, options.device, options.compile, options.rounds)
+        print(as_text(figures))
     print(json.dumps(figures))
     if options.json:
         write_text_atomically(options.json, json.dumps(figures, indent=2) + "\n")

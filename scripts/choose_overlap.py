@@ -21,10 +21,12 @@ from tqdm import tqdm
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, read_audio
 from data.file_lists import FileListError, find_audio
+from data.mixing import check_mix
 from data.processes import available_cores, run_in_processes
+from data.recordings import Recordings
 from data.segments import PROTOCOLS, Window, cut, join, spread_windows
 from metrics.perceptual import wideband_pesq
-from models.checkpoint import CheckpointError, default_checkpoint, load_checkpoint
+from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
 from models.enhancer import Enhancer, LevelMeter
 
 SNRS_DB = (2.5, 7.5, 12.5, 17.5)
@@ -124,12 +126,13 @@ def main() -> int:
     parser.add_argument("--speech_dir", type=Path, required=True)
     parser.add_argument("--noise_dir", type=Path, required=True)
     parser.add_argument("--files", type=int, default=60, help="how many long and how many short mixtures")
-    parser.add_argument("--checkpoint_file", type=Path)
+    parser.add_argument("--checkpoint_file", type=Path, default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     options = parser.parse_args()
     try:
-        enhancer = Enhancer(*load_checkpoint(options.checkpoint_file or default_checkpoint()))
+        enhancer = Enhancer(*load_checkpoint(options.checkpoint_file))
         speech, noise = find_audio(options.speech_dir), find_audio(options.noise_dir)
-    except (CheckpointError, FileListError) as error:
+        check_mix(speech, noise, Recordings(enhancer.rate, keep=False))
+    except (CheckpointError, FileListError, AudioError) as error:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
     make = partial(mixtures, speech, noise, count=options.files, rate=enhancer.rate)

@@ -6,15 +6,6 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 python=.venv/bin/python
 
-if [ ! -e checkpoints/default.safetensors ] && [ ! -e checkpoints/published/g_best_pesq_3.373 ]; then
-    echo "Fetching the checkpoint that the authors of IMSE released …"
-    "$python" scripts/download_published.py g_best_pesq_3.373 || {
-        echo "Without a network: put the file g_best_pesq_3.373 of github.com/XinxXinTang/IMSE (paper_result/) into" \
-            "checkpoints/published/ and run this again." >&2
-        exit 1
-    }
-fi
-
 "$python" inference.py --input_noisy_wavs_dir samples/noisy --output_dir enhanced/samples
 echo
 echo "Noisy:"

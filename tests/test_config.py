@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from config import Config, ConfigError, load_config, parse_config
+from tests.fixtures.commands import ROOT
 
 
 @pytest.fixture
@@ -118,3 +119,59 @@ def test_files_that_are_not_json(tmp_path: Path, text: str, reason: str) -> None
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.json: cannot be read"):
         load_config(tmp_path / "nothing.json")
+
+
+def test_what_the_paper_has_not_may_be_left_out_and_is_off(content: dict[str, Any]) -> None:
+    for section, key in (("loss", "si_sdr"), ("optim", "ema_decay"), ("train", "bf16")):
+        del content[section][key]
+    config = parse_config(content, "file.json")
+    assert (config.loss.si_sdr, config.optim.ema_decay, config.train.bf16) == (0.0, 0.0, False)
+    assert config.mix is None
+    del content["optim"]["learning_rate"]
+    assert problems_of(content) == ["optim.learning_rate: missing"]
+
+
+def test_a_mix_is_a_section_of_its_own() -> None:
+    config = load_config(ROOT / "configs" / "imse_mix.json")
+    assert config.mix is not None
+    assert parse_config(config.to_dict(), "again") == config
+    assert config.model == load_config(ROOT / "configs" / "imse.json").model
+    content = config.to_dict()
+    content["mix"] |= {"snr_low": 20, "snr_high": 10, "reverb_share": 1.5}
+    assert problems_of(content) == [
+        "mix.snr_low: must be at least -100 and at most snr_high",
+        "mix.reverb_share: must be from 0 to 1",
+    ]
+
+
+def test_settings_of_the_command_line_replace_those_of_the_file(config: Config, content: dict[str, Any]) -> None:
+    path = ROOT / "configs" / "imse.json"
+    assignments = ["optim.learning_rate=1e-4", "train.bf16=true", "train.epochs = 3", "loss.time=1"]
+    changed = load_config(path, assignments)
+    assert (changed.optim.learning_rate, changed.train.bf16, changed.train.epochs) == (1e-4, True, 3)
+    assert (changed.loss.time, changed.optim.adam_b1) == (1.0, config.optim.adam_b1)
+    assert load_config(path).to_dict() == content
+
+
+@pytest.mark.parametrize(
+    ("assignment", "problem"),
+    [
+        ("optim.learning_rat=1", "optim.learning_rat: unknown key (did you mean 'learning_rate'?)"),
+        ("optim.learning_rate=fast", 'optim.learning_rate: expected float, found "fast"'),
+        ("optim.learning_rate", "--set optim.learning_rate: expected section.key=value"),
+        ("learning_rate=1", "--set learning_rate=1: expected section.key=value"),
+        ("speed.high=1", "speed: unknown section"),
+        ("train.metric_lag=2", "train.metric_lag: must be 0 or 1"),
+        ("loss.magnitude=-1", "loss.magnitude: must not be negative"),
+    ],
+)
+def test_wrong_settings_of_the_command_line(assignment: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / "configs" / "imse.json", [assignment])
+    assert len(str(caught.value).splitlines()) == 1
+    assert problem in str(caught.value)
+
+
+def test_the_metric_cannot_be_the_only_loss(content: dict[str, Any]) -> None:
+    content["loss"] = {"metric": 1.0, "magnitude": 0, "phase": 0, "complex": 0}
+    assert problems_of(content) == ["loss.metric: cannot be the only loss; give another term a weight above 0"]

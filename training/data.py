@@ -46,7 +46,7 @@ def read_pairs(
     else:
         kept, held = hold_out_speakers([pair.id for pair in pairs], config.train.seed)
         training, judged = [pairs[index] for index in kept], [pairs[index] for index in held]
-    recordings.load([path for pair in training for path in (pair.clean, pair.noisy)], workers, quiet)
+    recordings.load([path for pair in [*training, *judged] for path in (pair.clean, pair.noisy)], workers, quiet)
     check_sound(training, recordings)
     source = PairedCrops(training, recordings, config.data.segment_size, config.train.seed)
     summary = f"{len(training)} pairs to train on, {len(judged)} {'listed' if selected_on else 'held out'} to select by"

@@ -33,9 +33,7 @@ class Group:
         """The module with its gradients averaged over all processes."""
         if self.ranks == 1:
             return module
-        # Buffers (the vectors of spectral normalisation) follow from the weights, which are equal everywhere.
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Scalars averaged over all processes."""

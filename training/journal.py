@@ -6,14 +6,15 @@ validation scores, and for a few fixed utterances noisy, enhanced and clean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from data.crops import Example
+from models.checkpoint import CheckpointError
 from models.spectrogram import Spectrogram
 
 SHOWN_EXAMPLES = 3
@@ -24,31 +25,48 @@ class Journal:
     """Writes TensorBoard's event files into a folder.
 
     When a run is resumed after step `steps_done`, what was written beyond it, before the run was killed, is
-    withdrawn, so that curves go on without a gap or an overlap.
+    withdrawn, so that curves go on without a gap or an overlap. All methods raise `CheckpointError` where the
+    folder cannot be written.
     """
 
     def __init__(self, folder: Path, steps_done: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)
+        from torch.utils.tensorboard import SummaryWriter  # late, since only training needs TensorBoard
+
+        self._folder = folder
+        with self._named_errors():
+            self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Add one point to the curve `group/name` of each value."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        with self._named_errors():
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def example(self, example: Example, enhanced: np.ndarray, spectrogram: Spectrogram, rate: int, step: int) -> None:
         """Show an utterance `[N]` in its three versions, to hear and to see."""
         for version, wav in (("noisy", example.noisy), ("enhanced", enhanced), ("clean", example.clean)):
             audible = wav / max(1.0, float(np.abs(wav).max()))
-            self._writer.add_audio(f"{example.id}/{version}", audible[None], step, sample_rate=rate)
-            self._writer.add_image(f"{example.id}/{version}", picture(wav, spectrogram), step)
+            with self._named_errors():
+                self._writer.add_audio(f"{example.id}/{version}", audible[None], step, sample_rate=rate)
+                self._writer.add_image(f"{example.id}/{version}", picture(wav, spectrogram), step)
 
     def flush(self) -> None:
         """Bring all to the disk, before a checkpoint says that these steps are done."""
-        self._writer.flush()
+        with self._named_errors():
+            self._writer.flush()
 
     def close(self) -> None:
         """End the file."""
-        self._writer.close()
+        with self._named_errors():
+            self._writer.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """TensorBoard's errors say neither what was to be written nor where; those of its thread come late."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self._folder}: cannot be written: {error.strerror}") from error
 
 
 @torch.no_grad()

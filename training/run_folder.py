@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import Config
+from config import Config, ConfigError, parse_config
 from data.atomic import replacing, write_text_atomically
 from models.checkpoint import UNPICKLING_ERRORS, CheckpointError, save_checkpoint
 
@@ -65,10 +66,12 @@ class RunFolder:
         """Write the latest network and state; raises `CheckpointError`, and the earlier ones then stay."""
         content = io.BytesIO()
         torch.save(dict(state) | {"config": config.to_dict()}, content)
-        save_checkpoint(self.latest, network, config)
         try:
             with replacing(self.state) as stream:
                 stream.write(content.getbuffer())
+                stream.flush()
+                os.fsync(stream.fileno())  # now, since there must be room for both before either is replaced
+                save_checkpoint(self.latest, network, config)
         except OSError as error:
             message = f"{self.state}: the training state cannot be written: {error.strerror}"
             raise CheckpointError(message) from error
@@ -80,9 +83,12 @@ class RunFolder:
         except UNPICKLING_ERRORS as error:
             message = f"{self.state}: not a training state, or cut short; start again without --resume"
             raise CheckpointError(message) from error
-        if not isinstance(state, dict) or "config" not in state:
-            raise CheckpointError(f"{self.state}: not a training state; start again without --resume")
-        if changed := changed_settings(state["config"], config.to_dict()):
+        try:
+            before = parse_config(state.get("config") if isinstance(state, dict) else None, "its configuration")
+        except ConfigError as error:
+            message = f"{self.state}: not a training state of this version; start again without --resume"
+            raise CheckpointError(message) from error
+        if changed := changed_settings(before.to_dict(), config.to_dict()):
             raise CheckpointError(
                 f"{self.state}: belongs to another configuration, which differs in {', '.join(changed)}; "
                 f"resume with {self.path / 'config.json'}, or start in another folder"

@@ -29,6 +29,7 @@ from training.distribution import Group
 from training.labels import Pending, PesqLabels
 
 _DROPOUTS_A_STEP = 3
+_COUNTS = ("steps_done", "skipped", "skipped_in_a_row", "unlabelled")
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Trainer:
         self.steps_done = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self.unlabelled = 0
         with torch.random.fork_rng():
             torch.manual_seed(config.train.seed)
             self.network = build(config).to(group.device)
@@ -83,13 +85,12 @@ class Trainer:
     def step(self, batch: Batch, epoch: int) -> dict[str, float]:
         """Change the weights by one batch; returns each loss term, the gradient norms and the learning rate.
 
-        Where a gradient is not finite the weights stay as they are, and `skipped` and `skipped_in_a_row` count it.
+        A network whose gradient is not finite stays as it is; `skipped` and `skipped_in_a_row` count such steps.
         """
         rate = learning_rate(self.config.optim, epoch, self.steps_done)
         figures: dict[str, Tensor] = {}
         clean, enhanced = self._enhance(batch)
-        if self.labels:
-            self._teach_discriminator(clean, enhanced, rate, figures)
+        taught = self._teach_discriminator(batch, clean, enhanced, rate, figures) if self.labels else True
         terms = loss_terms(self.config.loss, clean, enhanced, self.spectrogram)
         if self.discriminator:
             self.discriminator.requires_grad_(False)
@@ -102,6 +103,7 @@ class Trainer:
         norm, finite = _update(self.network, self.optimizer, rate, self.config.optim.grad_clip)
         if finite and self.average:
             self.average.update_parameters(self.network)
+        finite = finite and taught
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.steps_done += 1
@@ -115,14 +117,19 @@ class Trainer:
             clean, noisy = self.spectrogram(clean_wav), self.spectrogram(noisy_wav)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.bf16):
             enhanced = self._network(noisy)
-        enhanced = Spectra(enhanced.mag.float(), enhanced.pha.float())
+        enhanced = Spectra(enhanced.mag.to(noisy.mag.dtype), enhanced.pha.to(noisy.pha.dtype))
         return Speech(clean_wav, clean), Speech(self.spectrogram.inverse(enhanced, clean_wav.shape[-1]), enhanced)
 
-    def _teach_discriminator(self, clean: Speech, enhanced: Speech, rate: float, figures: dict[str, Tensor]) -> None:
-        """MSE(D(clean, clean), 1) + MSE(D(clean, enhanced), label), the latter over the crops that have a label."""
+    def _teach_discriminator(
+        self, batch: Batch, clean: Speech, enhanced: Speech, rate: float, figures: dict[str, Tensor]
+    ) -> bool:
+        """Minimise MSE(D(clean, clean), 1) + MSE(D(clean, enhanced), label); returns whether the gradient was finite.
+
+        A crop without a label has no part in the second term.
+        """
         assert self.labels and self._discriminator and self.discriminator_optimizer and self.discriminator
         current = Labelled(clean.spectra.mag, enhanced.spectra.mag.detach())
-        current.pending = self.labels.submit(clean.wav.cpu().numpy(), enhanced.wav.detach().cpu().numpy())
+        current.pending = self.labels.submit(batch.clean, enhanced.wav.detach().cpu().numpy())
         judged, self._waiting = (current, None) if self.config.train.metric_lag == 0 else (self._waiting, current)
         rows = len(clean.wav)
         pairs = [(clean.spectra.mag, clean.spectra.mag)]
@@ -136,19 +143,22 @@ class Trainer:
             torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]), torch.cat(dropout)
         )
         target = torch.cat(targets)
-        # A crop without a label has no error; the mean is over all crops, whichever process they are in.
+        # The mean is over all crops, with a label or without, so that it is the same in one process and in many.
         errors = (estimate - target.where(target.isfinite(), estimate.detach())).square()
         loss = errors.sum() / rows
         self.discriminator_optimizer.zero_grad()
         loss.backward()
-        norm, _ = _update(self.discriminator, self.discriminator_optimizer, rate, 0.0)
+        norm, finite = _update(self.discriminator, self.discriminator_optimizer, rate, 0.0)
         figures |= {"discriminator": loss, "discriminator_gradient_norm": norm}
+        return finite
 
     def _labels_of(self, batch: Labelled) -> Tensor:
         """Wait for the labels `[B]`, NaN where there is none."""
         if batch.labels is None:
             assert self.labels and batch.pending
-            batch.labels = torch.from_numpy(self.labels.collect(batch.pending)).to(self.group.device)
+            labels = torch.from_numpy(self.labels.collect(batch.pending))
+            self.unlabelled += int(labels.isnan().sum())
+            batch.labels = labels.to(self.group.device)
         return batch.labels
 
     def _dropout(self, use: int, rows: int) -> Tensor:
@@ -168,14 +178,14 @@ class Trainer:
                 "labels": labels.cpu(),
             }
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        counts = {name: getattr(self, name) for name in ("steps_done", "skipped", "skipped_in_a_row")}
+        counts = {name: getattr(self, name) for name in _COUNTS}
         return parts | counts | {"waiting": self.group.gather(waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; raises `RuntimeError`, `KeyError` or `ValueError` at another's."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        for name in ("steps_done", "skipped", "skipped_in_a_row"):
+        for name in _COUNTS:
             setattr(self, name, state[name])
         waiting = state["waiting"][self.group.rank]
         if waiting:

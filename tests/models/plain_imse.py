@@ -189,8 +189,8 @@ class RoPE(nn.Module):
 
     def forward(self, frames: int, bins: int) -> tuple[Tensor, Tensor]:
         """sin and cos, `[T·F, d]`."""
-        time = torch.arange(frames)[:, None] * self.angle  # [T, d/2]
-        frequency = torch.arange(bins)[:, None] * self.angle  # [F, d/2]
+        time = torch.arange(frames, device=self.angle.device)[:, None] * self.angle  # [T, d/2]
+        frequency = torch.arange(bins, device=self.angle.device)[:, None] * self.angle  # [F, d/2]
         half = HEAD_WIDTH // 2
         angles = torch.cat(
             [

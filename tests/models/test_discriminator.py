@@ -1,0 +1,124 @@
+"""The metric discriminator: the release's outputs, its size and range, dropout and spectral normalisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from models.discriminator import HIDDEN, MetricDiscriminator, dropout_factors
+
+
+@pytest.fixture
+def discriminator() -> MetricDiscriminator:
+    torch.manual_seed(0)
+    return MetricDiscriminator()
+
+
+def magnitudes(bins: int = 256, frames: int = 20, rows: int = 2, seed: int = 0) -> Tensor:
+    return torch.rand(rows, bins, frames, generator=torch.Generator().manual_seed(seed))
+
+
+def normalised_modules(discriminator: MetricDiscriminator) -> list[nn.Module]:
+    return [module for module in discriminator.modules() if parametrize.is_parametrized(module)]
+
+
+def test_the_release_s_weights_give_its_outputs(reference: Path) -> None:
+    known = {name: torch.from_numpy(array) for name, array in np.load(reference / "imse" / "losses.npz").items()}
+    discriminator = MetricDiscriminator().eval()
+    # Its layers are in one sequence: ours, then pooling at 12 and 13, and dropout at 15.
+    numbered = {
+        **{int(name): module for name, module in discriminator.features.named_children()},
+        **{14: discriminator.hidden, 16: discriminator.act, 17: discriminator.output},
+    }
+    filled = 0
+    for number, module in numbered.items():
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+        for name, parameter in module.named_parameters():
+            effective = f"D_layer{number}_{name}_after_spectral_norm"
+            with torch.no_grad():
+                parameter.copy_(known[effective if effective in known else f"D_layers_{number}_{name}"])
+            filled += 1
+    with torch.no_grad():
+        discriminator.slope.copy_(known["D_layers_18_slope"])
+    assert filled + 1 == sum(name.startswith("D_layer") for name in known)
+    with torch.inference_mode():
+        for mag, expected in (("clean_mag", "disc_clean_clean"), ("mag", "disc_clean_enhanced")):
+            quality = discriminator(known["clean_mag"], known[mag])
+            assert torch.allclose(quality, known[expected].squeeze(1), atol=1e-5)
+
+
+def test_size_is_as_documented(discriminator: MetricDiscriminator) -> None:
+    assert sum(parameter.numel() for parameter in discriminator.parameters()) == 181_650
+
+
+@pytest.mark.parametrize("bins, frames", [(256, 16), (256, 17), (256, 308), (64, 33), (128, 100)])
+def test_any_bins_and_frames_give_a_quality_of_each_row(
+    discriminator: MetricDiscriminator, bins: int, frames: int
+) -> None:
+    clean, other = magnitudes(bins, frames, 3), magnitudes(bins, frames, 3, seed=1)
+    quality = discriminator.eval()(clean, other)
+    assert quality.shape == (3,)
+    assert ((quality > 0) & (quality < 1)).all()
+    alone = discriminator(clean[1:2], other[1:2])
+    assert torch.allclose(quality[1:2], alone, atol=1e-6)
+    assert not torch.allclose(quality, discriminator(other, clean), atol=1e-4)
+
+
+def test_a_steep_slope_stays_between_0_and_1(discriminator: MetricDiscriminator) -> None:
+    with torch.no_grad():
+        discriminator.slope.fill_(1e4)
+    quality = discriminator(magnitudes(), magnitudes(seed=1))
+    assert ((quality >= 0) & (quality <= 1)).all()
+
+
+def test_dropout_keeps_seven_in_ten_and_their_sum() -> None:
+    factors = dropout_factors(400, seed=5)
+    assert factors.shape == (400, HIDDEN)
+    kept = factors > 0
+    assert torch.allclose(factors[kept], torch.tensor(1 / 0.7))
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.01)
+    assert factors.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_dropout_follows_from_the_seed_alone() -> None:
+    before = torch.get_rng_state()
+    factors = dropout_factors(4, seed=5)
+    torch.rand(3)
+    assert torch.equal(dropout_factors(4, seed=5), factors)
+    torch.set_rng_state(before)
+    assert torch.equal(dropout_factors(4, seed=5), factors)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(dropout_factors(4, seed=6), factors)
+    assert not torch.equal(factors[0], factors[1])
+
+
+def test_dropout_changes_the_rows_that_it_drops_from(discriminator: MetricDiscriminator) -> None:
+    discriminator.eval()
+    clean, other = magnitudes(), magnitudes(seed=1)
+    whole = discriminator(clean, other)
+    factors = torch.ones(2, HIDDEN)
+    assert torch.equal(discriminator(clean, other, factors), whole)
+    factors[1] = dropout_factors(1, seed=0)
+    dropped = discriminator(clean, other, factors)
+    assert dropped[0] == whole[0]
+    assert (dropped[1] - whole[1]).abs() > 1e-4
+
+
+def test_weights_keep_a_largest_singular_value_of_one(discriminator: MetricDiscriminator) -> None:
+    modules = normalised_modules(discriminator)
+    assert len(modules) == 6
+    with torch.no_grad():
+        for module in modules:
+            module.get_parameter("parametrizations.weight.original").mul_(5)
+        for _ in range(20):
+            discriminator(magnitudes(64), magnitudes(64))
+        for module in modules:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)

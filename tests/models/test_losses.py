@@ -1,0 +1,244 @@
+"""The loss terms: the release's values, values by hand, and gradients, which silence must not make infinite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from config import Config, LossConfig, StftConfig
+from models import build
+from models.discriminator import MetricDiscriminator
+from models.losses import (
+    TERMS,
+    Speech,
+    angular_frequency,
+    anti_wrapping,
+    group_delay,
+    instantaneous_phase,
+    loss_terms,
+    weighted_sum,
+)
+from models.spectrogram import Spectra, Spectrogram, angle
+from tests.models.test_imse import random_spectra
+
+OFF = LossConfig(metric=0.0, magnitude=0.0, phase=0.0, complex=0.0)
+TINY_STFT = StftConfig(n_fft=14, hop_size=4, win_size=14, compress_factor=0.3)
+TINY_SAMPLES = 32
+
+# Clean minus enhanced is [[-1, 0, -3], [-2, -0.5, 6]].
+CLEAN_PHA = torch.tensor([[[0.5, 1.0, 0.0], [1.0, 0.0, 3.0]]])
+PHA = torch.tensor([[[1.5, 1.0, 3.0], [3.0, 0.5, -3.0]]])
+
+
+@pytest.fixture
+def spectrogram(config: Config) -> Spectrogram:
+    return Spectrogram(config.stft)
+
+
+@pytest.fixture
+def tiny() -> Spectrogram:
+    """8 bins, in float64."""
+    return Spectrogram(TINY_STFT).double()
+
+
+def speech_of(wav: Tensor, spectrogram: Spectrogram) -> Speech:
+    return Speech(wav, spectrogram(wav))
+
+
+def speech_from(mag: Tensor, pha: Tensor, spectrogram: Spectrogram, samples: int) -> Speech:
+    """As from a network: the waveform follows from the spectra."""
+    return Speech(spectrogram.inverse(Spectra(mag, pha), samples), Spectra(mag, pha))
+
+
+def random_wav(samples: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, samples, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def term(name: str, clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> float:
+    return TERMS[name](clean, enhanced, spectrogram).item()
+
+
+def test_the_released_losses_and_their_weighted_sum(reference: Path, config: Config, spectrogram: Spectrogram) -> None:
+    known = np.load(reference / "imse" / "losses.npz")
+    clean_mag, clean_pha, mag, pha = (
+        torch.from_numpy(known[name]) for name in ("clean_mag", "clean_pha", "mag", "pha")
+    )
+    assert instantaneous_phase(clean_pha, pha).item() == pytest.approx(float(known["loss_ip"]), rel=1e-5)
+    assert group_delay(clean_pha, pha).item() == pytest.approx(float(known["loss_gd"]), rel=1e-5)
+    assert angular_frequency(clean_pha, pha).item() == pytest.approx(float(known["loss_iaf"]), rel=1e-5)
+    silence = torch.zeros(2, 3900)
+    speech = Speech(silence, Spectra(clean_mag, clean_pha)), Speech(silence, Spectra(mag, pha))
+    terms = loss_terms(config.loss, *speech, spectrogram)
+    phases = float(known["loss_ip"] + known["loss_gd"] + known["loss_iaf"])
+    expected = {"magnitude": float(known["loss_mag"]), "phase": phases, "complex": float(known["loss_com_times2"])}
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-5)
+    total = weighted_sum(config.loss, terms).item()
+    assert total == pytest.approx(float(known["generator_total_without_metric"]), rel=1e-5)
+
+
+def test_differences_of_phases_count_to_the_nearest_whole_turn() -> None:
+    turns = [2 * math.pi * k + 0.1 for k in (-3, -1, 1, 2)]
+    sizes = anti_wrapping(torch.tensor([0, math.pi, -math.pi, 1.5 * math.pi, -1.5 * math.pi, *turns]))
+    expected = torch.tensor([0, math.pi, math.pi, 0.5 * math.pi, 0.5 * math.pi] + [0.1] * 4)
+    assert torch.allclose(sizes, expected, atol=1e-5)
+
+
+def test_phase_losses_by_hand(tiny: Spectrogram) -> None:
+    turn = 2 * math.pi
+    ip = (1 + 0 + 3 + 2 + 0.5 + (turn - 6)) / 6
+    # Differences along frequency: [-1, 0, -3] from zero, then [-1, -0.5, 9].
+    gd = (1 + 0 + 3 + 1 + 0.5 + (9 - turn)) / 6
+    # Along time: [-1, 1, -3] and [-2, 1.5, 6.5].
+    iaf = (1 + 1 + 3 + 2 + 1.5 + (6.5 - turn)) / 6
+    assert instantaneous_phase(CLEAN_PHA, PHA).item() == pytest.approx(ip, abs=1e-6)
+    assert group_delay(CLEAN_PHA, PHA).item() == pytest.approx(gd, abs=1e-6)
+    assert angular_frequency(CLEAN_PHA, PHA).item() == pytest.approx(iaf, abs=1e-6)
+    mag, wav = torch.ones_like(PHA), torch.zeros(1, 1)
+    speech = Speech(wav, Spectra(mag, CLEAN_PHA)), Speech(wav, Spectra(mag, PHA))
+    assert term("phase", *speech, tiny) == pytest.approx(ip + gd + iaf, abs=1e-6)
+
+
+def test_spectral_and_waveform_errors_by_hand(tiny: Spectrogram) -> None:
+    clean = Speech(torch.tensor([[1.0, -1.0]]), Spectra(torch.tensor([[[3.0, 1.0]]]), torch.zeros(1, 1, 2)))
+    enhanced = Speech(
+        torch.tensor([[0.5, 2.0]]), Spectra(torch.tensor([[[4.0, 1.0]]]), torch.tensor([[[math.pi / 2, 0.0]]]))
+    )
+    assert term("magnitude", clean, enhanced, tiny) == pytest.approx((1 + 0) / 2)
+    # 3 against 4i, and 1 against 1: errors of 3 and 4 in four parts, twice.
+    assert term("complex", clean, enhanced, tiny) == pytest.approx(2 * (9 + 16) / 4, rel=1e-6)
+    assert term("time", clean, enhanced, tiny) == pytest.approx((0.5 + 3) / 2)
+
+
+def test_si_sdr_of_a_scaled_signal_with_orthogonal_noise() -> None:
+    n = torch.arange(400) / 400
+    target = torch.sin(2 * math.pi * 5 * n)
+    noise = torch.sin(2 * math.pi * 9 * n)  # of the same energy
+    clean = Speech(torch.stack([target, 0.1 * target + 7]), random_spectra(2, 1, torch.float32))
+    loud, soft = 20 * target + 2 * noise + 3, 0.5 * target - 0.05 * noise * math.sqrt(10)
+    enhanced = clean._replace(wav=torch.stack([loud, soft]))
+    value = TERMS["si_sdr"](clean, enhanced, Spectrogram(TINY_STFT)).item()
+    assert value == pytest.approx(-(20 + 10) / 2, abs=1e-3)
+
+
+def test_consistency_is_zero_for_real_signals_and_the_complex_error_for_others(spectrogram: Spectrogram) -> None:
+    speech = speech_of(random_wav(3900, 0), spectrogram)
+    assert term("consistency", speech, speech, spectrogram) < 1e-9
+    invented = speech_from(*random_spectra(2, 40, torch.float32), spectrogram, 3900)
+    changed = speech_of(invented.wav, spectrogram)
+    error = term("consistency", speech, invented, spectrogram)
+    assert error == pytest.approx(term("complex", changed, invented, spectrogram), rel=1e-6)
+    assert error > 0.1
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_gradients_are_those_of_finite_differences(name: str, tiny: Spectrogram) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shape = 2, TINY_STFT.bins, TINY_SAMPLES // TINY_STFT.hop_size + 1
+    mag = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+    pha = (torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1) * 3
+    clean = speech_of(random_wav(TINY_SAMPLES, 0, torch.float64), tiny)
+
+    def error(mag: Tensor, pha: Tensor) -> Tensor:
+        return TERMS[name](clean, speech_from(mag, pha, tiny, TINY_SAMPLES), tiny)
+
+    assert torch.autograd.gradcheck(error, (mag.requires_grad_(), pha.requires_grad_()))
+
+
+def test_gradients_through_the_spectrogram_are_those_of_finite_differences(tiny: Spectrogram) -> None:
+    wav = random_wav(TINY_SAMPLES, 1, torch.float64).requires_grad_()
+
+    def compressed(wav: Tensor) -> Tensor:
+        return tiny(wav).complex
+
+    assert torch.autograd.gradcheck(compressed, (wav,))
+
+
+def test_gradients_through_the_discriminator_are_those_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    discriminator = MetricDiscriminator().double().eval()
+    clean_mag, mag = torch.rand(2, 2, 32, 16, dtype=torch.float64)
+    dropout = torch.rand(2, 64, dtype=torch.float64)
+
+    def error(mag: Tensor) -> Tensor:
+        return (discriminator(clean_mag, mag, dropout) - 1).square().mean()
+
+    assert torch.autograd.gradcheck(error, (mag.requires_grad_(),), fast_mode=True)
+
+
+def silent_and_loud(spectrogram: Spectrogram) -> dict[str, Callable[[], Speech]]:
+    """Ways of making enhanced speech, each of new leaves."""
+    zeros = torch.zeros(2, 256, 21)
+    return {
+        "silent spectra": lambda: speech_from(zeros.clone().requires_grad_(), zeros, spectrogram, 2000),
+        "silent wav": lambda: speech_of(torch.zeros(2, 2000, requires_grad=True), spectrogram),
+        "half silent": lambda: speech_of(functional.pad(random_wav(1000, 3), (0, 1000)).requires_grad_(), spectrogram),
+        "faint": lambda: speech_of((1e-15 * random_wav(2000, 3)).requires_grad_(), spectrogram),
+        "loud": lambda: speech_of(random_wav(2000, 3).requires_grad_(), spectrogram),
+    }
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_silence_has_finite_losses_and_gradients(name: str, spectrogram: Spectrogram) -> None:
+    kinds = silent_and_loud(spectrogram)
+    for clean_kind in ("silent wav", "half silent", "loud"):
+        for kind, make in kinds.items():
+            enhanced = make()
+            leaf = enhanced.wav if enhanced.wav.is_leaf else enhanced.spectra.mag
+            value = TERMS[name](kinds[clean_kind](), enhanced, spectrogram)
+            assert value.isfinite(), (clean_kind, kind)
+            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+            assert gradient.isfinite().all(), (clean_kind, kind)
+
+
+def test_the_angle_of_zero_is_zero_and_has_no_gradient() -> None:
+    real, imaginary = (torch.tensor([0.0, 0.0, 1.0, 3.0]), torch.tensor([0.0, 1e-20, 0.0, 4.0]))
+    turned = angle(real.requires_grad_(), imaginary.requires_grad_())
+    turned.sum().backward()
+    assert torch.allclose(turned, torch.tensor([0, 0, 0, math.atan2(4, 3)]))
+    assert real.grad is not None and imaginary.grad is not None
+    assert torch.allclose(real.grad, torch.tensor([0, 0, 0, -4 / 25]))
+    assert torch.allclose(imaginary.grad, torch.tensor([0, 0, 1, 3 / 25]))
+
+
+@pytest.mark.parametrize("clean_level", [0.0, 1.0])
+def test_a_network_gets_finite_gradients_from_silence(
+    small_config: Config, spectrogram: Spectrogram, clean_level: float
+) -> None:
+    torch.manual_seed(0)
+    network = build(small_config)
+    every_term = replace(OFF, **dict.fromkeys(TERMS, 1.0))
+    noisy = torch.cat([torch.zeros(1, 800), functional.pad(random_wav(400, 4)[:1], (0, 400))])
+    for rows in (noisy, torch.zeros(2, 800)):
+        spectra: Spectra = network(spectrogram(rows))
+        enhanced = speech_from(spectra.mag, spectra.pha, spectrogram, 800)
+        terms = loss_terms(every_term, speech_of(clean_level * random_wav(800, 5), spectrogram), enhanced, spectrogram)
+        loss = weighted_sum(every_term, terms)
+        assert loss.isfinite()
+        for gradient in torch.autograd.grad(loss, list(network.parameters())):
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_only_terms_with_a_weight_are_computed(name: str, tiny: Spectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: object) -> Tensor:
+        raise AssertionError
+
+    for other in TERMS.keys() - {name}:
+        monkeypatch.setitem(TERMS, other, unwanted)  # pyright: ignore[reportArgumentType] (a dict at run time)
+    speech = speech_of(random_wav(TINY_SAMPLES, 0, torch.float64), tiny)
+    weights = replace(OFF, metric=1.0, **{name: 0.5})
+    assert list(loss_terms(weights, speech, speech, tiny)) == [name]
+
+
+def test_the_weighted_sum_is_over_the_terms_that_are_there() -> None:
+    weights = LossConfig(metric=0.05, magnitude=0.9, phase=0.3, complex=0.1, time=7.0)
+    terms = {"metric": torch.tensor(2.0), "magnitude": torch.tensor(3.0), "time": torch.tensor(1.0)}
+    assert weighted_sum(weights, terms).item() == pytest.approx(0.05 * 2 + 0.9 * 3 + 7)

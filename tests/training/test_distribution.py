@@ -1,0 +1,36 @@
+"""Two processes with half of the batch each do what one does with all of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.fixtures.commands import ROOT
+from tests.training.step_in_double import STEPS
+
+
+def weights_of(out: Path, processes: int) -> dict[str, Any]:
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
+    command = [sys.executable, *launcher, "-m", "tests.training.step_in_double", str(out), str(2 // processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return torch.load(out, weights_only=True)
+
+
+def test_two_processes_with_half_the_batch_each_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    alone, together = weights_of(tmp_path / "1.pt", 1), weights_of(tmp_path / "2.pt", 2)
+    assert alone["steps_done"] == together["steps_done"] == STEPS
+    for part in ("network", "discriminator"):
+        for name, weight in alone[part].items():
+            assert weight.dtype == torch.float64
+            torch.testing.assert_close(together[part][name], weight, rtol=0, atol=1e-5, msg=f"{part} {name}")

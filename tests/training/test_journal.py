@@ -1,0 +1,95 @@
+"""What TensorBoard shows of a run, also of one that was killed and resumed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from config import Config
+from data.crops import Example
+from models.spectrogram import Spectrogram
+from tests.fixtures.signals import speech_like, with_noise
+from training.journal import Journal, picture
+
+RATE = 16_000
+
+
+@pytest.fixture
+def spectrogram(config: Config) -> Spectrogram:
+    return Spectrogram(config.stft)
+
+
+def read(folder: Path) -> EventAccumulator:
+    """All that was written."""
+    kinds = ("scalars", "images", "audio", "tensors")
+    return EventAccumulator(str(folder), dict.fromkeys(kinds, 0)).Reload()
+
+
+def write_steps(journal: Journal, first: int, last: int, value: float) -> None:
+    for step in range(first, last + 1):
+        journal.scalars("training", {"loss": value, "rate": step}, step)
+
+
+def test_every_value_is_a_point_of_its_curve(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    write_steps(journal, 1, 3, 0.5)
+    journal.scalars("validation", {"pesq": 2.5}, 3)
+    journal.close()
+    curves = read(tmp_path)
+    assert set(curves.Tags()["scalars"]) == {"training/loss", "training/rate", "validation/pesq"}
+    assert [(point.step, point.value) for point in curves.Scalars("training/rate")] == [(1, 1), (2, 2), (3, 3)]
+    assert [(point.step, point.value) for point in curves.Scalars("validation/pesq")] == [(3, 2.5)]
+
+
+def test_a_killed_run_s_curves_go_on_without_gap_or_overlap(tmp_path: Path) -> None:
+    killed = Journal(tmp_path, 0)
+    write_steps(killed, 1, 10, 1)
+    killed.flush()  # saved here, and …
+    assert len(read(tmp_path).Scalars("training/loss")) == 10
+    write_steps(killed, 11, 15, 2)
+    killed.flush()  # … killed here: what was told meanwhile is on the disk, too
+    assert len(read(tmp_path).Scalars("training/loss")) == 15
+    time.sleep(1.1)  # files are read in the order of the second in which they were begun
+    resumed = Journal(tmp_path, 10)
+    write_steps(resumed, 11, 20, 3)
+    resumed.close()
+    points = read(tmp_path).Scalars("training/loss")
+    assert [point.step for point in points] == list(range(1, 21))
+    assert [point.value for point in points] == [1] * 10 + [3] * 10
+
+
+def test_an_example_can_be_heard_and_seen_in_its_three_versions(tmp_path: Path, spectrogram: Spectrogram) -> None:
+    clean = speech_like(0.5)
+    example = Example("p1", clean.astype(np.float32), (3 * with_noise(clean, 5)).astype(np.float32))
+    journal = Journal(tmp_path, 0)
+    journal.example(example, np.zeros_like(example.clean), spectrogram, RATE, 4)
+    journal.close()
+    tags = read(tmp_path).Tags()
+    expected = {"p1/noisy", "p1/enhanced", "p1/clean"}
+    assert set(tags["audio"]) == set(tags["images"]) == expected
+    sound = read(tmp_path).Audio("p1/clean")[0]
+    assert (sound.step, sound.sample_rate, sound.length_frames) == (4, RATE, len(clean))
+    image = read(tmp_path).Images("p1/clean")[0]
+    assert (image.step, image.height, image.width) == (4, 256, len(clean) // 100 + 1)
+
+
+def test_a_low_tone_is_a_line_near_the_bottom(spectrogram: Spectrogram) -> None:
+    tone = np.sin(2 * np.pi * 500 * np.arange(8000) / RATE)
+    image = picture(tone, spectrogram)
+    assert image.shape == (1, 256, 81)
+    assert image.min() >= 0
+    assert image.max() == 1
+    # Bin 16 of 0..255, counted from below.
+    assert image[0].mean(axis=1).argmax() == 255 - round(500 * 510 / RATE)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-12, 100.0])
+def test_any_level_has_a_finite_picture(spectrogram: Spectrogram, level: float) -> None:
+    image = picture(level * with_noise(speech_like(0.2), 5), spectrogram)
+    assert np.isfinite(image).all()
+    assert 0 <= image.min() <= image.max() <= 1
+    assert (image.max() > 0) == (level > 0)
