@@ -15,6 +15,9 @@ import inference
 from config import Config
 from data.audio import AudioFormat, read_audio, write_audio
 from data.segments import PROTOCOLS
+from metrics.perceptual import wideband_pesq
+from metrics.sdr import si_sdr
+from models.checkpoint import DEFAULT_CHECKPOINT
 from models.enhancer import Enhancer
 from models.spectrogram import Spectra
 from tests.fixtures.commands import ROOT, run_script
@@ -194,3 +197,15 @@ def test_standard_input_to_standard_output(tmp_path: Path, small_checkpoint: Pat
     filed = run_script("inference.py", "--input_noisy_wavs_dir", "in.wav", "--output_dir", "out", *common, cwd=tmp_path)
     assert (filed.returncode, filed.stdout, filed.stderr) == (0, "", "")
     assert result.stdout == (tmp_path / "out/in.wav").read_bytes()
+
+
+def test_the_embedded_checkpoint_is_small_and_cleans_the_samples(tmp_path: Path) -> None:
+    assert DEFAULT_CHECKPOINT.stat().st_size < 2 * 2**20
+    arguments = ["--input_noisy_wavs_dir", ROOT / "samples" / "noisy", "--output_dir", tmp_path / "enhanced"]
+    result = run_script("inference.py", *arguments, "--quiet", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    for noisy in sorted((ROOT / "samples" / "noisy").iterdir()):
+        folders = ROOT / "samples" / "clean", noisy.parent, tmp_path / "enhanced"
+        clean, before, after = (load(folder / noisy.name)[:, 0] for folder in folders)
+        assert wideband_pesq(clean, after) > wideband_pesq(clean, before)
+        assert si_sdr(clean, after) > si_sdr(clean, before)
