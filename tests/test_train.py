@@ -59,9 +59,9 @@ LAGGING = [
 SHORT = [f"--config={PAPER}", *SMALL, "--quiet", "--num_workers=1", "--max_steps=3"]
 
 # Of the test that a network can learn its crops by heart.
-OVERFIT_STEPS = 300
+OVERFIT_STEPS = 250
 OVERFIT_RATE = 2e-3
-OVERFIT_DECAY = 0.99  # every four steps
+OVERFIT_DECAY = 0.96  # every four steps
 OVERFIT_CROP = 9_600
 
 
