@@ -18,6 +18,15 @@ class ArgumentParser(argparse.ArgumentParser):
         """End the program."""
         self.exit(WRONG_COMMAND_LINE, f"{self.prog}: {message} (--help shows the options)\n")
 
+    def check_device(self, device: str) -> None:
+        """End the program where PyTorch cannot compute on `device`."""
+        import torch  # late: commands without a network do not wait for it
+
+        try:
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            self.error(f"--device {device}: cannot be used ({str(error).splitlines()[0]})")
+
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code; Ctrl-C and a closed pipe end it without a traceback."""

@@ -47,10 +47,7 @@ def parse_arguments() -> Namespace:
         parser.error("--output_dir is needed: the folder for the results")
     if options.input_noisy_wavs_dir == "-" and (options.input_clean_wavs_dir or options.output_dir):
         parser.error("--output_dir, --input_clean_wavs_dir: not with standard input")
-    try:
-        torch.zeros(1, device=options.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})")
+    parser.check_device(options.device)
     return options
 
 

@@ -12,21 +12,18 @@ line or input wrong, 130 or 143 interrupted.
 from __future__ import annotations
 
 import math
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from cli import DONE, INTERRUPTED, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
+from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import Config, ConfigError, load_config
 from data.audio import AudioError
 from data.crops import Batch, PairedExamples, check_pairs, load_batches, steps_per_epoch
@@ -41,6 +38,7 @@ from training.journal import SHOWN_EXAMPLES, Journal
 from training.labels import PesqLabels
 from training.run_folder import RunFolder
 from training.steps import Trainer
+from training.stop import TERMINATED, Stop
 from training.validation import Validation
 
 ROOT = Path(__file__).resolve().parent
@@ -51,32 +49,9 @@ LOG_INTERVAL = 10
 LARGEST_SKIP = 10
 """So many steps in a row without a finite gradient, and the run stops: it would not recover."""
 
-TERMINATED = 128 + signal.SIGTERM
-
 
 class TrainingError(Exception):
     """A run cannot go on; the message says why, and what is left."""
-
-
-@dataclass
-class Stop:
-    """Remembers the first SIGTERM or Ctrl-C, to be obeyed after the step; a second Ctrl-C ends at once."""
-
-    code: int = field(default=0)
-
-    def __enter__(self) -> Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and self.code:
-            raise KeyboardInterrupt
-        self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 def parse_arguments() -> Namespace:
@@ -118,10 +93,7 @@ def parse_arguments() -> Namespace:
         parser.error("--max_steps: must be 1 or more")
     if options.num_workers < 1:
         parser.error("--num_workers: must be 1 or more")
-    try:
-        torch.zeros(1, device=options.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})")
+    parser.check_device(options.device)
     return options
 
 

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
+from data.crops import SILENT_POWER
 from data.segments import PROTOCOLS, cut, join
 from models.spectrogram import Spectrogram
-
-# Mean power of −200 dB: silence, whose level is left as it is.
-_SILENT_POWER = 1e-20
 
 LEVEL_BLOCK = 2**20
 """Samples a channel to measure at a time: a minute, in which the level is the release's to the last bit."""
@@ -56,7 +54,7 @@ class LevelMeter:
     def factors(self) -> np.ndarray:
         """What brings each channel to a mean power of 1: sqrt(N / sum(x²)), float32 `[channels]`; 1 for silence."""
         energy = np.atleast_1d(self.energy)
-        energy = np.where(energy > _SILENT_POWER * self.samples, energy, self.samples).astype(np.float32)
+        energy = np.where(energy > SILENT_POWER * self.samples, energy, self.samples).astype(np.float32)
         return torch.sqrt(self.samples / torch.from_numpy(energy)).numpy()
 
 

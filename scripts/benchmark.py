@@ -174,10 +174,7 @@ def parse_arguments() -> Namespace:
     options.steps = 10 if options.steps is None else options.steps
     if min(options.threads, options.rounds, options.steps, *(options.batch_sizes or [1])) < 1:
         parser.error("--threads, --rounds, --batch_sizes, --steps: must be 1 or more")
-    try:
-        torch.zeros(1, device=options.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})")
+    parser.check_device(options.device)
     return options
 
 

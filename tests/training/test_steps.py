@@ -1,6 +1,7 @@
 """The training step: what it changes, what it teaches the discriminator, and that it goes on where it was left.
 
-The labels are given, not computed; the network is small, and so are its spectra.
+The labels are given, not computed; the network is small, and so are its spectra. Longer than other files, since all
+of it needs the same given labels and made-up batches.
 """
 
 from __future__ import annotations
