@@ -1,8 +1,8 @@
 """Configuration: a JSON file in sections, checked as a whole and held in frozen dataclasses.
 
 `load_config` reports every unknown, missing, mistyped, out-of-range or clashing key at once, by name, so that one
-look at the message is enough to mend the file. Every key must be given, but for those that turn on what the paper's
-recipe has not: they have a default, which is "off".
+look at the message is enough to mend the file. A key without a default must be given; the others stand for what not
+every network has or needs. The file is long, so that every setting is found in one place.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Checks = Mapping[str, bool]
 
 
 @dataclass(frozen=True)
-class ImseConfig:
-    """The network IMSE: base width (16 in the paper) and the largest value of the magnitude mask (2)."""
+class UNetConfig:
+    """What IMSE and MUSE share: base width (16 in the papers) and the largest value of the magnitude mask (2)."""
 
     name: str
     channels: int
@@ -46,15 +46,79 @@ class ImseConfig:
             "beta: must be above 0": self.beta > 0,
         }
 
+    def bins_problem(self, bins: int) -> str:
+        """What is wrong with that number of frequency bins, or nothing."""
+        return "the network needs a multiple of 8, to halve them three times" if bins % 8 else ""
+
+
+@dataclass(frozen=True)
+class ImseConfig(UNetConfig):
+    """The network IMSE."""
+
+
+@dataclass(frozen=True)
+class MuseConfig(UNetConfig):
+    """The network MUSE."""
+
+
+@dataclass(frozen=True)
+class LiteRtseConfig:
+    """The network Lite-RTSE.
+
+    multi_order: "repeated" for one 7×7 convolution before each of the block's gates, as in the unofficial release;
+        "single" for one convolution before all of them, as in the paper's figure.
+    """
+
+    name: str
+    multi_order: str = "repeated"
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {"multi_order: must be repeated or single": self.multi_order in ("repeated", "single")}
+
+    def bins_problem(self, bins: int) -> str:
+        """What is wrong with that number of frequency bins, or nothing."""
+        return "" if bins <= 4097 else "the network takes 4097 at most"
+
+
+@dataclass(frozen=True)
+class CnunetConfig:
+    """The network CNUNet.
+
+    released_skips: connect the real and the imaginary decoder as the release does, which takes three of the skip
+        connections from the other part; off, as evidently intended.
+    """
+
+    name: str
+    released_skips: bool = False
+
+    def checks(self) -> Checks:
+        """Nothing can be wrong with the values."""
+        return {}
+
+    def bins_problem(self, bins: int) -> str:
+        """What is wrong with that number of frequency bins, or nothing."""
+        return "the network needs a multiple of 256 beside that at 0 Hz" if bins % 256 != 1 or bins == 1 else ""
+
+
+ModelConfig = ImseConfig | MuseConfig | LiteRtseConfig | CnunetConfig
+"""The section `model`: one class for each network."""
+
+WINDOWS = ("hann", "hamming", "sqrt_hann")
+
 
 @dataclass(frozen=True)
 class StftConfig:
-    """The spectra that a network works on: sizes in samples; magnitudes are raised to `compress_factor`."""
+    """The spectra that a network works on: sizes in samples; magnitudes are raised to `compress_factor`.
+
+    window: "hann", "hamming" or "sqrt_hann", periodic, in analysis and synthesis.
+    """
 
     n_fft: int
     hop_size: int
     win_size: int
     compress_factor: float
+    window: str = "hann"
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
@@ -63,6 +127,7 @@ class StftConfig:
             "win_size: must be above 0 and at most n_fft": 0 < self.win_size <= self.n_fft,
             "hop_size: must be above 0 and at most half of win_size": 0 < 2 * self.hop_size <= self.win_size,
             "compress_factor: must be above 0 and at most 1": 0 < self.compress_factor <= 1,
+            f"window: must be one of {', '.join(WINDOWS)}": self.window in WINDOWS,
         }
 
     @property
@@ -73,10 +138,15 @@ class StftConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The signals: sampling rate in Hz; training crops and inference windows of `segment_size` samples."""
+    """The signals: sampling rate in Hz; training crops and inference windows of `segment_size` samples.
+
+    normalize_level: bring each recording to a mean power of 1 before the network sees it, and back after; off, the
+        network works at the level of the recording, which a stream has to, since its end is not known.
+    """
 
     sampling_rate: int
     segment_size: int
+    normalize_level: bool = True
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
@@ -91,8 +161,9 @@ class MixConfig:
     """Dynamic mixing: each crop is clean speech with noise, put together anew every epoch.
 
     snr_low, snr_high: signal-to-noise ratio of a crop in dB, uniform.
-    gain_low, gain_high: level of a crop against its normalised level in dB, uniform; a crop of a recording is louder
-        or softer than the whole of it, by which its level is normalised in inference.
+    gain_low, gain_high: change of a crop's level in dB, uniform. Where levels are normalised, that is against the
+        crop's own: a crop of a recording is louder or softer than the whole of it, which inference goes by. Where
+        not, it is against the level of the speech as recorded.
     reverb_share: share of the crops whose speech sounds in a synthetic room; their target keeps its first 50 ms.
     validation_mixes: how many mixes of held-out speech and noise validation scores.
     """
@@ -120,17 +191,21 @@ class MixConfig:
 class LossConfig:
     """Weights of the generator's loss terms (`models.losses`, and `metric` from the discriminator).
 
-    The first four are the paper's; a term with weight 0 is not computed, and without `metric` there is no
+    The first four are those of IMSE and MUSE; a term with weight 0 is not computed, and without `metric` there is no
     discriminator.
     """
 
-    metric: float
-    magnitude: float
-    phase: float
-    complex: float
+    metric: float = 0.0
+    magnitude: float = 0.0
+    phase: float = 0.0
+    complex: float = 0.0
     consistency: float = 0.0
     time: float = 0.0
     si_sdr: float = 0.0
+    magnitude_l1: float = 0.0
+    complex_l1: float = 0.0
+    compressed_magnitude: float = 0.0
+    compressed_complex: float = 0.0
 
     def checks(self) -> Checks:
         """What must hold of the values, by what to say where it does not."""
@@ -146,7 +221,8 @@ class LossConfig:
 class OptimConfig:
     """AdamW for generator and discriminator; the learning rate is multiplied by `lr_decay` after each epoch.
 
-    Beyond the paper, each 0 for off: `warmup_steps`, over which the learning rate rises from 0; `grad_clip`, the
+    weight_decay: of both; 0 makes them Adam.
+    Beyond the papers, each 0 for off: `warmup_steps`, over which the learning rate rises from 0; `grad_clip`, the
     largest norm of the generator's gradient; `ema_decay` of the averaged weights that are validated and kept.
     """
 
@@ -154,6 +230,7 @@ class OptimConfig:
     adam_b1: float
     adam_b2: float
     lr_decay: float
+    weight_decay: float = 0.01
     warmup_steps: int = 0
     grad_clip: float = 0.0
     ema_decay: float = 0.0
@@ -165,6 +242,7 @@ class OptimConfig:
             "adam_b1: must be at least 0 and below 1": 0 <= self.adam_b1 < 1,
             "adam_b2: must be at least 0 and below 1": 0 <= self.adam_b2 < 1,
             "lr_decay: must be above 0 and at most 1": 0 < self.lr_decay <= 1,
+            "weight_decay: must not be negative": self.weight_decay >= 0,
             "warmup_steps: must not be negative": self.warmup_steps >= 0,
             "grad_clip: must not be negative": self.grad_clip >= 0,
             "ema_decay: must be at least 0 and below 1": 0 <= self.ema_decay < 1,
@@ -205,7 +283,12 @@ class TrainConfig:
         }
 
 
-MODEL_CONFIGS: Mapping[str, type[ImseConfig]] = {"imse": ImseConfig}
+MODEL_CONFIGS: Mapping[str, type[ModelConfig]] = {
+    "imse": ImseConfig,
+    "muse": MuseConfig,
+    "lite_rtse": LiteRtseConfig,
+    "cnunet": CnunetConfig,
+}
 """The networks by the name that `model.name` gives."""
 
 
@@ -213,7 +296,7 @@ MODEL_CONFIGS: Mapping[str, type[ImseConfig]] = {"imse": ImseConfig}
 class Config:
     """A whole configuration, section by section."""
 
-    model: ImseConfig
+    model: ModelConfig
     stft: StftConfig
     data: DataConfig
     loss: LossConfig
@@ -309,14 +392,14 @@ def _section_type(hint: Any) -> type:
 
 
 def _clashes(
-    model: ImseConfig | None = None,
+    model: ModelConfig | None = None,
     stft: StftConfig | None = None,
     data: DataConfig | None = None,
     **_: Any,
 ) -> Iterator[str]:
     """What is wrong between sections, as far as they are there."""
-    if model and stft and stft.bins % 8:
-        yield f"stft.n_fft: gives {stft.bins} bins; the network needs a multiple of 8, to halve them three times"
+    if model and stft and (problem := model.bins_problem(stft.bins)):
+        yield f"stft.n_fft: gives {stft.bins} bins; {problem}"
     if stft and data and data.segment_size < stft.n_fft:
         yield f"data.segment_size: must be at least stft.n_fft, {stft.n_fft}"
 

@@ -1,4 +1,4 @@
-"""Training batches: random crops of the recordings, level-normalised, in an order that every process agrees on.
+"""Training batches: random crops of the recordings, in an order that every process agrees on.
 
 Where a crop is cut, and all else that is random in it, follows from the seed, the epoch and its index alone. So
 batches are the same with any number of threads, split over several processes, and in a run that is resumed.
@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from config import DataConfig
 from data.audio import AudioError, AudioReader
 from data.file_lists import FileListError, Utterance
 from data.recordings import Recordings, list_problems
@@ -28,7 +29,7 @@ _ORDER_STREAM = 1
 
 
 class Crop(NamedTuple):
-    """A piece of clean speech and the same piece with noise, level-normalised: float32 `[segment]` each."""
+    """A piece of clean speech and the same piece with noise, at one level: float32 `[segment]` each."""
 
     clean: np.ndarray
     noisy: np.ndarray
@@ -66,13 +67,14 @@ class Batch:
 class PairedCrops:
     """Crops of `segment` samples from pairs of recordings, each pair once an epoch (IMSE paper's recipe).
 
-    The level is that of the whole noisy utterance: a mean power of 1. Shorter utterances are followed by zeros.
+    With `data.normalize_level` the whole noisy utterance is brought to a mean power of 1. Shorter utterances are
+    followed by zeros.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], recordings: Recordings, segment: int, seed: int) -> None:
+    def __init__(self, utterances: Sequence[Utterance], recordings: Recordings, data: DataConfig, seed: int) -> None:
         self._utterances = utterances
         self._recordings = recordings
-        self._segment = segment
+        self._data = data
         self._seed = seed
 
     def __len__(self) -> int:
@@ -82,9 +84,10 @@ class PairedCrops:
         """A random crop of the pair `index`; raises `AudioError`."""
         random = np.random.default_rng([self._seed, epoch, index])
         _, clean, noisy = _read_pair(self._utterances[index], self._recordings)
-        factor = level_factor(noisy)
-        start = random_start(random, len(noisy), self._segment)
-        return Crop(*(fit_segment(signal[start:], self._segment) * factor for signal in (clean, noisy)))
+        factor = level_factor(noisy) if self._data.normalize_level else np.float32(1)
+        segment = self._data.segment_size
+        start = random_start(random, len(noisy), segment)
+        return Crop(*(fit_segment(signal[start:], segment) * factor for signal in (clean, noisy)))
 
 
 class PairedExamples(Sequence[Example]):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import fftconvolve
 
-from config import MixConfig
+from config import DataConfig, MixConfig
 from data.audio import AudioReader
 from data.crops import SILENT_POWER, Crop, Example, fit_segment, level_factor, mean_power, random_start
 from data.file_lists import FileListError
@@ -40,7 +40,7 @@ _VALIDATION_STREAM = 2
 
 
 class MixedCrops:
-    """Crops of `segment` samples from clean speech `speech`, each file once an epoch, mixed with `noise`.
+    """Crops of `data.segment_size` samples from clean speech `speech`, each file once an epoch, mixed with `noise`.
 
     Raises `AudioError` where the header of a noise file cannot be read.
     """
@@ -50,17 +50,15 @@ class MixedCrops:
         speech: Sequence[Path],
         noise: Sequence[Path],
         recordings: Recordings,
-        segment: int,
+        data: DataConfig,
         mix: MixConfig,
-        rate: int,
         seed: int,
     ) -> None:
         self._speech = speech
         self._noise = _Noises(noise, recordings)
         self._recordings = recordings
-        self._segment = segment
+        self._data = data
         self._mix = mix
-        self._rate = rate
         self._seed = seed
 
     def __len__(self) -> int:
@@ -71,18 +69,18 @@ class MixedCrops:
         random = np.random.default_rng([self._seed, epoch, index])
         clean, voice = self._draw_speech(random, self._recordings.samples(self._speech[index]))
         snr = random.uniform(self._mix.snr_low, self._mix.snr_high)
-        noisy = add_noise(voice, self._noise.draw(random, self._segment), snr)
+        noisy = add_noise(voice, self._noise.draw(random, self._data.segment_size), snr)
         gain = np.float32(10 ** (random.uniform(self._mix.gain_low, self._mix.gain_high) / 20))
-        factor = level_factor(noisy) * gain
+        factor = level_factor(noisy) * gain if self._data.normalize_level else gain
         return Crop(clean * factor, noisy * factor)
 
     def _draw_speech(self, random: np.random.Generator, speech: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A crop `[segment]` of speech as it is to be given back, and as it is heard in the room."""
-        start = _draw_start(random, speech, self._segment)
-        dry = fit_segment(speech[start:], self._segment)
+        start = _draw_start(random, speech, self._data.segment_size)
+        dry = fit_segment(speech[start:], self._data.segment_size)
         if random.random() >= self._mix.reverb_share:
             return dry, dry
-        whole, early = room_response(random, self._rate)
+        whole, early = room_response(random, self._data.sampling_rate)
         # What was said before the crop still sounds in it.
         before = speech[max(start - len(whole) + 1, 0) : start]
         heard = np.concatenate([before, dry])

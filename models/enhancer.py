@@ -1,7 +1,7 @@
 """From noisy samples to enhanced samples: how a network is applied to sound.
 
-Each channel's level is normalised; its windows become spectra, are enhanced, and become samples again; the windows
-are joined and the level restored.
+Each channel's level is normalised, where the configuration says so; its windows become spectra, are enhanced, and
+become samples again; the windows are joined and the level restored.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Enhancer(nn.Module):
     Parameters
     ----------
     network: maps `Spectra` to `Spectra`.
-    config: gives the STFT, the sampling rate in Hz and the segment length in samples.
+    config: gives the STFT, the sampling rate in Hz, the segment length in samples, and whether levels are normalised.
     """
 
     def __init__(self, network: nn.Module, config: Config) -> None:
@@ -73,10 +73,16 @@ class Enhancer(nn.Module):
         self.spectrogram = Spectrogram(config.stft)
         self.rate = config.data.sampling_rate
         self.segment = config.data.segment_size
+        self.normalizes_level = config.data.normalize_level
 
     def forward(self, wav: Tensor) -> Tensor:
-        """Level-normalised noisy waveforms `[B, N]` → enhanced ones `[B, N]`."""
+        """Noisy waveforms `[B, N]` at the level that the network is made for → enhanced ones `[B, N]`."""
         return self.spectrogram.inverse(self.network(self.spectrogram(wav)), wav.shape[-1])
+
+    def factors(self, level: LevelMeter) -> np.ndarray:
+        """What brings each channel of a signal to the level that the network is made for, float32 `[channels]`."""
+        factors = level.factors()
+        return factors if self.normalizes_level else np.ones_like(factors)
 
     def enhance(self, blocks: Iterable[np.ndarray], level: LevelMeter, protocol: str) -> Iterator[np.ndarray]:
         """A signal in blocks `[n, channels]` at this enhancer's rate → the enhanced signal, likewise in blocks.
@@ -85,14 +91,14 @@ class Enhancer(nn.Module):
         enhanced independently. Memory does not grow with the signal's length, except with protocol "whole".
         """
         windows = PROTOCOLS[protocol](level.samples, self.segment)
-        factors = level.factors()
-        normalised = (block * factors for block in blocks)
-        for block in join(self.enhance_windows(cut(normalised, windows)), windows):
+        factors = self.factors(level)
+        scaled = (block * factors for block in blocks)
+        for block in join(self.enhance_windows(cut(scaled, windows)), windows):
             yield block / factors
 
     @torch.inference_mode()
     def enhance_windows(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Level-normalised windows `[length, channels]`, all of one length → enhanced, several at a time."""
+        """Windows `[length, channels]` at the network's level, all of one length → enhanced, several at a time."""
         device = self.spectrogram.window.device
         batch_size = GPU_BATCH if device.type == "cuda" else 1
         while group := list(islice(pieces, batch_size)):

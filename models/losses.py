@@ -1,8 +1,9 @@
 """The generator's loss terms, each by its name in the configuration's section `loss`.
 
-The paper's recipe (IMSE, section on training, and its release) is a weighted sum of `magnitude`, `phase`, `complex`
-and `metric`; the last comes from the discriminator (`models.discriminator`). The others are off there: a consistency
-loss as in MP-SENet, and two on the waveform.
+The recipe of IMSE and MUSE (IMSE, section on training, and its release) is a weighted sum of `magnitude`, `phase`,
+`complex` and `metric`; the last comes from the discriminator (`models.discriminator`). CNUNet trains with
+`magnitude_l1` and `complex_l1`, Lite-RTSE with `compressed_magnitude`, `compressed_complex` and `si_sdr`. The others:
+a consistency loss as in MP-SENet, and an error of the waveform.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from config import LossConfig
 from models.spectrogram import Spectra, Spectrogram
 
 _SI_SDR_EPS = 1e-8
+_COMPRESSION = 0.3
+
+# Added to powers, so that gradients stay bounded where there is silence.
+_L1_POWER = 1e-7
+_COMPRESSED_POWER = 1e-12
 
 
 class Speech(NamedTuple):
-    """A batch of speech: its level-normalised waveforms `[B, N]` and its compressed spectra `[B, F, T]`."""
+    """A batch of speech at the network's level: its waveforms `[B, N]` and its compressed spectra `[B, F, T]`."""
 
     wav: Tensor
     spectra: Spectra
@@ -74,7 +80,7 @@ def consistency(_: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor
 
 
 def time(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
-    """Mean absolute error of the level-normalised waveforms."""
+    """Mean absolute error of the waveforms, at the network's level."""
     return functional.l1_loss(enhanced.wav, clean.wav)
 
 
@@ -91,6 +97,48 @@ def si_sdr(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
     return -10 * torch.log10(ratio).mean()
 
 
+def magnitude_l1(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
+    """Mean absolute error of the uncompressed magnitudes, of the enhanced waveform's own spectra (CNUNet)."""
+    clean_mag, mag = (
+        (_linear_mag(spectra, spectrogram).square() + _L1_POWER).sqrt()
+        for spectra in (clean.spectra, spectrogram(enhanced.wav))
+    )
+    return functional.l1_loss(mag, clean_mag)
+
+
+def complex_l1(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
+    """Mean absolute error of the uncompressed real and imaginary parts, of the waveform's own spectra (CNUNet)."""
+    clean_parts, parts = (
+        Spectra(_linear_mag(spectra, spectrogram), spectra.pha).complex
+        for spectra in (clean.spectra, spectrogram(enhanced.wav))
+    )
+    return functional.l1_loss(parts, clean_parts)
+
+
+def compressed_magnitude(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
+    """Mean squared error of the magnitudes to the power of 0.3, whatever the network's own compression (GTCRN)."""
+    clean_mag, mag = (_compressed_mag(speech.spectra, spectrogram) for speech in (clean, enhanced))
+    return functional.mse_loss(mag, clean_mag)
+
+
+def compressed_complex(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
+    """Sum of the mean squared errors of real and imaginary part, the magnitude to the power of 0.3 (GTCRN)."""
+    clean_parts, parts = (
+        Spectra(_linear_mag(spectra, spectrogram) / mag ** (1 / _COMPRESSION - 1), spectra.pha).complex
+        for spectra in (clean.spectra, enhanced.spectra)
+        for mag in [_compressed_mag(spectra, spectrogram)]
+    )
+    return 2 * functional.mse_loss(parts, clean_parts)
+
+
+def _linear_mag(spectra: Spectra, spectrogram: Spectrogram) -> Tensor:
+    return spectra.mag ** (1 / spectrogram.config.compress_factor)
+
+
+def _compressed_mag(spectra: Spectra, spectrogram: Spectrogram) -> Tensor:
+    return (_linear_mag(spectra, spectrogram).square() + _COMPRESSED_POWER) ** (_COMPRESSION / 2)
+
+
 TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
     "magnitude": magnitude,
     "phase": phase,
@@ -98,6 +146,10 @@ TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
     "consistency": consistency,
     "time": time,
     "si_sdr": si_sdr,
+    "magnitude_l1": magnitude_l1,
+    "complex_l1": complex_l1,
+    "compressed_magnitude": compressed_magnitude,
+    "compressed_complex": compressed_complex,
 }
 """The terms that need clean and enhanced speech only, by their name in the configuration."""
 

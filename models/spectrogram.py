@@ -23,6 +23,15 @@ class Spectra(NamedTuple):
     mag: Tensor
     pha: Tensor
 
+    @classmethod
+    def from_parts(cls, real: Tensor, imaginary: Tensor, compress_factor: float = 1.0) -> Spectra:
+        """From real and imaginary parts, whose magnitudes are raised to `compress_factor`."""
+        power = real.square() + imaginary.square()
+        silent = power < _SILENT_POWER
+        # Where silent, both branches of `where` must have a finite gradient, not only the chosen one.
+        mag = torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (compress_factor / 2))
+        return cls(mag, angle(real, imaginary))
+
     @property
     def complex(self) -> Tensor:
         """Real and imaginary part of the compressed spectra, `[B, F, T, 2]`."""
@@ -38,7 +47,7 @@ def angle(real: Tensor, imaginary: Tensor) -> Tensor:
 class Spectrogram(nn.Module):
     """STFT with power-law compression, and its inverse.
 
-    Centred frames with reflected edges and a periodic Hann window: N samples give N // hop_size + 1 frames of
+    Centred frames with reflected edges and a periodic window: N samples give N // hop_size + 1 frames of
     n_fft / 2 + 1 bins. Gradients are finite everywhere, also at zero magnitude.
     """
 
@@ -47,7 +56,9 @@ class Spectrogram(nn.Module):
     def __init__(self, config: StftConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.hann_window(config.win_size), persistent=False)
+        window = torch.hamming_window if config.window == "hamming" else torch.hann_window
+        samples = window(config.win_size)
+        self.register_buffer("window", samples.sqrt() if config.window == "sqrt_hann" else samples, persistent=False)
 
     def forward(self, wav: Tensor) -> Spectra:
         """Waveforms `[B, N]`, N ≥ 1, to their compressed spectra `[B, F, T]`."""
@@ -63,12 +74,7 @@ class Spectrogram(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
-        real, imaginary = spectrum.real, spectrum.imag
-        power = real.square() + imaginary.square()
-        silent = power < _SILENT_POWER
-        # Where silent, both branches of `where` must have a finite gradient, not only the chosen one.
-        mag = torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (self.config.compress_factor / 2))
-        return Spectra(mag, angle(real, imaginary))
+        return Spectra.from_parts(spectrum.real, spectrum.imag, self.config.compress_factor)
 
     def inverse(self, spectra: Spectra, samples: int) -> Tensor:
         """Compressed spectra `[B, F, T]` back to waveforms `[B, samples]`."""

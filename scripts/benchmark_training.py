@@ -123,7 +123,7 @@ def measure_forms(
     recordings = Recordings(config.data.sampling_rate, keep=True)
     workers = min(4, available_cores())
     recordings.load([path for pair in utterances for path in (pair.clean, pair.noisy)], workers, quiet=True)
-    source = PairedCrops(utterances, recordings, config.data.segment_size, seed)
+    source = PairedCrops(utterances, recordings, config.data, seed)
     forms: dict[str, Form] = {}
 
     def plain(trainer: PlainTrainer) -> Form:

@@ -62,7 +62,7 @@ def mixtures(speech: list[Path], noise: list[Path], shortest: int, longest: int,
 
 def enhance(enhancer: Enhancer, noisy: np.ndarray, layouts: list[list[Window]]) -> list[np.ndarray]:
     """One mixture `[N, 1]` by windows that start at the same places but hand over differently, one result each."""
-    factor = LevelMeter().measure([noisy]).factors()
+    factor = enhancer.factors(LevelMeter().measure([noisy]))
     pieces = list(enhancer.enhance_windows(cut([noisy * factor], layouts[0])))
     return [np.concatenate(list(join(pieces, windows))) / factor for windows in layouts]
 
@@ -74,7 +74,7 @@ def enhance_padded(enhancer: Enhancer, noisy: np.ndarray, how: str) -> np.ndarra
     index = np.arange(-before, len(noisy) + missing - before)
     if how == "reflected":
         index = np.abs((index + len(noisy) - 1) % (2 * len(noisy) - 2) - len(noisy) + 1)
-    factor = LevelMeter().measure([noisy]).factors()
+    factor = enhancer.factors(LevelMeter().measure([noisy]))
     there = (index < len(noisy)) & (index >= 0) | (how == "repeated")
     (enhanced,) = enhancer.enhance_windows(iter([noisy[index % len(noisy)] * there[:, None] * factor]))
     return enhanced[before : before + len(noisy)] / factor

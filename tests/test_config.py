@@ -81,7 +81,7 @@ def test_clashes_between_keys(content: dict[str, Any]) -> None:
 
 def test_an_unknown_network(content: dict[str, Any]) -> None:
     content["model"]["name"] = "imsee"
-    assert problems_of(content) == ['model.name: expected one of imse, found "imsee"']
+    assert problems_of(content) == ['model.name: expected one of imse, muse, lite_rtse, cnunet, found "imsee"']
 
 
 @pytest.mark.parametrize("section", ["model", "stft", "train"])

@@ -48,7 +48,7 @@ def read_pairs(
         training, judged = [pairs[index] for index in kept], [pairs[index] for index in held]
     recordings.load([path for pair in [*training, *judged] for path in (pair.clean, pair.noisy)], workers, quiet)
     check_sound(training, recordings)
-    source = PairedCrops(training, recordings, config.data.segment_size, config.train.seed)
+    source = PairedCrops(training, recordings, config.data, config.train.seed)
     summary = f"{len(training)} pairs to train on, {len(judged)} {'listed' if selected_on else 'held out'} to select by"
     return Data(source, PairedExamples(judged, recordings), _fingerprint([pair.id for pair in training]), summary)
 
@@ -69,7 +69,7 @@ def read_mixes(
     files, noises = audio_by_id(speech_dir), audio_by_id(noise_dir)
     speech_ids, noise_ids = list(files), list(noises)
     speech, noise = list(files.values()), list(noises.values())
-    seed, rate = config.train.seed, config.data.sampling_rate
+    seed = config.train.seed
     kept, held = hold_out_speakers(speech_ids, seed)
     kept_noise, held_noise = hold_out_files(noise, seed)
     recordings.load([*speech, *noise], workers, quiet)
@@ -77,7 +77,7 @@ def read_mixes(
     judged = [speech[index] for index in held], [noise[index] for index in held_noise]
     check_mix(*training, recordings)
     check_mix(*judged, recordings)
-    source = MixedCrops(*training, recordings, config.data.segment_size, mix, rate, seed)
+    source = MixedCrops(*training, recordings, config.data, mix, seed)
     summary = (
         f"{len(kept)} speech and {len(kept_noise)} noise files to train on, "
         f"{len(held)} and {len(held_noise)} held out to select by"

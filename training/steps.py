@@ -209,7 +209,8 @@ def learning_rate(optim: OptimConfig, epoch: int, step: int) -> float:
 
 
 def _optimizer(network: nn.Module, optim: OptimConfig) -> AdamW:
-    return AdamW(network.parameters(), lr=optim.learning_rate, betas=(optim.adam_b1, optim.adam_b2))
+    betas = optim.adam_b1, optim.adam_b2
+    return AdamW(network.parameters(), lr=optim.learning_rate, betas=betas, weight_decay=optim.weight_decay)
 
 
 def _update(network: nn.Module, optimizer: AdamW, rate: float, clip: float) -> tuple[Tensor, bool]:

@@ -58,14 +58,14 @@ class Validation:
         return Validated(means, int(np.isnan(columns["pesq"]).sum()), [wav for wav, _ in results])
 
     def _enhance(self, enhancer: Enhancer, example: Example) -> tuple[np.ndarray, dict[str, float]]:
-        """The enhanced utterance `[N]`, and its loss terms: level-normalised, its spectra taken from the waveform."""
+        """The enhanced utterance `[N]`, and its loss terms at the network's level, from the waveform's spectra."""
         noisy = example.noisy[:, None]
         level = LevelMeter().measure([noisy])
         enhanced = np.concatenate(list(enhancer.enhance([noisy], level, self.protocol)))[:, 0]
         clean_speech, speech = (
             Speech(wav, enhancer.spectrogram(wav))
             for signal in (example.clean, enhanced)
-            for wav in [torch.from_numpy(signal * level.factors()[0])[None].to(self.group.device)]
+            for wav in [torch.from_numpy(signal * enhancer.factors(level)[0])[None].to(self.group.device)]
         )
         terms = loss_terms(self.config.loss, clean_speech, speech, enhancer.spectrogram)
         terms["loss"] = weighted_sum(self.config.loss, terms)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from config import DataConfig
 from data.audio import AudioError
 from data.crops import (
     Batch,
@@ -28,6 +30,7 @@ from data.recordings import Recordings
 from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save
 
 SEGMENT = 1000
+DATA = DataConfig(RATE, SEGMENT)
 
 
 def save_pairs(folder: Path, signals: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Utterance]:
@@ -83,17 +86,24 @@ def test_the_level_is_that_of_the_whole_noisy_utterance(tmp_path: Path) -> None:
     # Mean power (3 · 0.5² + 0.25²) / 4 = 13/64.
     noisy = np.tile([0.5, 0.5, -0.5, 0.25], 500)
     pairs = save_pairs(tmp_path, [(np.full(2000, 0.125), noisy)])
-    crop = PairedCrops(pairs, Recordings(RATE, True), SEGMENT, 0).crop(0, 0)
+    crop = PairedCrops(pairs, Recordings(RATE, True), DATA, 0).crop(0, 0)
     factor = np.sqrt(64 / 13)
     assert crop.clean.dtype == crop.noisy.dtype == np.float32
     np.testing.assert_allclose(crop.clean, np.full(SEGMENT, 0.125 * factor), rtol=1e-6)
     assert sorted(set(np.round(crop.noisy / factor, 6).tolist())) == [-0.5, 0.25, 0.5]
 
 
+def test_the_level_stays_where_it_is_not_normalised(tmp_path: Path) -> None:
+    pairs = save_pairs(tmp_path, [(np.full(1500, 0.125), np.tile([0.5, -0.25], 750))])
+    crop = PairedCrops(pairs, Recordings(RATE, True), replace(DATA, normalize_level=False), 0).crop(0, 0)
+    assert set(crop.clean.tolist()) == {0.125}
+    assert set(crop.noisy.tolist()) == {0.5, -0.25}
+
+
 def test_a_crop_is_one_piece_of_both_recordings(tmp_path: Path) -> None:
     ramp = np.arange(1, 1501) / 32_768
     pairs = save_pairs(tmp_path, [(ramp, 2 * ramp)])
-    source = PairedCrops(pairs, Recordings(RATE, True), SEGMENT, 0)
+    source = PairedCrops(pairs, Recordings(RATE, True), DATA, 0)
     factor = 1 / np.sqrt(np.mean((2 * ramp) ** 2))
     starts: list[int] = []
     for epoch in range(300):
@@ -108,34 +118,34 @@ def test_a_crop_is_one_piece_of_both_recordings(tmp_path: Path) -> None:
 
 def test_a_short_utterance_is_followed_by_zeros(tmp_path: Path) -> None:
     pairs = save_pairs(tmp_path, [(np.full(600, 0.25), np.full(600, 0.5))])
-    clean, noisy = PairedCrops(pairs, Recordings(RATE, True), SEGMENT, 0).crop(3, 0)
+    clean, noisy = PairedCrops(pairs, Recordings(RATE, True), DATA, 0).crop(3, 0)
     assert clean.tolist() == [0.5] * 600 + [0] * 400  # 0.5 becomes 1: the zeros do not count for the level
     assert noisy.tolist() == [1.0] * 600 + [0] * 400
 
 
 def test_silence_stays_silent(tmp_path: Path) -> None:
     pairs = save_pairs(tmp_path, [(np.full(1200, 0.25), np.zeros(1200))])
-    clean, noisy = PairedCrops(pairs, Recordings(RATE, True), SEGMENT, 0).crop(0, 0)
+    clean, noisy = PairedCrops(pairs, Recordings(RATE, True), DATA, 0).crop(0, 0)
     assert np.array_equal(clean, np.full(SEGMENT, 0.25))
     assert not noisy.any()
 
 
 def test_a_crop_follows_from_seed_epoch_and_index(utterances: list[Utterance]) -> None:
     def crop(keep: bool, seed: int, epoch: int, index: int) -> Crop:
-        return PairedCrops(utterances, Recordings(RATE, keep), SEGMENT, seed).crop(epoch, index)
+        return PairedCrops(utterances, Recordings(RATE, keep), DATA, seed).crop(epoch, index)
 
     expected = crop(True, 1, 2, 0)
     assert np.array_equal(crop(False, 1, 2, 0), expected)
     assert not np.array_equal(crop(True, 2, 2, 0), expected)
     assert not np.array_equal(crop(True, 1, 3, 0), expected)
-    source = PairedCrops([utterances[0], utterances[0]], Recordings(RATE, True), SEGMENT, 1)
+    source = PairedCrops([utterances[0], utterances[0]], Recordings(RATE, True), DATA, 1)
     assert not np.array_equal(source.crop(2, 1), expected)
     assert np.array_equal(source.crop(2, 0), expected)  # whatever was asked for before
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_do_not_depend_on_threads_and_ranks(utterances: list[Utterance], workers: int) -> None:
-    source = PairedCrops(utterances, Recordings(RATE, True), SEGMENT, 1)
+    source = PairedCrops(utterances, Recordings(RATE, True), DATA, 1)
     expected = batches(source)
     assert len(expected) == 1
     assert expected[0].clean.shape == expected[0].noisy.shape == (6, SEGMENT)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import data.mixing
-from config import MixConfig
+from config import DataConfig, MixConfig
 from data.audio import AudioError
 from data.crops import mean_power
 from data.file_lists import FileListError
@@ -20,6 +20,7 @@ from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
 
 SEGMENT = 1000
+DATA = DataConfig(RATE, SEGMENT)
 PLAIN = MixConfig(snr_low=7, snr_high=7, gain_low=0, gain_high=0, reverb_share=0, validation_mixes=4)
 WILD = MixConfig(snr_low=-5, snr_high=20, gain_low=-6, gain_high=6, reverb_share=0.5, validation_mixes=4)
 SPEECH = speech_like(0.4)
@@ -34,11 +35,17 @@ def save_all(folder: Path, kind: str, signals: Sequence[np.ndarray]) -> list[Pat
 
 
 def mixing(
-    folder: Path, speech: Sequence[np.ndarray], noise: Sequence[np.ndarray], mix: MixConfig = PLAIN, keep: bool = True
+    folder: Path,
+    speech: Sequence[np.ndarray],
+    noise: Sequence[np.ndarray],
+    mix: MixConfig = PLAIN,
+    keep: bool = True,
+    normalize_level: bool = True,
 ) -> MixedCrops:
     """Crops of files with these signals; seed 1."""
     files = save_all(folder, "speech", speech), save_all(folder, "noise", noise)
-    return MixedCrops(*files, Recordings(RATE, keep), SEGMENT, mix, RATE, 1)
+    config = replace(DATA, normalize_level=normalize_level)
+    return MixedCrops(*files, Recordings(RATE, keep), config, mix, 1)
 
 
 def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
@@ -69,6 +76,12 @@ def test_the_gain_follows_the_normalised_level(tmp_path: Path) -> None:
     assert plain.clean.dtype == plain.noisy.dtype == np.float32
     assert mean_power(plain.noisy) == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(louder, np.multiply(plain, 10 ** (6 / 20)), rtol=1e-6)
+
+
+def test_the_gain_is_all_that_changes_a_level_that_is_not_normalised(tmp_path: Path) -> None:
+    mix = replace(PLAIN, gain_low=6, gain_high=6)
+    clean = mixing(tmp_path, [np.full(1500, 0.125)], [NOISE], mix, normalize_level=False).crop(2, 0).clean
+    np.testing.assert_allclose(clean, np.full(SEGMENT, 0.125 * 10 ** (6 / 20)), rtol=1e-6)
 
 
 def test_the_clean_side_is_a_piece_of_the_speech(tmp_path: Path) -> None:
@@ -238,4 +251,4 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
         source.crop(0, 0)
     with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
-        MixedCrops([], [broken], Recordings(RATE, True), SEGMENT, PLAIN, RATE, 1)
+        MixedCrops([], [broken], Recordings(RATE, True), DATA, PLAIN, 1)

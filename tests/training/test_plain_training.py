@@ -39,7 +39,7 @@ def batches(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> li
     """The first two batches, as both loaders give them."""
     pairs = write_utterances(tmp_path_factory.mktemp("utterances"), tiny_config.data.sampling_rate)
     seed, size = tiny_config.train.seed, tiny_config.train.batch_size
-    source = PairedCrops(pairs, Recordings(16_000, keep=True), tiny_config.data.segment_size, seed)
+    source = PairedCrops(pairs, Recordings(16_000, keep=True), tiny_config.data, seed)
     with closing(load_batches(source, seed, 0, 0, size, 0, 1, 1)) as loaded:
         ours = [next(loaded), next(loaded)]
     order = [int(index) for batch in ours for index in batch.indices]
