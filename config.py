@@ -135,6 +135,16 @@ class StftConfig:
         """Frequency bins F of a spectrum."""
         return self.n_fft // 2 + 1
 
+    def padding(self, samples: int) -> int:
+        """Zeros that are to follow a signal of `samples` before its frames are cut.
+
+        Reflection at the edges needs more samples than it mirrors. Where frames overlap by half, as little is left of
+        the window at its end as the inverse would have to divide by for a signal's last samples: a click. There the
+        last frame is centred at the end or beyond.
+        """
+        fill = -samples % self.hop_size if self.win_size < 3 * self.hop_size else 0
+        return max(fill, self.n_fft // 2 + 1 - samples, 0)
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -1,7 +1,8 @@
-"""Enhance noisy speech: a file, a folder or standard input, at any sampling rate, channel count and length.
+"""Enhance noisy speech: a file, a folder or standard input, at any sampling rate, channel count and length; or live.
 
     python inference.py --input_noisy_wavs_dir noisy --output_dir enhanced
     python inference.py --input_noisy_wavs_dir - < noisy.wav > enhanced.wav
+    arecord -f S16_LE -r 16000 -t raw | python inference.py --stream --checkpoint_file CKPT | aplay -f S16_LE -r 16000
 
 Each output keeps its input's name, rate, channel count, length and sample format; a folder's tree is mirrored. With
 a clean folder the scores follow. Exit codes: 0 all done, 1 some files failed (each named), 2 command line wrong.
@@ -10,9 +11,7 @@ a clean folder the scores follow. Exit codes: 0 all done, 1 some files failed (e
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,30 +22,40 @@ from tqdm import tqdm
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, AudioReader, AudioWriter, fit_length, resample_blocks
 from data.file_lists import FileListError, audio_by_id, pair_by_id, plan_outputs
+from data.pipes import pipe_file, pipe_pcm
 from data.processes import available_cores
 from data.segments import PROTOCOLS
 from metrics.scores import score_pairs, without_scores
 from metrics.summary import format_table
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
 from models.enhancer import LEVEL_BLOCK, Enhancer, LevelMeter
+from models.streaming import Stream, StreamError
 
 
 def parse_arguments() -> Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Enhance noisy speech.")
     add = parser.add_argument
-    add("--input_noisy_wavs_dir", required=True, metavar="IN", help="folder, file, or - for standard input")
+    add("--input_noisy_wavs_dir", metavar="IN", help="folder, file, or - for standard input")
     add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not needed with -")
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="clean versions: print the scores too")
     add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: this project's own")
-    add("--protocol", choices=PROTOCOLS, default="overlap", help="how signals are cut; default: %(default)s")
+    add("--protocol", choices=PROTOCOLS, help="how signals are cut; default: overlap")
+    add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input, enhanced to standard output")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no progress bar, no word on latency")
     options = parser.parse_args()
-    if options.input_noisy_wavs_dir != "-" and options.output_dir is None:
+    if options.stream:
+        for_files = "input_noisy_wavs_dir", "output_dir", "input_clean_wavs_dir", "protocol"
+        if given := [f"--{name}" for name in for_files if getattr(options, name) is not None]:
+            parser.error(f"{', '.join(given)}: not with --stream")
+    elif options.input_noisy_wavs_dir is None:
+        parser.error("the following arguments are required: --input_noisy_wavs_dir")
+    elif options.input_noisy_wavs_dir != "-" and options.output_dir is None:
         parser.error("--output_dir is needed: the folder for the results")
-    if options.input_noisy_wavs_dir == "-" and (options.input_clean_wavs_dir or options.output_dir):
+    elif options.input_noisy_wavs_dir == "-" and (options.input_clean_wavs_dir or options.output_dir):
         parser.error("--output_dir, --input_clean_wavs_dir: not with standard input")
+    options.protocol = options.protocol or "overlap"
     parser.check_device(options.device)
     return options
 
@@ -83,22 +92,13 @@ def enhance_files(jobs: Iterable[tuple[Path, Path]], enhancer: Enhancer, protoco
     return failures
 
 
-def enhance_stream(enhancer: Enhancer, protocol: str) -> None:
-    """Standard input to standard output, by way of files: the level is measured before anything leaves."""
-    if sys.stdin is None or sys.stdout is None:
-        raise AudioError("standard input or output: closed")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "noisy"), Path(folder, "enhanced")
-            with source.open("wb") as stream:
-                shutil.copyfileobj(sys.stdin.buffer, stream)
-            enhance_file(source, target, enhancer, protocol, name="standard input")
-            with target.open("rb") as stream, os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
-                shutil.copyfileobj(stream, output)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise AudioError(f"standard input or output: {error.strerror}") from error
+def enhance_live(stream: Stream, quiet: bool) -> None:
+    """Standard input to standard output, in real time."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # a frame is too little work to share
+    if not quiet:
+        print(f"live at {stream.rate} Hz, {1000 * stream.latency:g} ms behind", file=sys.stderr)
+    pipe_pcm(stream.process, stream.flush)
 
 
 def score(options: Namespace, targets: list[Path], failed: dict[Path, str], clean: dict[str, Path]) -> list[str]:
@@ -127,13 +127,16 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
     try:
         network, config = load_checkpoint(options.checkpoint_file)
+        if options.stream:
+            enhance_live(Stream(network.to(options.device), config), options.quiet)
+            return DONE
         enhancer = Enhancer(network, config).to(options.device)
         if options.input_noisy_wavs_dir == "-":
-            enhance_stream(enhancer, options.protocol)
+            pipe_file(lambda source, target: enhance_file(source, target, enhancer, options.protocol, "standard input"))
             return DONE
         jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
         clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
-    except (CheckpointError, FileListError, AudioError) as error:
+    except (CheckpointError, StreamError, FileListError, AudioError) as error:
         print(error, file=sys.stderr)
         return SOME_FAILED if isinstance(error, AudioError) else WRONG_COMMAND_LINE
     failures = enhance_files(tqdm(jobs, unit="file", disable=options.quiet), enhancer, options.protocol)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from config import Config
+from models.cnunet import CNUNet
 from models.imse import IMSE
+from models.lite_rtse import LiteRTSE
+from models.muse import MUSE
 
 __all__ = ["build"]
 
 
-def build(config: Config) -> IMSE:
+def build(config: Config) -> nn.Module:
     """The network that `config.model` names, with fresh random weights: `Spectra` → `Spectra`."""
-    networks = {"imse": IMSE}
+    networks = {"imse": IMSE, "muse": MUSE, "lite_rtse": LiteRTSE, "cnunet": CNUNet}
     return networks[config.model.name](config.model, config.stft.bins)

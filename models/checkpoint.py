@@ -2,7 +2,7 @@
 
 Ours are safetensors files with the whole configuration in their metadata, so a file alone rebuilds its network.
 Released ones (`torch.save`) are recognised by their tensor names and read without executing anything in them; a
-config.json beside one is used, and the paper's configuration where there is none.
+config.json beside one is used, and the paper's configuration for what it does not say.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from config import Config, ConfigError, load_json, parse_config
 from data.atomic import replacing
 from models import build
-from models.published import config_sections, is_published_imse, translate_imse
+from models.published import config_sections, published_network, translate_published
 
 _ROOT = Path(__file__).resolve().parent.parent
-PAPER_CONFIG = _ROOT / "configs" / "imse.json"
+CONFIGS = _ROOT / "configs"
 DEFAULT_CHECKPOINT = _ROOT / "checkpoints" / "default.safetensors"
 """What commands use where none is named: a network that this project trained (checkpoints/README.md)."""
 
@@ -107,9 +107,12 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
     weights = content.get("generator") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(_is_weight(*entry) for entry in weights.items()):
         raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
-    if not is_published_imse(weights):
-        raise CheckpointError(f"{path}: holds another network's tensors; released checkpoints of IMSE are read")
-    return translate_imse(weights), _published_config(path)
+    network = published_network(weights)
+    if network is None:
+        raise CheckpointError(
+            f"{path}: holds another network's tensors; released checkpoints of IMSE and MUSE are read"
+        )
+    return translate_published(weights), _published_config(path, CONFIGS / f"{network}.json")
 
 
 def _is_weight(name: object, value: object) -> bool:
@@ -119,9 +122,9 @@ def _is_weight(name: object, value: object) -> bool:
     return value.layout == torch.strided and value.is_floating_point() and value.device.type == "cpu"
 
 
-def _published_config(path: Path) -> Config:
+def _published_config(path: Path, paper_config: Path) -> Config:
     """The configuration of a released checkpoint: config.json beside it over the paper's."""
-    paper = load_json(PAPER_CONFIG)
+    paper = load_json(paper_config)
     beside = path.with_name("config.json")
     try:
         flat: Any = load_json(beside) if beside.exists() else {}

@@ -1,109 +1,26 @@
-"""IMSE: the U-Net of the paper's first figure, noisy spectra in, enhanced spectra out (arXiv 2511.14515)."""
+"""IMSE: the U-Net with inception depthwise convolutions and magnitude-aware linear attention (arXiv 2511.14515).
+
+The picture is `models.unet`; what the paper puts into its stages is here: an IDConv, then four transformer blocks
+with MALA.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from config import ImseConfig
-from models.dense import DenseEncoder, MagnitudeDecoder, PhaseDecoder
-from models.mala import rotary_tables
-from models.spectrogram import Spectra
-from models.transformer import Stage
-
-FRAME_MULTIPLE = 4
-"""Two halvings of the time axis need a frame count divisible by this."""
+from models.idconv import IDConv
+from models.mala import MALA, rotary_tables
+from models.transformer import TransformerBlock
+from models.unet import BLOCKS_PER_STAGE, MagnitudePhaseNetwork, Stage
 
 
-class Down(nn.Module):
-    """Half the resolution on both axes: `[B, C, T, F]` → `[B, C', T / 2, F / 2]`."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
-        self.pointwise = nn.Conv2d(in_channels, out_channels // 4, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Filter, then fold each 2×2 patch into channels."""
-        return functional.pixel_unshuffle(self.pointwise(self.depthwise(x)), 2)
-
-
-class Up(nn.Module):
-    """Twice the resolution on both axes: `[B, C, T, F]` → `[B, C', 2T, 2F]`."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
-        self.pointwise = nn.Conv2d(in_channels, 4 * out_channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Filter, then unfold channels into 2×2 patches."""
-        return functional.pixel_shuffle(self.pointwise(self.depthwise(x)), 2)
-
-
-class UNet(nn.Module):
-    """Three levels of stages and a refinement for each decoder: `[B, C, T, F]` → twice the same shape.
-
-    Returns the features for the magnitude decoder and those for the phase decoder; T and F divisible by 4.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        width_1, width_2, width_3 = channels, 2 * channels, 3 * channels
-        self.encoder_level1 = Stage(width_1)
-        self.down_1_2 = Down(width_1, width_2)
-        self.encoder_level2 = Stage(width_2)
-        self.down_2_3 = Down(width_2, width_3)
-        self.bottleneck = Stage(width_3)
-        self.up_3_2 = Up(width_3, width_2)
-        self.reduce_level2 = nn.Conv2d(2 * width_2, width_2, 1, bias=False)
-        self.decoder_level2 = Stage(width_2)
-        self.up_2_1 = Up(width_2, width_1)
-        self.reduce_level1 = nn.Conv2d(2 * width_1, width_1, 1, bias=False)
-        self.decoder_level1 = Stage(width_1)
-        self.mag_refinement = Stage(width_1)
-        self.mag_output = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
-        self.pha_refinement = Stage(width_1)
-        self.pha_output = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Down, up again with skip connections, then two refinements of the same features."""
-        _, channels, frames, bins = x.shape
-        rotary_1, rotary_2, rotary_3 = (
-            rotary_tables(frames // 2**level, bins // 2**level, (level + 1) * channels, x) for level in range(3)
-        )
-        encoded_1 = self.encoder_level1(x, rotary_1)
-        encoded_2 = self.encoder_level2(self.down_1_2(encoded_1), rotary_2)
-        decoded_3 = self.bottleneck(self.down_2_3(encoded_2), rotary_3)
-        merged_2 = self.reduce_level2(torch.cat([self.up_3_2(decoded_3), encoded_2], dim=1))
-        decoded_2 = self.decoder_level2(merged_2, rotary_2)
-        merged_1 = self.reduce_level1(torch.cat([self.up_2_1(decoded_2), encoded_1], dim=1))
-        decoded_1 = self.decoder_level1(merged_1, rotary_1)
-        for_mag = self.mag_output(self.mag_refinement(decoded_1, rotary_1)) + x
-        for_pha = self.pha_output(self.pha_refinement(decoded_1, rotary_1)) + x
-        return for_mag, for_pha
-
-
-class IMSE(nn.Module):
-    """Noisy spectra → enhanced spectra, for any number of frames from 1 up.
-
-    The magnitude is masked, the phase estimated anew. A frame count that the U-Net cannot halve twice is filled
-    up with silent frames and cut again.
-    """
+class IMSE(MagnitudePhaseNetwork):
+    """Noisy `Spectra` → enhanced `Spectra`; see `MagnitudePhaseNetwork`."""
 
     def __init__(self, config: ImseConfig, bins: int) -> None:
-        super().__init__()
-        self.dense_encoder = DenseEncoder(config.channels)
-        self.unet = UNet(config.channels)
-        self.magnitude_decoder = MagnitudeDecoder(config.channels, bins, config.beta)
-        self.phase_decoder = PhaseDecoder(config.channels)
+        super().__init__(config, bins, imse_stage, rotary_tables)
 
-    def forward(self, noisy: Spectra) -> Spectra:
-        """Enhance compressed spectra `[B, F, T]`."""
-        frames = noisy.mag.shape[-1]
-        x = torch.stack([noisy.mag, noisy.pha], dim=1).transpose(2, 3)  # [B, 2, T, F]
-        x = functional.pad(x, (0, 0, 0, -frames % FRAME_MULTIPLE)).contiguous(memory_format=torch.channels_last)
-        for_mag, for_pha = self.unet(self.dense_encoder(x))
-        mask = self.magnitude_decoder(for_mag)[..., :frames]
-        return Spectra(noisy.mag * mask, self.phase_decoder(for_pha)[..., :frames])
+
+def imse_stage(_: int, channels: int) -> Stage:
+    """A stage of IMSE; alike on every level."""
+    blocks = (TransformerBlock(channels, MALA(channels)) for _ in range(BLOCKS_PER_STAGE))
+    return Stage(IDConv(channels), blocks)

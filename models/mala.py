@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.transformer import head_blocks, positions_first
+
 HEAD_WIDTH = 8
 ROTARY_BASE = 10_000.0
 _Z_FLOOR = 1e-6
@@ -69,18 +71,16 @@ class MALA(nn.Module):
         self.gate = nn.Conv2d(channels, channels, 1)
         self.local = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.project = nn.Conv2d(channels, channels, 1)
-        heads = channels // HEAD_WIDTH
-        mask = torch.block_diag(*[torch.ones(HEAD_WIDTH, HEAD_WIDTH)] * heads)
         turn = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (channels // 2))
-        self.register_buffer("head_mask", mask, persistent=False)
+        self.register_buffer("head_mask", head_blocks(channels, HEAD_WIDTH), persistent=False)
         self.register_buffer("quarter_turn", turn, persistent=False)
 
     def forward(self, x: Tensor, rotary: RotaryTables) -> Tensor:
         """Attend; `rotary` are the tables of this map's T and F."""
         value = self.value(x)
-        q = _positions(functional.elu(self.query(x)) + 1)  # [B, N, C], positive
-        k = _positions(functional.elu(self.key(x)) + 1)
-        attended = self.attend(q, k, _positions(value), rotary)
+        q = positions_first(functional.elu(self.query(x)) + 1)  # [B, N, C], positive
+        k = positions_first(functional.elu(self.key(x)) + 1)
+        attended = self.attend(q, k, positions_first(value), rotary)
         attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
         return self.project((attended + self.local(value)) * self.gate(x))
 
@@ -100,8 +100,3 @@ class MALA(nn.Module):
         beta = 1 + 1 / (z + _Z_FLOOR)
         gamma = z
         return rotated_q_kv * beta - gamma * mean_v[:, None]
-
-
-def _positions(x: Tensor) -> Tensor:
-    """`[B, C, T, F]` → `[B, N, C]`; in channels-last memory this copies nothing."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)

@@ -43,7 +43,7 @@ _RENAMES = (
     (r"^TCFTransformer\.(mag|pha)_patch_embed_refinement\.", r"TCFTransformer.patch_embed_\1_refinement."),
     (
         r"^TCFTransformer\.patch_embed_(\w+)\.patch_embeds\.0\.patch_conv\.",
-        lambda m: f"unet.{_STAGES.get(m[1], m[1])}.idconv.",
+        lambda m: f"unet.{_STAGES.get(m[1], m[1])}.local.",
     ),
     (
         r"^TCFTransformer\.(\w+)\.mhca_blks\.0\.transformer_layers\.",
@@ -53,10 +53,17 @@ _RENAMES = (
     (r"\.dwconv_hw\.", ".square."),
     (r"\.dwconv_w\.", ".along_frequency."),
     (r"\.dwconv_h\.", ".along_time."),
+    (r"\.offset_generator\.", ".offsets."),
+    (r"\.dcn\.", ".deformable."),
     (r"\.norm1\.body\.", ".attention_norm."),
     (r"\.norm2\.body\.", ".feed_forward_norm."),
     (r"\.mala\.lepe\.", ".attention.local."),
     (r"\.mala\.proj\.", ".attention.project."),
+    (r"\.attn\.sca\.1\.", ".attention.channel_path."),
+    (r"\.attn\.dwconv\.", ".attention.spatial_path."),
+    (r"\.attn\.refine_att\.conv_list\.", ".attention.refinement.convs."),
+    (r"\.attn\.project_out\.", ".attention.project."),
+    (r"\.attn\.temperature$", ".attention.temperature"),
     (r"\.ffn\.project_out\.", ".feed_forward.project."),
     (r"^TCFTransformer\.(down|up)(\d_)(\d)\.body\.0\.", r"unet.\1_\2\3.depthwise."),
     (r"^TCFTransformer\.(down|up)(\d_)(\d)\.body\.1\.", r"unet.\1_\2\3.pointwise."),
@@ -73,20 +80,23 @@ _WITHOUT_EFFECT = re.compile(
 # One published tensor, several of ours: equal parts of its first axis, in this order.
 _SPLITS = {
     ".mala.qkvo.": tuple(f".attention.{part}." for part in ("query", "key", "value", "gate")),
+    ".attn.qkv.": tuple(f".attention.{part}.0." for part in ("query", "key", "value")),
+    ".attn.qkv_dwconv.": tuple(f".attention.{part}.1." for part in ("query", "key", "value")),
     ".ffn.project_in.": (".feed_forward.gate.0.", ".feed_forward.value.0."),
     ".ffn.dwconv.": (".feed_forward.gate.1.", ".feed_forward.value.1."),
 }
 
 
-def is_published_imse(names: Mapping[str, Any]) -> bool:
-    """Whether tensor names are those of a released IMSE checkpoint (MUSE's differ in the attention's)."""
-    return any(".mala.qkvo." in name for name in names)
+def published_network(names: Mapping[str, Any]) -> str | None:
+    """Which network's tensor names, as released, these are: "imse", "muse" or neither; their attentions tell."""
+    marks = {"imse": ".mala.qkvo.", "muse": ".attn.refine_att."}
+    return next((network for network, mark in marks.items() if any(mark in name for name in names)), None)
 
 
-def translate_imse(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `models.imse.IMSE` that computes what the released one does.
+def translate_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `models.imse.IMSE` or `models.muse.MUSE` that computes what the released one does.
 
-    Names that are not a released IMSE checkpoint's pass through unchanged, for the loader to name.
+    Names that are not a released checkpoint's pass through unchanged, for the loader to name.
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in published.items():
@@ -114,14 +124,17 @@ def _reorder(name: str, tensor: Tensor) -> Tensor:
         return tensor.unflatten(0, (-1, 2, 2))[:, 0].transpose(0, 1).flatten(0, 1)
     if name.endswith(".body.weight") and tensor.ndim == 1:
         return tensor[:, None, None]
+    if name.endswith(".attn.temperature"):
+        return tensor.flatten()
     return tensor
 
 
 def config_sections(flat: Mapping[str, Any], paper: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The flat config.json beside a released checkpoint, as this project's sections.
 
-    `paper` is the content of configs/imse.json, which gives what the flat form does not say: loss weights,
-    epochs, validation interval. Keys of the flat form without a meaning here (workers, devices) are left out.
+    `paper` is the content of the network's configuration in configs/, which gives what the flat form does not say:
+    loss weights, epochs, validation interval. Keys of the flat form without a meaning here (workers, devices) are
+    left out.
     """
     places = {
         "dense_channel": ("model", "channels"),

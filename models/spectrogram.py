@@ -47,8 +47,8 @@ def angle(real: Tensor, imaginary: Tensor) -> Tensor:
 class Spectrogram(nn.Module):
     """STFT with power-law compression, and its inverse.
 
-    Centred frames with reflected edges and a periodic window: N samples give N // hop_size + 1 frames of
-    n_fft / 2 + 1 bins. Gradients are finite everywhere, also at zero magnitude.
+    Centred frames with reflected edges and a periodic window: N samples, after `StftConfig.padding`, give
+    N // hop_size + 1 frames of n_fft / 2 + 1 bins. Gradients are finite everywhere, also at zero magnitude.
     """
 
     window: Tensor
@@ -62,8 +62,7 @@ class Spectrogram(nn.Module):
 
     def forward(self, wav: Tensor) -> Spectra:
         """Waveforms `[B, N]`, N ≥ 1, to their compressed spectra `[B, F, T]`."""
-        # Reflection needs more samples than it mirrors.
-        wav = functional.pad(wav, (0, max(0, self.config.n_fft // 2 + 1 - wav.shape[-1])))
+        wav = functional.pad(wav, (0, self.config.padding(wav.shape[-1])))
         spectrum = torch.stft(
             wav,
             self.config.n_fft,

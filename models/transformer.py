@@ -1,4 +1,4 @@
-"""The stage that IMSE is built of: an IDConv and four transformer blocks around MALA."""
+"""The transformer block of IMSE and MUSE, around an attention of either."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.idconv import IDConv
-from models.mala import MALA, RotaryTables
-
-BLOCKS_PER_STAGE = 4
 EXPANSION = 2.66
 _NORM_EPS = 1e-5
 
@@ -38,8 +34,8 @@ class GatedFeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = int(EXPANSION * channels)
-        self.gate = _pointwise_depthwise(channels, hidden)
-        self.value = _pointwise_depthwise(channels, hidden)
+        self.gate = pointwise_depthwise(channels, hidden)
+        self.value = pointwise_depthwise(channels, hidden)
         self.project = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +43,8 @@ class GatedFeedForward(nn.Module):
         return self.project(functional.gelu(self.gate(x)) * self.value(x))
 
 
-def _pointwise_depthwise(channels: int, hidden: int) -> nn.Sequential:
+def pointwise_depthwise(channels: int, hidden: int) -> nn.Sequential:
+    """A 1×1 convolution, then a depthwise 3×3 one: `[B, C, T, F]` → `[B, hidden, T, F]`."""
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1, bias=False),
         nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False),
@@ -55,32 +52,32 @@ def _pointwise_depthwise(channels: int, hidden: int) -> nn.Sequential:
 
 
 class TransformerBlock(nn.Module):
-    """MALA and the feed-forward network, each behind a norm and beside a skip connection."""
+    """Attention and the feed-forward network, each behind a norm and beside a skip connection.
 
-    def __init__(self, channels: int) -> None:
+    `[B, C, T, F]` → the same shape; `attention` maps `[B, C, T, F]`, and the positions where it needs them, likewise.
+    """
+
+    def __init__(self, channels: int, attention: nn.Module) -> None:
         super().__init__()
         self.attention_norm = ChannelNorm(channels)
-        self.attention = MALA(channels)
+        self.attention = attention
         self.feed_forward_norm = ChannelNorm(channels)
         self.feed_forward = GatedFeedForward(channels)
 
-    def forward(self, x: Tensor, rotary: RotaryTables) -> Tensor:
-        """`[B, C, T, F]` → the same shape."""
-        x = x + self.attention(self.attention_norm(x), rotary)
+    def forward(self, x: Tensor, *positions: object) -> Tensor:
+        """Global context first, then each position by itself and its neighbours."""
+        x = x + self.attention(self.attention_norm(x), *positions)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class Stage(nn.Module):
-    """IDConv, then four transformer blocks, and the stage's input added: `[B, C, T, F]` → the same shape."""
+def positions_first(x: Tensor) -> Tensor:
+    """A map `[B, C, T, F]` as its N = T·F positions `[B, N, C]`; in channels-last memory this copies nothing."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.idconv = IDConv(channels)
-        self.blocks = nn.ModuleList(TransformerBlock(channels) for _ in range(BLOCKS_PER_STAGE))
 
-    def forward(self, x: Tensor, rotary: RotaryTables) -> Tensor:
-        """Local patterns first, global context after."""
-        y = self.idconv(x)
-        for block in self.blocks:
-            y = block(y, rotary)
-        return y + x
+def head_blocks(channels: int, head_width: int) -> Tensor:
+    """`[C, C]`, 1 where two channels belong to one head, which is `head_width` neighbouring channels, else 0.
+
+    Multiplied by it, one C×C matrix has the products of all heads as blocks on its diagonal.
+    """
+    return torch.block_diag(*[torch.ones(head_width, head_width)] * (channels // head_width))

@@ -1,12 +1,14 @@
-"""What a network costs: parameters, MACs, real-time factor and peak memory, beside a plain transcription of the paper.
+"""What the networks cost: parameters, MACs, real-time factor and peak memory, all in one run.
 
-    python -m scripts.benchmark [--config configs/imse.json] [--threads 2] [--compile] [--device cpu] [--json FILE]
-    python -m scripts.benchmark train [--batch_sizes 2 4] [--steps 10] [--bf16] […]
+    python -m scripts.benchmark [--config configs/imse.json …] [--threads 2] [--compile] [--device cpu] [--json FILE]
+    python -m scripts.benchmark stream [--config configs/lite_rtse.json] [--rounds 1000]
+    python -m scripts.benchmark train [--config configs/imse.json] [--batch_sizes 2 4] [--steps 10] [--bf16] […]
 
-Times one segment (308 frames for IMSE) as network only, spectra in and spectra out. The plain transcription in
-`tests/models/plain_imse.py` has the same weights; each round times every form once, so that a noisy machine slows
-all of them alike, and the medians' ratios are what counts. Prints text, and JSON as its last line. The second form
-of the command does so for training steps (`scripts/benchmark_training.py`).
+Times one segment of each network, spectra in and spectra out. IMSE and MUSE stand beside a plain transcription of their
+papers with the same weights (`tests/models/plain_imse.py`, `plain_muse.py`); each round times every form of every
+network once, so that a noisy machine slows all of them alike, and the medians' ratios are what counts. Prints text, and
+JSON as its last line. The other forms of the command do so for sound that arrives hop by hop
+(`scripts/benchmark_streaming.py`) and for training steps (`scripts/benchmark_training.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ import resource
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,51 +31,74 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
-from config import Config, ConfigError, load_config
+from config import MODEL_CONFIGS, Config, ConfigError, UNetConfig, load_config
 from data.atomic import write_text_atomically
 from metrics.signals import RATE
 from models import build
-from models.published import translate_imse
+from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
-from tests.models.plain_imse import PlainIMSE
+from models.streaming import StreamError
+from scripts.benchmark_streaming import measure_stream, stream_as_text
+from tests.models.plain_muse import plain_network
 
-Form = Callable[[Spectra], object]
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ALL_NETWORKS = [CONFIGS / f"{name}.json" for name in MODEL_CONFIGS]
+
+Form = Callable[[Spectra], Spectra]
 
 
 def noisy_segment(config: Config, device: str) -> Spectra:
     """The spectra of one segment of noise."""
-    wav = torch.randn(1, config.data.segment_size, generator=torch.Generator().manual_seed(0))
+    wav = 0.1 * torch.randn(1, config.data.segment_size, generator=torch.Generator().manual_seed(0))
     return Spectra(*(part.to(device) for part in Spectrogram(config.stft)(wav)))
 
 
 def macs(form: Form, noisy: Spectra) -> float:
-    """Multiply-accumulates of convolutions and matrix products, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
+    """Multiply-accumulates of convolutions, LSTMs and matrix products on the CPU, as torch counts them."""
+    operations = {torch.ops.aten.mkldnn_rnn_layer: lstm_flops}
+    with FlopCounterMode(display=False, custom_mapping=operations) as counter:
         form(noisy)
     return counter.get_total_flops() / 2
 
 
+def lstm_flops(x: torch.Size, input_weight: torch.Size, hidden_weight: torch.Size, *_: object, **__: object) -> int:
+    """Operations of an LSTM layer on `[T, B, inputs]`, given the shapes: torch's counter does not know it."""
+    return 2 * x[0] * x[1] * (input_weight.numel() + hidden_weight.numel())
+
+
 @torch.inference_mode()
-def median_seconds(forms: dict[str, Form], noisy: Spectra, rounds: int) -> dict[str, float]:
+def median_seconds(forms: Sequence[Callable[[], object]], rounds: int, device: str) -> list[float]:
     """The median time of each form; each round runs every form once, after two that do not count."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
+    times: list[list[float]] = [[] for _ in forms]
     for number in tqdm(range(rounds + 2), leave=False):
-        for name, form in forms.items():
+        for form, taken in zip(forms, times, strict=True):
             start = perf_counter()
-            form(noisy)
-            if noisy.mag.is_cuda:
+            form()
+            if device != "cpu":
                 torch.cuda.synchronize()
             if number >= 2:
-                times[name].append(perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+                taken.append(perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
 
 
-def plain_form(config: Config) -> tuple[PlainIMSE, nn.Module]:
-    """The plain transcription with random weights, and our network with the same."""
+def networks_of(config: Config) -> dict[str, nn.Module]:
+    """Our network with random weights and, of IMSE and MUSE, the plain transcription with the same: "plain", "ours"."""
     torch.manual_seed(0)
-    plain, ours = PlainIMSE(config.model.channels, config.stft.bins).eval(), build(config).eval()
-    ours.load_state_dict(translate_imse(plain.state_dict()))
-    return plain, ours
+    ours = build(config).eval()
+    if not isinstance(config.model, UNetConfig):
+        return {"ours": ours}
+    plain = plain_network(config).eval()
+    ours.load_state_dict(translate_published(plain.state_dict()))
+    return {"plain": plain, "ours": ours}
+
+
+def forms_of(config: Config, device: str) -> dict[str, Form]:
+    """The networks of a configuration on a device, all called alike."""
+    networks = {name: network.to(device) for name, network in networks_of(config).items()}
+    forms: dict[str, Form] = dict(networks)
+    if "plain" in networks:
+        forms["plain"] = lambda noisy: Spectra(*networks["plain"](noisy.mag, noisy.pha))
+    return forms
 
 
 def highest_memory() -> float:
@@ -84,132 +110,160 @@ def highest_memory() -> float:
 
 
 @torch.inference_mode()
-def peak_megabytes(config: Config, threads: int, plain: bool) -> float:
+def peak_megabytes(config: Config, threads: int, name: str) -> float:
     """How much memory one segment takes at its peak, above that of a process that has the weights and the input.
 
     To be called in a fresh process, whose peak it measures.
     """
     torch.set_num_threads(threads)
-    oracle, ours = plain_form(config)
+    form = forms_of(config, "cpu")[name]
     noisy = noisy_segment(config, "cpu")
     before = highest_memory()
-    if plain:
-        oracle(noisy.mag, noisy.pha)
-    else:
-        ours(noisy)
+    form(noisy)
     return highest_memory() - before
 
 
-def measure(config: Config, threads: int, device: str, compiled: bool, rounds: int) -> dict[str, object]:
-    """All figures of one network; times in seconds a segment, memory in MB."""
-    torch.set_num_threads(threads)
+@torch.inference_mode()
+def describe(config: Config, forms: dict[str, Form], noisy: Spectra, threads: int) -> dict[str, Any]:
+    """What is known of a network without a clock."""
     seconds = config.data.segment_size / config.data.sampling_rate
-    plain, ours = (network.to(device) for network in plain_form(config))
-    noisy = noisy_segment(config, device)
-    forms: dict[str, Form] = {"plain": lambda spectra: plain(spectra.mag, spectra.pha), "ours": ours}
-    if compiled:
-        forms["compiled"] = torch.compile(ours)
-    with torch.inference_mode():
-        reference = plain(noisy.mag, noisy.pha)[0]
-        difference = {name: float((form(noisy)[0] - reference).abs().max()) for name, form in forms.items()}  # pyright: ignore[reportIndexIssue]
-    times = median_seconds(forms, noisy, rounds)
+    reference = next(iter(forms.values()))(noisy).mag
+    uncompiled = forms_of(config, "cpu")
+    on_cpu = noisy_segment(config, "cpu")
     memory: dict[str, float] = {}
-    for form in ("plain", "ours"):
+    for name in uncompiled:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            memory[form] = fresh.submit(peak_megabytes, config, threads, form == "plain").result()
+            memory[name] = fresh.submit(peak_megabytes, config, threads, name).result()
     return {
         "network": config.model.name,
-        "device": device,
-        "threads": threads,
-        "parameters": sum(weight.numel() for weight in ours.parameters()),
-        "parameters_plain": sum(weight.numel() for weight in plain.parameters()),
-        "gmacs_per_second": macs(ours, noisy) / seconds / 1e9,
-        "gmacs_per_second_plain": macs(forms["plain"], noisy) / seconds / 1e9,
         "segment_seconds": seconds,
-        "seconds": times,
-        "real_time_factor": {name: time / seconds for name, time in times.items()},
-        "speedup": {name: times["plain"] / time for name, time in times.items()},
-        "largest_magnitude_difference": difference,
+        "parameters": {
+            name: sum(each.numel() for each in net.parameters()) for name, net in networks_of(config).items()
+        },
+        "gmacs_per_second": {name: macs(form, on_cpu) / seconds / 1e9 for name, form in uncompiled.items()},
+        "largest_magnitude_difference": {
+            name: float((form(noisy).mag - reference).abs().max()) for name, form in forms.items()
+        },
         "peak_megabytes_cpu": memory,
     }
 
 
-def as_text(figures: dict) -> str:
+def measure(configs: Sequence[Config], threads: int, device: str, compiled: bool, rounds: int) -> dict[str, Any]:
+    """All figures of the networks; times in seconds a segment, memory in MB."""
+    torch.set_num_threads(threads)
+    networks: list[dict[str, Any]] = []
+    timed: list[tuple[str, Callable[[], object]]] = []
+    for config in configs:
+        forms, noisy = forms_of(config, device), noisy_segment(config, device)
+        if compiled:
+            forms["compiled"] = torch.compile(forms["ours"], dynamic=False)
+        networks.append(describe(config, forms, noisy, threads))
+        timed += [(name, lambda form=form, noisy=noisy: form(noisy)) for name, form in forms.items()]
+    medians = iter(median_seconds([form for _, form in timed], rounds, device))
+    for figures in networks:
+        times = {name: next(medians) for name in figures["largest_magnitude_difference"]}
+        first, *_ = times.values()
+        figures["seconds"] = times
+        figures["real_time_factor"] = {name: time / figures["segment_seconds"] for name, time in times.items()}
+        figures["speedup"] = {name: first / time for name, time in times.items()}
+    return {"device": device, "threads": threads, "networks": networks}
+
+
+def as_text(figures: dict[str, Any]) -> str:
     """The figures as a table."""
     lines = [
-        f"{figures['network']}, {figures['device']}, {figures['threads']} threads, float32, "
-        f"one segment of {figures['segment_seconds']:.2f} s",
-        f"parameters {figures['parameters']:,} (as released {figures['parameters_plain']:,}), "
-        f"{figures['gmacs_per_second']:.2f} GMAC a second of audio ({figures['gmacs_per_second_plain']:.2f})",
-        f"{'':10}{'ms':>9}{'real-time factor':>18}{'times as fast':>15}{'MB at peak':>12}{'difference':>12}",
+        f"{figures['device']}, {figures['threads']} threads, float32, one segment of each network",
+        f"{'':20}{'parameters':>12}{'GMAC/s':>8}{'s':>7}{'ms':>9}{'real-time factor':>18}{'times as fast':>15}"
+        f"{'MB at peak':>12}{'difference':>12}",
     ]
-    for name, seconds in figures["seconds"].items():
-        memory = figures["peak_megabytes_cpu"].get(name)
-        lines.append(
-            f"{name:10}{1e3 * seconds:9.1f}{figures['real_time_factor'][name]:18.3f}{figures['speedup'][name]:15.2f}"
-            f"{f'{memory:.0f}' if memory else '-':>12}{figures['largest_magnitude_difference'][name]:12.1e}"
-        )
+    for network in figures["networks"]:
+        for name, seconds in network["seconds"].items():
+            known = name if name in network["parameters"] else "ours"
+            memory = network["peak_megabytes_cpu"].get(name)
+            lines.append(
+                f"{network['network'] + ' ' + name:20}{network['parameters'][known]:12,}"
+                f"{network['gmacs_per_second'][known]:8.2f}{network['segment_seconds']:7.2f}{1e3 * seconds:9.1f}"
+                f"{network['real_time_factor'][name]:18.3f}{network['speedup'][name]:15.2f}"
+                f"{f'{memory:.0f}' if memory else '-':>12}{network['largest_magnitude_difference'][name]:12.1e}"
+            )
     return "\n".join(lines)
 
 
 def parse_arguments() -> Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
-    parser = ArgumentParser(description="Measure what a network costs, or what training it costs.")
+    parser = ArgumentParser(description="Measure what the networks cost, in one pass, in a stream or in training.")
     add = parser.add_argument
-    add("what", nargs="?", choices=("network", "train"), default="network", help="default: %(default)s")
-    add("--config", type=Path, default=Path(__file__).resolve().parents[1] / "configs" / "imse.json")
-    add("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    add("what", nargs="?", choices=("network", "stream", "train"), default="network", help="default: %(default)s")
+    add("--config", type=Path, nargs="+", help="default: all networks'; stream: lite_rtse.json, train: imse.json")
+    add("--threads", type=int, help="default: all cores; stream: 1")
     add("--device", default="cpu")
     add("--compile", action="store_true", help="time torch.compile too; compiling takes a minute or more")
     add("--json", type=Path, help="also write the figures to this file")
-    add("--rounds", type=int, help="network: how often each form is timed; default: 15")
+    add("--rounds", type=int, help="how often each form is timed; default: 15; stream: hops, 2000")
     add("--batch_sizes", type=int, nargs="+", help="train: crops a step; default: the config's train.batch_size")
     add("--steps", type=int, help="train: how many steps of each form are timed; default: 10")
     add("--bf16", action="store_true", help="train: time bfloat16 too")
     options = parser.parse_args()
-    for name in ("rounds",) if options.what == "train" else ("batch_sizes", "steps", "bf16"):
+    foreign = {
+        "network": ("batch_sizes", "steps", "bf16"),
+        "stream": ("batch_sizes", "steps", "bf16", "compile"),
+        "train": ("rounds",),
+    }
+    for name in foreign[options.what]:
         if getattr(options, name):
             parser.error(f"--{name}: not with {options.what}")
-    options.rounds = 15 if options.rounds is None else options.rounds
-    options.steps = 10 if options.steps is None else options.steps
+    streaming = options.what == "stream"
+    defaults = {
+        "threads": 1 if streaming else torch.get_num_threads(),
+        "rounds": 2000 if streaming else 15,
+        "steps": 10,
+    }
+    for name, value in defaults.items():
+        setattr(options, name, value if getattr(options, name) is None else getattr(options, name))
     if min(options.threads, options.rounds, options.steps, *(options.batch_sizes or [1])) < 1:
         parser.error("--threads, --rounds, --batch_sizes, --steps: must be 1 or more")
+    if options.what != "network" and options.config and len(options.config) > 1:
+        parser.error(f"--config: one at a time with {options.what}")
     parser.check_device(options.device)
     return options
-
-
-def check_trainable(path: Path, config: Config) -> None:
-    """Raises `ConfigError` where the plain training loop cannot go by the configuration: it always has PESQ labels."""
-    if config.loss.metric == 0:
-        raise ConfigError(str(path), ["loss.metric: must be above 0, for the plain loop always has labels"])
-    if config.data.sampling_rate != RATE:
-        raise ConfigError(str(path), [f"data.sampling_rate: PESQ needs {RATE} Hz"])
 
 
 def main() -> int:
     """Measure and print."""
     options = parse_arguments()
+    paths = options.config or {
+        "network": ALL_NETWORKS, "stream": [CONFIGS / "lite_rtse.json"], "train": [CONFIGS / "imse.json"]
+    }[options.what]  # fmt: skip
     try:
-        config = load_config(options.config)
-        if options.what == "train":
-            check_trainable(options.config, config)
-    except ConfigError as error:
+        configs = [load_config(path) for path in paths]
+        if options.what == "train" and configs[0].loss.metric > 0 and configs[0].data.sampling_rate != RATE:
+            raise ConfigError(str(paths[0]), [f"data.sampling_rate: PESQ needs {RATE} Hz"])
+        text, figures = measure_what(options, configs)
+    except (ConfigError, StreamError) as error:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
-    if options.what == "train":
-        from scripts.benchmark_training import measure_training, training_as_text
-
-        batch_sizes = options.batch_sizes or [config.train.batch_size]
-        parts = batch_sizes, options.steps, options.bf16, options.compile
-        figures = measure_training(config, options.threads, options.device, *parts)
-        print(training_as_text(figures))
-    else:
-        figures = measure(config, options.threads, options.device, options.compile, options.rounds)
-        print(as_text(figures))
+    print(text)
     print(json.dumps(figures))
     if options.json:
         write_text_atomically(options.json, json.dumps(figures, indent=2) + "\n")
     return DONE
+
+
+def measure_what(options: Namespace, configs: Sequence[Config]) -> tuple[str, dict[str, Any]]:
+    """The figures that the command line asks for, as text and as data."""
+    if options.what == "stream":
+        figures = measure_stream(configs[0], options.threads, options.device, options.rounds)
+        return stream_as_text(figures), figures
+    if options.what == "train":
+        # It needs what only the extra `train` installs.
+        from scripts.benchmark_training import measure_training, training_as_text
+
+        batch_sizes = options.batch_sizes or [configs[0].train.batch_size]
+        parts = batch_sizes, options.steps, options.bf16, options.compile
+        figures = measure_training(configs[0], options.threads, options.device, *parts)
+        return training_as_text(figures), figures
+    figures = measure(configs, options.threads, options.device, options.compile, options.rounds)
+    return as_text(figures), figures
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a training step costs, beside a plain transcription of the published loop: `python -m scripts.benchmark train`.
+"""What a training step costs: `python -m scripts.benchmark train`.
+
+IMSE and MUSE are timed beside a plain transcription of their published loop.
 
 All forms train on the same crops from the same first weights, and take turns, so that a noisy machine slows all of
 them alike; the medians' ratios are what counts. The data are a dozen synthetic utterances of 3 s.
@@ -22,14 +24,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from config import Config
+from config import Config, UNetConfig
 from data.audio import AudioFormat, write_audio
 from data.crops import PairedCrops, epoch_order, load_batches
 from data.file_lists import Utterance
 from data.processes import available_cores
 from data.recordings import Recordings
 from models import build
-from models.published import translate_imse
+from models.losses import TERMS
+from models.published import translate_published
 from tests.fixtures.signals import speech_like, with_noise
 from tests.plain_training import PlainTrainer, new_pool, plain_loader
 from training.distribution import Group
@@ -41,8 +44,6 @@ UTTERANCE_SECONDS = 3
 
 TURN = 2
 """How many steps of a turn count."""
-
-_COMPARED = ("magnitude", "phase", "complex")
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Form:
             if number > 0:
                 self.seconds.append(perf_counter() - start)
             if not self.first_terms:
-                self.first_terms = {name: float(terms[name]) for name in _COMPARED if name in terms}
+                self.first_terms = {name: float(value) for name, value in terms.items() if name in TERMS}
         self.settle()
         if device.type == "cuda":
             self.peak = max(self.peak, torch.cuda.max_memory_allocated(device) - before)
@@ -89,19 +90,22 @@ def write_utterances(folder: Path, rate: int) -> list[Utterance]:
 
 
 def our_configs(config: Config, bf16: bool, compiled: bool) -> dict[str, Config]:
-    """The configurations of our forms, by the forms' names."""
+    """The configurations of our forms, by the forms' names; there is no lag where there are no labels."""
 
     def variant(metric_lag: int, bf16: bool = False, compiled: bool = False) -> Config:
         return replace(config, train=replace(config.train, metric_lag=metric_lag, bf16=bf16, compile=compiled))
 
-    forms = {"ours": variant(0), "ours_lag_1": variant(1)}
+    has_labels = config.loss.metric > 0
+    lag, fast = (1, "ours_lag_1") if has_labels else (0, "ours")
+    forms = {"ours": variant(0), fast: variant(lag)}
     if bf16:
-        forms["ours_lag_1_bf16"] = variant(1, bf16=True)
+        forms[f"{fast}_bf16"] = variant(lag, bf16=True)
     if compiled:
-        forms["ours_lag_1_compiled"] = variant(1, compiled=True)
+        forms[f"{fast}_compiled"] = variant(lag, compiled=True)
     if bf16 and compiled:
-        forms["ours_lag_1_bf16_compiled"] = variant(1, bf16=True, compiled=True)
-    forms["ours_labels_off"] = replace(variant(0), loss=replace(config.loss, metric=0.0))
+        forms[f"{fast}_bf16_compiled"] = variant(lag, bf16=True, compiled=True)
+    if has_labels:
+        forms["ours_labels_off"] = replace(variant(0), loss=replace(config.loss, metric=0.0))
     return forms
 
 
@@ -135,11 +139,13 @@ def measure_forms(
         return Form(lambda: trainer.step(next(batches), 0), trainer.state_dict)  # which waits for labels
 
     with ExitStack() as stack:
-        first = PlainTrainer(config, device)
-        forms["plain"] = plain(first)
-        forms["plain_pool_kept"] = plain(PlainTrainer(config, device, stack.enter_context(new_pool(batch_size))))
+        torch.manual_seed(seed)
         network = build(config)
-        network.load_state_dict(translate_imse(first.network.state_dict()))
+        if isinstance(config.model, UNetConfig) and config.loss.metric > 0:
+            first = PlainTrainer(config, device)
+            forms["plain"] = plain(first)
+            forms["plain_pool_kept"] = plain(PlainTrainer(config, device, stack.enter_context(new_pool(batch_size))))
+            network.load_state_dict(translate_published(first.network.state_dict()))
         labels = stack.enter_context(PesqLabels(max(1, min(available_cores(), batch_size))))
         for name, variant in our_configs(config, bf16, compiled).items():
             trainer = Trainer(variant, Group(0, 1, device), labels if variant.loss.metric > 0 else None)
@@ -152,14 +158,18 @@ def measure_forms(
 
 
 def figures_of(forms: Mapping[str, Form], audio_seconds: float) -> dict[str, dict[str, float]]:
-    """What is known of each form, by what it is and the form's name; `audio_seconds` are those of a step."""
+    """What is known of each form, by what it is and the form's name; `audio_seconds` are those of a step.
+
+    Speed and losses are held against those of the first form.
+    """
     seconds = {name: statistics.median(form.seconds) for name, form in forms.items()}
-    reference = forms["plain"].first_terms
+    first, *_ = forms
+    reference = forms[first].first_terms
     return {
         "seconds": seconds,
         "steps_per_second": {name: 1 / time for name, time in seconds.items()},
         "audio_seconds_per_second": {name: audio_seconds / time for name, time in seconds.items()},
-        "speedup": {name: seconds["plain"] / time for name, time in seconds.items()},
+        "speedup": {name: seconds[first] / time for name, time in seconds.items()},
         "peak_megabytes_cuda": {name: form.peak / 2**20 for name, form in forms.items() if form.peak},
         "first_loss_difference": {
             name: max(abs(value / reference[term] - 1) for term, value in form.first_terms.items())

@@ -28,7 +28,7 @@ from data.processes import available_cores, set_up_process
 from metrics.perceptual import wideband_pesq
 from metrics.signals import ScoreError
 from models.discriminator import DROPOUT, HIDDEN, MetricDiscriminator
-from tests.models.plain_imse import PlainIMSE
+from tests.models.plain_muse import plain_network
 
 # Starting anew is costly where a process imports all again.
 START = "fork" if sys.platform == "linux" else "spawn"
@@ -135,7 +135,7 @@ class PlainTrainer:
     def __init__(self, config: Config, device: torch.device, pool: ProcessPoolExecutor | None = None) -> None:
         self.config, self.device, self.pool = config, device, pool
         torch.manual_seed(config.train.seed)
-        self.network = PlainIMSE(config.model.channels, config.stft.bins).to(device)
+        self.network = plain_network(config).to(device)
         self.discriminator = MetricDiscriminator().to(device)
         rate, betas = config.optim.learning_rate, (config.optim.adam_b1, config.optim.adam_b2)
         self.optimizer = AdamW(self.network.parameters(), rate, betas)

@@ -79,6 +79,33 @@ def test_clashes_between_keys(content: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.parametrize("network", ["muse", "lite_rtse", "cnunet"])
+def test_every_network_has_its_recipe(network: str) -> None:
+    config = load_config(ROOT / f"configs/{network}.json")
+    assert config.model.name == network
+    assert parse_config(config.to_dict(), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("network", "assignment", "problem"),
+    [
+        ("muse", "model.channels=12", "model.channels: must be a multiple of 8, from 8 to 1024"),
+        ("muse", "stft.n_fft=512", "stft.n_fft: gives 257 bins; the network needs a multiple of 8, to halve them three times"),  # noqa: E501
+        ("lite_rtse", "model.multi_order=twice", "model.multi_order: must be repeated or single"),
+        ("lite_rtse", "stft.n_fft=16384", "stft.n_fft: gives 8193 bins; the network takes 4097 at most"),
+        ("lite_rtse", "stft.window=kaiser", "stft.window: must be one of hann, hamming, sqrt_hann"),
+        ("cnunet", "model.released_skips=1", "model.released_skips: expected bool, found 1"),
+        ("cnunet", "stft.n_fft=510", "stft.n_fft: gives 256 bins; the network needs a multiple of 256 beside that at 0 Hz"),  # noqa: E501
+        ("cnunet", "model.channels=16", "model.channels: unknown key"),
+        ("cnunet", "optim.weight_decay=-1", "optim.weight_decay: must not be negative"),
+    ],
+)  # fmt: skip
+def test_settings_that_a_network_cannot_have(network: str, assignment: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / f"configs/{network}.json", [assignment])
+    assert caught.value.problems == [problem]
+
+
 def test_an_unknown_network(content: dict[str, Any]) -> None:
     content["model"]["name"] = "imsee"
     assert problems_of(content) == ['model.name: expected one of imse, muse, lite_rtse, cnunet, found "imsee"']

@@ -15,6 +15,7 @@ import soundfile
 from tests.fixtures.commands import ROOT
 
 TABLE = {"pesq": 3.3759, "csig": 4.6417, "cbak": 3.8024, "covl": 4.1108, "ssnr": 9.1910, "stoi": 0.9518}
+MUSE_TABLE = {"pesq": 3.3516, "csig": 4.6172, "cbak": 3.7794, "covl": 4.0829, "ssnr": 9.0235, "stoi": 0.9502}
 TABLE_LOIZOU = {"csig": 4.5517, "cbak": 3.7075, "covl": 4.0162}
 
 
@@ -29,9 +30,10 @@ def run(script: str, *options: object) -> None:
     subprocess.run([sys.executable, str(ROOT / script), *map(str, options), "--quiet"], check=True)
 
 
-def enhance(noisy: Path, enhanced: Path, reference: Path, protocol: str) -> None:
-    checkpoint = reference / "imse" / "g_best_pesq_3.373"
-    options = ("--checkpoint_file", checkpoint, "--protocol", protocol)
+def enhance(
+    noisy: Path, enhanced: Path, reference: Path, protocol: str, checkpoint: str = "imse/g_best_pesq_3.373"
+) -> None:
+    options = ("--checkpoint_file", reference / checkpoint, "--protocol", protocol)
     run("inference.py", "--input_noisy_wavs_dir", noisy, "--output_dir", enhanced, *options)
 
 
@@ -73,6 +75,14 @@ def test_the_published_table(tmp_path: Path, voicebank: Path, reference: Path) -
     scores = means(voicebank / "clean", enhanced, tmp_path / "loizou", "loizou")
     for name, expected in TABLE_LOIZOU.items():
         assert scores[name] == pytest.approx(expected, abs=0.002), name
+
+
+@pytest.mark.slow
+def test_the_published_table_of_muse(tmp_path: Path, voicebank: Path, reference: Path) -> None:
+    enhance(voicebank / "noisy", tmp_path / "enhanced", reference, "paper", "muse/g_best")
+    scores = means(voicebank / "clean", tmp_path / "enhanced", tmp_path / "scores", "published")
+    for name, expected in MUSE_TABLE.items():
+        assert scores[name] == pytest.approx(expected, abs=0.001 if name == "stoi" else 0.002), name
 
 
 @pytest.mark.slow

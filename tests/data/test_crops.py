@@ -259,7 +259,7 @@ def test_a_pair_that_turns_out_different_is_refused(utterances: list[Utterance])
     odd = [Utterance("odd", utterances[0].clean, utterances[5].noisy)]
     recordings = Recordings(RATE, True)
     for read in (
-        lambda: PairedCrops(odd, recordings, SEGMENT, 0).crop(0, 0),
+        lambda: PairedCrops(odd, recordings, DATA, 0).crop(0, 0),
         lambda: PairedExamples(odd, recordings)[0],
     ):
         with pytest.raises(AudioError, match=r"^odd: clean and noisy differ in length: 1500 and \d+ samples$"):

@@ -128,18 +128,18 @@ class IDConv(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, patch_conv: nn.Module) -> None:
         super().__init__()
-        self.patch_conv = IDConv(channels)
+        self.patch_conv = patch_conv
 
     def forward(self, x: Tensor) -> Tensor:
         return self.patch_conv(x)
 
 
 class PatchEmbedStage(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, patch_conv: nn.Module) -> None:
         super().__init__()
-        self.patch_embeds = nn.ModuleList([_PatchEmbed(channels)])
+        self.patch_embeds = nn.ModuleList([_PatchEmbed(patch_conv)])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [embed(x) for embed in self.patch_embeds]
@@ -253,9 +253,9 @@ class TransformerLayer(nn.Module):
 
 
 class _Layers(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, layer: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.transformer_layers = nn.ModuleList(TransformerLayer(channels) for _ in range(4))
+        self.transformer_layers = nn.ModuleList(layer(channels) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.transformer_layers:
@@ -280,9 +280,9 @@ class Fusion(nn.Module):
 
 
 class TransformerStage(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, layer: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.mhca_blks = nn.ModuleList([_Layers(channels)])
+        self.mhca_blks = nn.ModuleList([_Layers(channels, layer)])
         self.aggregate = Fusion(channels)
 
     def forward(self, paths: list[Tensor]) -> Tensor:
@@ -303,12 +303,19 @@ class _Sampler(nn.Module):
 
 
 class TransformerUNet(nn.Module):
-    def __init__(self, channels: int) -> None:
+    """`embed` and `layer` make what stands in a stage, given its width."""
+
+    def __init__(
+        self,
+        channels: int,
+        embed: Callable[[int], nn.Module] = IDConv,
+        layer: Callable[[int], nn.Module] = TransformerLayer,
+    ) -> None:
         super().__init__()
         c1, c2, c3 = channels, 2 * channels, 3 * channels
         for name, width in zip(STAGE_NAMES, (c1, c2, c3, c2, c1, c1, c1), strict=True):
-            self.add_module(self.embed_name(name), PatchEmbedStage(width))
-            self.add_module(name, TransformerStage(width))
+            self.add_module(self.embed_name(name), PatchEmbedStage(embed(width)))
+            self.add_module(name, TransformerStage(width, layer))
         self.down1_2 = _Sampler(c1, c2 // 4, nn.PixelUnshuffle(2))
         self.down2_3 = _Sampler(c2, c3 // 4, nn.PixelUnshuffle(2))
         self.up3_2 = _Sampler(c3, c2 * 4, nn.PixelShuffle(2))
@@ -325,7 +332,7 @@ class TransformerUNet(nn.Module):
         return f"patch_embed_{stage}"
 
     def stage(self, name: str, x: Tensor) -> Tensor:
-        embed: Callable[[Tensor], list[Tensor]] = self.get_submodule(self.embed_name(name))
+        embed = self.get_submodule(self.embed_name(name))
         return self.get_submodule(name)(embed(x)) + x
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

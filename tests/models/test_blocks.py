@@ -8,9 +8,10 @@ from torch.nn import functional
 
 from models.dense import DenseBlock, DoubleBins, InstanceNorm
 from models.idconv import IDConv
-from models.imse import Down, Up
+from models.imse import imse_stage
 from models.mala import rotary_tables
-from models.transformer import ChannelNorm, GatedFeedForward, Stage
+from models.transformer import ChannelNorm, GatedFeedForward
+from models.unet import Down, Up
 
 
 def test_instance_norm_is_torchs_also_where_the_mean_is_large() -> None:
@@ -99,10 +100,10 @@ def test_down_and_up_halve_and_double_both_axes() -> None:
 
 def test_a_stage_adds_its_input_to_what_its_blocks_make_of_the_idconv() -> None:
     torch.manual_seed(0)
-    stage = Stage(8)
+    stage = imse_stage(0, 8)
     with torch.no_grad():
         for name, weight in stage.named_parameters():
             if ".project." in name:
                 weight.zero_()
     x = torch.randn(1, 8, 4, 4)
-    assert torch.allclose(stage(x, rotary_tables(4, 4, 8, x)), stage.idconv(x) + x, atol=1e-6)
+    assert torch.allclose(stage(x, rotary_tables(4, 4, 8, x)), stage.local(x) + x, atol=1e-6)

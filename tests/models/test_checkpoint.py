@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from config import Config
+from config import Config, ImseConfig
 from models import build
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.models.plain_imse import PlainIMSE
@@ -42,6 +42,7 @@ def test_a_saved_network_comes_back_with_its_configuration(tmp_path: Path, small
 
 def test_a_published_file_is_recognised_and_its_config_read(published: Path) -> None:
     network, config = load_checkpoint(published)
+    assert isinstance(config.model, ImseConfig)
     assert (config.model.channels, config.train.seed, config.loss.magnitude) == (8, 7, 0.9)
     plain = PlainIMSE(8).eval()
     plain.load_state_dict(torch.load(published, weights_only=True)["generator"])

@@ -11,7 +11,7 @@ from config import Config
 from data.segments import PROTOCOLS
 from models import build
 from models.enhancer import Enhancer, LevelMeter
-from models.published import translate_imse
+from models.published import translate_published
 from tests.fixtures.signals import speech_like
 from tests.models.plain_imse import PlainIMSE, plain_paper_protocol
 
@@ -33,7 +33,7 @@ def test_the_paper_protocol_is_the_plain_one(config: Config, samples: int) -> No
     torch.manual_seed(0)
     plain = PlainIMSE().eval()
     network = build(config).eval()
-    network.load_state_dict(translate_imse(plain.state_dict()))
+    network.load_state_dict(translate_published(plain.state_dict()))
     noisy = speech_like(4, seed=1)[:samples].astype(np.float32)
     with torch.inference_mode():
         expected = plain_paper_protocol(plain, torch.from_numpy(noisy)).numpy()

@@ -14,14 +14,14 @@ from config import Config, ImseConfig
 from models import build
 from models.checkpoint import load_checkpoint
 from models.imse import IMSE
-from models.published import translate_imse
+from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
 from tests.models.plain_imse import PlainIMSE
 
 # Where the stored activations are taken: name there → module here. A stage's is the one before its residual.
 ACTIVATIONS = {
     "dense_encoder": "dense_encoder",
-    "idconv_level1": "unet.encoder_level1.idconv",
+    "idconv_level1": "unet.encoder_level1.local",
     "mala_level1_block0": "unet.encoder_level1.blocks.0.attention",
     "block_level1_0": "unet.encoder_level1.blocks.0",
     "encoder_level1": "unet.encoder_level1.blocks.3",
@@ -44,7 +44,7 @@ def random_pair(channels: int = 8) -> tuple[IMSE, PlainIMSE]:
     torch.manual_seed(0)
     plain = PlainIMSE(channels).double().eval()
     ours = IMSE(ImseConfig("imse", channels, 2.0), 256).double().eval()
-    ours.load_state_dict(translate_imse(plain.state_dict()))
+    ours.load_state_dict(translate_published(plain.state_dict()))
     return ours, plain
 
 

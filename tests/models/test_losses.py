@@ -117,6 +117,35 @@ def test_spectral_and_waveform_errors_by_hand(tiny: Spectrogram) -> None:
     assert term("time", clean, enhanced, tiny) == pytest.approx((0.5 + 3) / 2)
 
 
+def test_linear_absolute_errors_by_hand() -> None:
+    """On spectra that can be worked out: two samples with the window (0, 1) are x and −x at two bins."""
+    spectrogram = Spectrogram(StftConfig(n_fft=2, hop_size=1, win_size=2, compress_factor=0.5)).double()
+    wav = torch.tensor([[3, 3e-4]], dtype=torch.float64)  # frames 3, 3e-4 and, reflected, 3
+    clean_mag = torch.tensor([[[5, 0, 3], [3, 0, 1]]], dtype=torch.float64)
+    clean_pha = torch.tensor([[[math.pi / 2, 0, 0], [math.pi, 0, 0]]], dtype=torch.float64)
+    clean = Speech(torch.zeros_like(wav), Spectra(clean_mag.sqrt(), clean_pha))
+    enhanced = Speech(wav, Spectra(7 * torch.ones(1, 2, 3), torch.ones(1, 2, 3)))  # its own spectra do not count
+    # Of silence as sqrt(mag² + 1e-7), which is next to nothing in the others.
+    faint = math.sqrt(9e-8 + 1e-7) - math.sqrt(1e-7)
+    assert term("magnitude_l1", clean, enhanced, spectrogram) == pytest.approx((2 + faint + 0 + 0 + faint + 2) / 6)
+    # Real and imaginary parts: 3 against 5j, 3e-4 against 0, 3 against 3; −3 against −3, −3e-4 against 0, −3 against 1.
+    errors = (3 + 5) + 3e-4 + 0 + 0 + 3e-4 + 4
+    assert term("complex_l1", clean, enhanced, spectrogram) == pytest.approx(errors / 12)
+
+
+@pytest.mark.parametrize("compress_factor", [1.0, 0.5])
+def test_compressed_spectral_errors_by_hand(compress_factor: float) -> None:
+    spectrogram = Spectrogram(replace(TINY_STFT, compress_factor=compress_factor))
+    wav = torch.zeros(1, 1)
+    # 1024 to the power of 0.3 is 8, at whatever power the network has it.
+    clean_mag, mag = (torch.tensor([[row]]) ** compress_factor for row in ([1024.0, 1.0], [1.0, 1.0]))
+    clean = Speech(wav, Spectra(clean_mag, torch.zeros(1, 1, 2)))
+    enhanced = Speech(wav, Spectra(mag, torch.tensor([[[math.pi / 2, 0.0]]])))
+    assert term("compressed_magnitude", clean, enhanced, spectrogram) == pytest.approx((7**2 + 0) / 2, rel=1e-5)
+    # 8 against i: the real parts differ by 8, the imaginary ones by 1.
+    assert term("compressed_complex", clean, enhanced, spectrogram) == pytest.approx(8**2 / 2 + 1**2 / 2, rel=1e-5)
+
+
 def test_si_sdr_of_a_scaled_signal_with_orthogonal_noise() -> None:
     n = torch.arange(400) / 400
     target = torch.sin(2 * math.pi * 5 * n)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from config import Config
 from models import build
-from models.published import config_sections, is_published_imse, translate_imse
+from models.published import config_sections, published_network, translate_published
 from models.spectrogram import Spectra
 from tests.models.plain_imse import PlainIMSE
+from tests.models.plain_muse import PlainMUSE
 from tests.models.test_imse import random_spectra, wrapped
 
 FUSION = re.compile(r"\.aggregate\.")
@@ -62,7 +63,7 @@ def test_random_numbers_in_the_parts_without_effect_change_nothing(weights: dict
 def test_leaving_them_out_changes_nothing(weights: dict[str, Tensor], config: Config) -> None:
     noisy = random_spectra(1, 8)
     ours = build(config).eval().double()
-    ours.load_state_dict(translate_imse(weights))
+    ours.load_state_dict(translate_published(weights))
     with torch.inference_mode():
         enhanced = ours(noisy)
     plain = enhance_plainly(weights, noisy)
@@ -79,14 +80,15 @@ def test_everything_else_is_kept(weights: dict[str, Tensor]) -> None:
         for name, tensor in weights.items()
         if not (FUSION.search(name) or BIAS_BEFORE_NORM.search(name) or name.endswith("rope.angle"))
     )
-    ours = translate_imse(weights)
+    ours = translate_published(weights)
     assert sum(tensor.double().square().sum().item() for tensor in ours.values()) == pytest.approx(kept, rel=1e-9)
     assert sum(tensor.numel() for tensor in ours.values()) == 430_139
 
 
-def test_only_imse_names_are_taken_for_imse() -> None:
-    assert is_published_imse(PlainIMSE(8).state_dict())
-    assert not is_published_imse({"TCFTransformer.encoder_level1.mhca_blks.0.attn.qkv.weight": torch.zeros(1)})
+def test_the_attention_tells_whose_names_they_are() -> None:
+    assert published_network(PlainIMSE(8).state_dict()) == "imse"
+    assert published_network(PlainMUSE(8).state_dict()) == "muse"
+    assert published_network({"TCFTransformer.encoder_level1.mhca_blks.0.norm1.body.weight": torch.zeros(1)}) is None
 
 
 def test_the_flat_config_goes_into_its_sections(config: Config) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from config import Config
+from config import Config, StftConfig
 from models.spectrogram import Spectra, Spectrogram
 
 
@@ -33,6 +33,16 @@ def test_a_sine_on_a_bin_has_the_magnitude_and_phase_of_theory(spectrogram: Spec
 def test_the_round_trip_gives_back_any_length(spectrogram: Spectrogram, samples: int) -> None:
     wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(spectrogram.inverse(spectrogram(wav), samples), wav, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [7679, 7680, 7681, 300])
+def test_an_error_in_the_spectra_is_no_click_at_the_end(samples: int) -> None:
+    half_overlapping = Spectrogram(StftConfig(512, 256, 512, 1.0, "sqrt_hann"))
+    spectra = half_overlapping(torch.zeros(1, samples))
+    noise = Spectra(spectra.mag + 1, spectra.pha + torch.arange(spectra.pha.numel()).view_as(spectra.pha) ** 2)
+    sound = half_overlapping.inverse(noise, samples)[0].abs()
+    assert sound.shape == (samples,)
+    assert sound[-20:].max() < 2 * sound[:-20].max()
 
 
 def test_complex_spectra_are_the_compressed_magnitude_turned_by_the_phase() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import ImseConfig
 from data.audio import AudioFormat, write_audio
 from models.checkpoint import load_checkpoint
 from tests.fixtures.commands import ROOT
@@ -43,6 +44,7 @@ def test_a_folder_of_speech_and_one_of_noise_become_a_checkpoint(tmp_path: Path)
         assert result.returncode == 0, result.stderr
         assert f"step {steps}: " in result.stdout
     network, config = load_checkpoint(output)
+    assert isinstance(config.model, ImseConfig)
     assert config.model.channels == 8
     assert sum(weight.numel() for weight in network.parameters()) > 0
 

@@ -16,7 +16,7 @@ from data.crops import Batch, PairedCrops, load_batches
 from data.recordings import Recordings
 from models import build
 from models.losses import Speech, phase
-from models.published import translate_imse
+from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
 from scripts.benchmark_training import write_utterances
 from tests.plain_training import PlainBatch, PlainTrainer, new_pool, pesq_labels, phase_loss, plain_loader
@@ -55,7 +55,7 @@ def trainers(tiny_config: Config) -> Iterator[tuple[PlainTrainer, Trainer]]:
     """
     plain = PlainTrainer(tiny_config, CPU)
     network = build(tiny_config)
-    network.load_state_dict(translate_imse(plain.network.state_dict()))
+    network.load_state_dict(translate_published(plain.network.state_dict()))
     with PesqLabels(jobs=1) as labels:
         ours = Trainer(tiny_config, Group(0, 1, CPU), labels)
         ours.begin_with(network)
@@ -108,10 +108,10 @@ def test_steps_have_our_losses_gradients_and_weights(
         assert terms == pytest.approx(expected, rel=1e-5 if number == 0 else 1e-3)
         if number == 0:
             gradients = joined(gradients_of(ours.network), names)
-            assert distance(gradients, joined(translate_imse(gradients_of(plain.network)), names)) < 0.01
+            assert distance(gradients, joined(translate_published(gradients_of(plain.network)), names)) < 0.01
         # AdamW's first steps go by a gradient's sign: where it is all but 0, rounding decides.
         change = joined(ours.network.state_dict(), names) - first
-        assert distance(change, joined(translate_imse(plain.network.state_dict()), names) - first) < 0.1
+        assert distance(change, joined(translate_published(plain.network.state_dict()), names) - first) < 0.1
     assert ours.labels
     assert ours.labels.failed == 0
     assert ours.discriminator

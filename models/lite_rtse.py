@@ -1,0 +1,175 @@
+"""Lite-RTSE: a causal network of 1.56 M weights for enhancement in real time (IEEE document 10308952).
+
+Two LSTMs, and a branch of convolutions that multiply their results in place of activations. Built after the unofficial
+implementation github.com/Xiaobin-Rong/lite-rtse; where its last version and the paper's figure differ,
+`LiteRtseConfig.multi_order` chooses.
+
+Every layer sees the current frame and earlier ones, of which a `State` keeps what is needed: a signal may come in
+pieces of any number of frames, and a whole signal is one piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from config import LiteRtseConfig
+from models.dense import at_least_float32
+from models.spectrogram import Spectra, angle
+
+SCALE_CHANNELS = 32
+"""Channels of the multi-scale convolutions."""
+
+GATES = (4, 8, 16, 32, 64)
+"""Channels that are multiplied at each order of the multi-order convolution: half as many at the one before."""
+
+SCALE_SIZE, ORDER_SIZE = 3, 7
+"""Sides of the depthwise kernels, in frames and bins."""
+
+
+class State(NamedTuple):
+    """What is left of the frames before, for B signals, in plain tensors.
+
+    mask_hidden, mask_cell, fused_hidden, fused_cell: of the two LSTMs, `[1, B, F]`.
+    past: the last inputs of each causal convolution, in order, `[B, C, kernel size - 1, F]`.
+    """
+
+    mask_hidden: Tensor
+    mask_cell: Tensor
+    fused_hidden: Tensor
+    fused_cell: Tensor
+    past: tuple[Tensor, ...]
+
+
+class CausalDepthwise(nn.Module):
+    """A depthwise convolution, `size` square, over the current frame and those before it: `[B, C, T, F]` → same."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, size, padding=(0, size // 2), groups=channels)
+
+    def initial_past(self, batch: int, bins: int) -> Tensor:
+        """The zeros before the first frame, `[B, C, size - 1, F]`."""
+        past = self.conv.weight.new_zeros(batch, self.conv.in_channels, self.conv.kernel_size[0] - 1, bins)
+        return past.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the result and the past of the next frame."""
+        # On CPUs this layout makes it twice as fast; the layers after it keep to it.
+        seen = torch.cat([past, x.contiguous(memory_format=torch.channels_last)], dim=2)
+        return self.conv(seen), seen[:, :, x.shape[2] :]
+
+
+class MultiScaleConv(nn.Module):
+    """The product of two branches, each linear: `[B, C_in, T, F]` → `[B, C, T, F]`.
+
+    The paper's figure has a standard convolution where this one, as the unofficial implementation, is depthwise: with
+    a standard one the training diverged there.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(in_channels, channels, 1)
+        self.depthwise = CausalDepthwise(channels, SCALE_SIZE)
+        self.mix = nn.Conv2d(channels, channels, 1)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the result and the past of the next frame."""
+        filtered, past = self.depthwise(self.widen(x), past)
+        return self.mix(filtered) * self.shortcut(x), past
+
+
+class MultiOrderConv(nn.Module):
+    """A recursive gated convolution: `[B, C, T, F]` → `[B, 1, T, F]`.
+
+    At each order the features are multiplied by a gate of as many channels; at all but the last, a 1×1 convolution
+    then doubles their channels. The gates come from 7×7 depthwise convolutions: with `repeated` from one before each
+    of these orders, over all gates that are left, else from a single one before the first.
+    """
+
+    def __init__(self, channels: int, repeated: bool) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(channels, sum(GATES) + GATES[0], 1)
+        widths = [sum(GATES[order:]) for order in range(len(GATES) - 1 if repeated else 1)]
+        self.depthwise = nn.ModuleList(CausalDepthwise(width, ORDER_SIZE) for width in widths)
+        self.doubling = nn.ModuleList(nn.Conv2d(gate, 2 * gate, 1) for gate in GATES[:-1])
+        self.squeeze = nn.Conv2d(GATES[-1], 1, 1)
+
+    def forward(self, x: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Returns the result and the past of the next frame."""
+        gates, features = self.widen(x).split([sum(GATES), GATES[0]], dim=1)
+        next_past: list[Tensor] = []
+        for order, double in enumerate(self.doubling):
+            if order < len(self.depthwise):
+                gates, kept = self.depthwise[order](gates, past[order])
+                next_past.append(kept)
+            gates, gate = gates.split([gates.shape[1] - GATES[order], GATES[order]], dim=1)
+            features = double(features * gate)
+        return self.squeeze(features * gates), next_past
+
+
+class LiteRTSE(nn.Module):
+    """Noisy spectra → enhanced spectra, without compression, frame by frame."""
+
+    def __init__(self, config: LiteRtseConfig, bins: int) -> None:
+        super().__init__()
+        self.mask_lstm = nn.LSTM(bins, bins, batch_first=True)
+        self.mask = nn.Linear(bins, bins)
+        self.scale_1 = MultiScaleConv(1, SCALE_CHANNELS)
+        self.scale_2 = MultiScaleConv(SCALE_CHANNELS, SCALE_CHANNELS)
+        self.orders = MultiOrderConv(SCALE_CHANNELS, repeated=config.multi_order == "repeated")
+        self.fuse = nn.Linear(3 * bins, bins)
+        self.fused_lstm = nn.LSTM(bins, bins, batch_first=True)
+        self.magnitude = nn.Linear(bins, bins)
+        self.real = nn.Linear(bins, bins)
+        self.imaginary = nn.Linear(bins, bins)
+
+    def initial_state(self, batch: int) -> State:
+        """The state before the first frame of `batch` signals, on the network's device."""
+        bins = self.mask.out_features
+        zeros = self.mask.weight.new_zeros(1, batch, bins)
+        causal = [module for module in self.modules() if isinstance(module, CausalDepthwise)]
+        return State(zeros, zeros, zeros, zeros, tuple(module.initial_past(batch, bins) for module in causal))
+
+    def forward(self, noisy: Spectra) -> Spectra:
+        """Enhance whole signals, spectra `[B, F, T]`."""
+        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
+
+    def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
+        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; phases come out unwrapped, in ±3π.
+
+        Returns them, and the state after them.
+        """
+        mag = noisy.mag.transpose(1, 2)  # [B, T, F]
+        hidden, mask_state = run_lstm(self.mask_lstm, mag, (state.mask_hidden, state.mask_cell))
+        masked = mag * torch.sigmoid(self.mask(hidden))
+
+        past_1, past_2, *past_orders = state.past
+        x, past_1 = self.scale_1(mag[:, None], past_1)
+        x, past_2 = self.scale_2(x, past_2)
+        mapped, past_orders = self.orders(x, past_orders)
+
+        fused = self.fuse(torch.cat([mag, masked, mapped[:, 0]], dim=-1))
+        hidden, fused_state = run_lstm(self.fused_lstm, fused, (state.fused_hidden, state.fused_cell))
+        scale, real, imaginary = (
+            at_least_float32(head(hidden)).transpose(1, 2) for head in (self.magnitude, self.real, self.imaginary)
+        )
+        masked = masked.transpose(1, 2)
+        signed = masked + scale * (noisy.mag - masked)
+        half_turn = math.pi * (signed < 0).to(signed)  # what a negative magnitude is
+        pha = noisy.pha + angle(real, imaginary) + half_turn
+        return Spectra(signed.abs(), pha), State(*mask_state, *fused_state, (past_1, past_2, *past_orders))
+
+
+def run_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`[B, T, F]` → outputs of the same shape, and the next hidden and cell state, `[1, B, F]` each."""
+    if x.shape[1] > 1:
+        return lstm(x, state)
+    # A CPU's LSTM reorders its weights at each call, which takes 20 times as long as a single frame.
+    hidden, cell = torch.lstm_cell(x[:, 0], (state[0][0], state[1][0]), *lstm.all_weights[0])
+    return hidden[:, None], (hidden[None], cell[None])

@@ -1,0 +1,529 @@
+"""CNUNet against its plain transcription, its blocks against values by hand, and what the network may see when.
+
+The file is long since the blocks, which no other network has, are tested beside the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from config import CnunetConfig, Config, load_config
+from models.cnunet import (
+    CausalConv2d,
+    CNUNet,
+    ComplexAttention,
+    ComplexSubPixelConv,
+    DecoderStage,
+    DilatedDenseBlock,
+    DownConv,
+    EncoderStage,
+    InConv,
+    SpreadBins,
+    SubPixelConv,
+    TimeFrequencyAttention,
+    complex_concat,
+)
+from models.spectrogram import Spectra, Spectrogram
+from tests.fixtures.commands import ROOT
+from tests.models import plain_cnunet as plain
+
+BINS = 257
+REAL, IMAGINARY = 0, 1
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config(ROOT / "configs" / "cnunet.json")
+
+
+def random_network(released_skips: bool = False) -> CNUNet:
+    """In float64, norms and slopes random too."""
+    torch.manual_seed(0)
+    network = CNUNet(CnunetConfig("cnunet", released_skips), BINS).double().eval()
+    randomise(network)
+    return network
+
+
+def randomise(module: nn.Module) -> None:
+    """Give norms and slopes, which start alike, values of their own."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.GroupNorm):
+                part.weight.uniform_(0.5, 1.5)
+                part.bias.uniform_(-0.5, 0.5)
+            elif isinstance(part, nn.PReLU):
+                part.weight.uniform_(0.1, 0.9)
+            elif isinstance(part, ComplexSubPixelConv):
+                part.slopes.uniform_(0.1, 0.9)
+
+
+@pytest.fixture(scope="module")
+def network() -> CNUNet:
+    """As intended, in float64; not to be changed."""
+    return random_network()
+
+
+@pytest.fixture(scope="module")
+def released() -> CNUNet:
+    """With the same weights and the release's slips; not to be changed."""
+    return random_network(released_skips=True)
+
+
+def random_spectra(batch: int, frames: int, dtype: torch.dtype = torch.float64) -> Spectra:
+    generator = torch.Generator().manual_seed(1)
+    mag = torch.rand(batch, BINS, frames, generator=generator, dtype=dtype)
+    return Spectra(mag, (torch.rand(batch, BINS, frames, generator=generator, dtype=dtype) * 2 - 1) * math.pi)
+
+
+def random_map(channels: int, bins: int, frames: int, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(batch, channels, bins, frames, generator=generator, dtype=torch.float64)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def test_the_parameters_of_each_part_are_the_releases(network: CNUNet) -> None:
+    assert parameters(network.in_conv) == 321
+    assert [parameters(stage) for stage in network.stages] == [150_220, 127_273, 108_614, 108_614, 108_614, 89_955]
+    assert [parameters(down) for down in network.down_samplers] == [6_208] * 6
+    assert parameters(network.bottleneck) == 38_121
+    for decoder in (network.real_decoder, network.imaginary_decoder):
+        assert [parameters(up) for up in decoder.up_samplers] == [1_568] * 6
+        assert [parameters(stage) for stage in decoder.stages] == [44_696, 54_586, 54_586, 54_586, 64_476, 76_510]
+    assert parameters(network.out_conv) == 130
+    assert parameters(network) == 1_486_806
+
+
+def test_the_multiplications_of_a_second_are_the_releases(network: CNUNet) -> None:
+    spectrum = torch.zeros(1, BINS, 163, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(network).float().to("meta")(Spectra(spectrum, spectrum))
+    assert counter.get_total_flops() / 2 == pytest.approx(7.576e9, rel=0.02)
+
+
+@pytest.mark.parametrize("samples", [48_000, 12_345])
+def test_stft_round_trip(config: Config, samples: int) -> None:
+    wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spectrogram = Spectrogram(config.stft)
+    back = spectrogram.inverse(spectrogram(wav.float()), samples)
+    assert (back - wav).abs().max() < 1e-6 * wav.abs().max()
+    exact = spectrogram.double()
+    assert (exact.inverse(exact(wav), samples) - wav).abs().max() < 1e-12
+
+
+def test_the_stft_is_the_releases_but_for_edges_and_where_phases_start(config: Config) -> None:
+    wav = torch.randn(1, 3_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    frames = functional.pad(wav, (300, 300)).unfold(1, 400, 100)
+    window = 0.54 - 0.46 * torch.cos(2 * math.pi * torch.arange(400, dtype=torch.float64) / 400)
+    expected = torch.fft.rfft(frames * window, 512).transpose(1, 2)  # [B, F, T]
+    ours = torch.view_as_complex(Spectrogram(config.stft).double()(wav).complex)
+    assert expected.shape[2] == ours.shape[2] + 2 == 33
+    turns = -56 / 512 * torch.arange(BINS, dtype=torch.float64)
+    expected = expected[..., 1:-1] * torch.exp(2j * math.pi * turns)[:, None]
+    inner = slice(2, -2)  # the frames at the edges see beyond them
+    assert (ours - expected)[..., inner].abs().max() < 1e-5  # the window is in float32
+
+
+def test_the_plain_transcription_gives_the_same_with_and_without_the_slips(network: CNUNet, released: CNUNet) -> None:
+    noisy = random_spectra(2, 35)
+    with torch.inference_mode():
+        enhanced = [torch.view_as_complex(each(noisy).complex) for each in (network, released)]
+        spectrum = torch.view_as_complex(noisy.complex)
+        expected = [plain.cnunet(network.state_dict(), spectrum, released=slips) for slips in (False, True)]
+    scale = expected[0].abs().max()
+    for ours, theirs in zip(enhanced, expected, strict=True):
+        assert (ours - theirs).abs().max() < 1e-9 * scale
+    assert (expected[0] - expected[1]).abs().max() > 1e-3 * scale
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 40])
+def test_any_number_of_frames_in_a_batch_or_alone(network: CNUNet, frames: int) -> None:
+    noisy = random_spectra(2, frames)
+    with torch.inference_mode():
+        enhanced = network(noisy)
+        alone = network(Spectra(noisy.mag[1:], noisy.pha[1:]))
+    assert enhanced.mag.shape == enhanced.pha.shape == (2, BINS, frames)
+    assert alone.mag.shape == alone.pha.shape == (1, BINS, frames)
+    assert torch.allclose(enhanced.mag[1:], alone.mag, atol=1e-12)
+    assert not torch.allclose(enhanced.mag[0], enhanced.mag[1], rtol=0.01)
+
+
+def test_0_hz_is_not_seen_and_silent(network: CNUNet) -> None:
+    noisy = random_spectra(1, 2)
+    changed = Spectra(noisy.mag.clone(), noisy.pha.clone())
+    changed.mag[:, 0], changed.pha[:, 0] = 5, 1
+    with torch.inference_mode():
+        enhanced, enhanced_changed = network(noisy), network(changed)
+    assert enhanced.mag[:, 0].eq(0).all() and enhanced.pha[:, 0].eq(0).all() and enhanced.mag[:, 1:].gt(0).all()
+    assert torch.equal(enhanced.mag, enhanced_changed.mag) and torch.equal(enhanced.pha, enhanced_changed.pha)
+
+
+def test_silence_gives_finite_spectra_and_gradients() -> None:
+    torch.manual_seed(0)
+    network = CNUNet(CnunetConfig("cnunet"), BINS)
+    silence = torch.zeros(1, BINS, 5)
+    enhanced = network(Spectra(silence, silence))
+    enhanced.complex.square().sum().backward()
+    assert enhanced.mag.isfinite().all() and enhanced.pha.isfinite().all()
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+
+
+def test_spectra_of_twice_the_bins() -> None:
+    torch.manual_seed(0)
+    noisy = Spectra(torch.rand(1, 513, 2), torch.rand(1, 513, 2))
+    with torch.inference_mode():
+        enhanced = CNUNet(CnunetConfig("cnunet"), 513)(noisy)
+    assert enhanced.mag.shape == (1, 513, 2)
+    assert enhanced.mag.isfinite().all() and enhanced.mag[:, 1:].gt(0).all()
+
+
+def test_phases_are_in_float32_where_autocast_makes_the_last_features_bfloat16(network: CNUNet) -> None:
+    network = copy.deepcopy(network).float()
+
+    def rounded(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.bfloat16()
+
+    network.out_conv.register_forward_hook(rounded)
+    with torch.inference_mode():
+        enhanced = network(random_spectra(1, 1, torch.float32))
+    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bins", [1, 256, 258])
+def test_other_numbers_of_bins_are_refused(bins: int) -> None:
+    with pytest.raises(ValueError, match=f"{bins} bins: the network needs a multiple of 256"):
+        CNUNet(CnunetConfig("cnunet"), bins)
+
+
+def noted_inputs(*modules: nn.Module) -> list[Any]:
+    """A list that gets each call's arguments."""
+    seen: list[Any] = []
+
+    def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs)
+
+    for module in modules:
+        module.register_forward_pre_hook(note)
+    return seen
+
+
+def noted_outputs(*modules: nn.Module) -> list[Any]:
+    """A list that gets each call's result."""
+    seen: list[Any] = []
+
+    def note(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        seen.append(output)
+
+    for module in modules:
+        module.register_forward_hook(note)
+    return seen
+
+
+@pytest.mark.parametrize("slips", [False, True])
+def test_each_decoder_stage_gets_its_part_of_the_encoders_features(
+    network: CNUNet, released: CNUNet, slips: bool
+) -> None:
+    network = copy.deepcopy(released if slips else network)
+    encoded = noted_outputs(*network.stages)
+    seen = {
+        REAL: noted_inputs(*network.real_decoder.stages),
+        IMAGINARY: noted_inputs(*network.imaginary_decoder.stages),
+    }
+    with torch.inference_mode():
+        network(random_spectra(1, 3))
+    # Part, encoder stage, s_k; as the paper counts, from 1.
+    swapped = {(IMAGINARY, 4, 4), (IMAGINARY, 3, 4), (REAL, 2, 4)} if slips else set()
+    for part, stages in seen.items():
+        for number, (x, features) in zip((6, 5, 4, 3, 2, 1), stages, strict=True):
+            output, kept = encoded[number - 1]
+            for k, (got, both) in enumerate(zip([x[:, 32:], *features], [output, *kept], strict=True)):
+                source = 1 - part if (part, number, k) in swapped else part
+                assert torch.equal(got, both.chunk(2, dim=1)[source]), (part, number, k)
+                assert not torch.equal(got, both.chunk(2, dim=1)[1 - source]), (part, number, k)
+
+
+def plain_causal_conv(conv: CausalConv2d, x: Tensor) -> Tensor:
+    """Sum over every weight by itself."""
+    _, _, bins, frames = x.shape
+    assert conv.bias is not None
+    (stride, _), (dilation, _) = conv.stride, conv.dilation
+    per_group = conv.out_channels // conv.groups
+    out = conv.bias[None, :, None, None].repeat(len(x), 1, bins // stride, frames)
+    for o, i, row, column in torch.cartesian_prod(*(torch.arange(n) for n in conv.weight.shape)).tolist():
+        channel = o // per_group * conv.weight.shape[1] + i
+        for f in range(bins // stride):
+            for t in range(frames):
+                source_bin, source_frame = stride * f + (row - 1) * dilation, t - (1 - column) * dilation
+                if 0 <= source_bin < bins and source_frame >= 0:
+                    out[:, o, f, t] += conv.weight[o, i, row, column] * x[:, channel, source_bin, source_frame]
+    return out
+
+
+@pytest.mark.parametrize("stride, dilation, groups", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 4, 2)])
+def test_causal_convolution_by_a_plain_loop(stride: int, dilation: int, groups: int) -> None:
+    torch.manual_seed(0)
+    conv = CausalConv2d(4, 2, stride, dilation, groups).double()
+    x = random_map(4, 4, 6, batch=2)
+    with torch.inference_mode():
+        assert torch.allclose(conv(x), plain_causal_conv(conv, x), atol=1e-12)
+
+
+def test_spread_bins_by_hand() -> None:
+    # Channels 0..3 of two bins and one frame: 2c + s at f goes to c at 2f + s.
+    x = torch.tensor([[0.0, 1], [10, 11], [20, 21], [30, 31]]).reshape(1, 4, 2, 1)
+    expected = torch.tensor([[0.0, 10, 1, 11], [20, 30, 21, 31]]).reshape(1, 2, 4, 1)
+    assert torch.equal(SpreadBins()(x), expected)
+
+
+def test_complex_concat_by_hand() -> None:
+    first, second = (torch.tensor(values).reshape(1, -1, 1, 1) for values in ([1, 2, -1, -2], [3, -3]))
+    assert complex_concat([first, second]).flatten().tolist() == [1, 2, 3, -1, -2, -3]
+
+
+def without_norms(module: nn.Module) -> nn.Module:
+    """A copy in which every norm passes on what it gets."""
+    module = copy.deepcopy(module)
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(part, name, nn.Identity())
+    return module
+
+
+def test_complex_convolution_is_complex_arithmetic_with_each_bias_twice() -> None:
+    module = ComplexSubPixelConv(1, 1).double()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+        module.slopes.copy_(torch.tensor([1.0, 0.5]))
+        # W_r = (2, 3) and W_i = (5, 7) for the two bins that one becomes, of this bin and frame only.
+        module.conv.weight[:, 0, 1, 1] = torch.tensor([2.0, 3, 5, 7])
+        assert module.conv.bias is not None
+        module.conv.bias.copy_(torch.tensor([0.1, 0.2, 0.4, 0.8]))
+        out = without_norms(module)(torch.tensor([10.0, 100.0], dtype=torch.float64).reshape(1, 2, 1, 1))
+    real = [20 + 0.1 - (500 + 0.4), 30 + 0.2 - (700 + 0.8)]  # negative, with slope 1
+    imaginary = [50 + 0.4 + (200 + 0.1), 70 + 0.8 + (300 + 0.2)]
+    assert out.flatten().tolist() == pytest.approx(real + imaginary, rel=1e-6)
+    with torch.no_grad():
+        turned = without_norms(module)(torch.tensor([10.0, -100.0], dtype=torch.float64).reshape(1, 2, 1, 1))
+    # (2 + 5j)(10 − 100j) = 520 − 150j; the imaginary part is negative now, and has the slope 0.5.
+    assert turned.flatten()[0].item() == pytest.approx(520 + 0.1 - 0.4, rel=1e-6)
+    assert turned.flatten()[2].item() == pytest.approx(0.5 * (-150 + 0.4 + 0.1), rel=1e-6)
+
+
+def test_real_and_imaginary_part_are_normalised_apart() -> None:
+    torch.manual_seed(0)
+    module = ComplexSubPixelConv(2, 2).double()
+    randomise(module)
+    x = random_map(4, 3, 5)
+    with torch.inference_mode():
+        out = module(x)
+        real, imaginary = plain.cspconv(module.state_dict(), *x.chunk(2, dim=1))
+    assert torch.allclose(out, torch.cat([real, imaginary], dim=1), atol=1e-12)
+
+
+def test_group_norm_spans_channels_bins_and_frames() -> None:
+    conv = InConv(1, 2).double()
+    with torch.no_grad():
+        conv.get_parameter("0.weight").copy_(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1))
+        conv.get_parameter("0.bias").zero_()
+        # ±1 and ±3: mean 0, variance 5 over both channels; slope 0.25 below zero.
+        out = conv(torch.tensor([1.0, 3.0], dtype=torch.float64).reshape(1, 1, 1, 2))
+    expected = torch.tensor([1, 3, -0.25, -0.75], dtype=torch.float64) / 5**0.5
+    assert torch.allclose(out.flatten(), expected, atol=1e-8)
+
+
+def test_the_blocks_own_convolutions() -> None:
+    torch.manual_seed(0)
+    x = random_map(3, 4, 5, batch=2)
+    for module, block in ((DownConv(3, 2), plain.conv), (SubPixelConv(3, 2), plain.spconv)):
+        randomise(module.double())
+        with torch.inference_mode():
+            assert torch.allclose(module(x), block(module.state_dict(), x), atol=1e-12)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 4])
+def test_dense_block_sees_everything_before_real_parts_first(bins: int) -> None:
+    torch.manual_seed(0)
+    block = DilatedDenseBlock(8).double()
+    randomise(block)
+    x = random_map(8, bins, 70)
+    with torch.inference_mode():
+        assert torch.allclose(block(x), plain.ddb(block.state_dict(), x), atol=1e-10)
+
+
+def test_attention_gates_frames_by_all_bins_and_bins_by_32_frames() -> None:
+    """With gates that are the sigmoid of what they are given, in one channel."""
+    attention = TimeFrequencyAttention(1).double()
+    with torch.no_grad():
+        for gate in (attention.time_gate, attention.frequency_gate):
+            for name, weight in gate.named_parameters():
+                weight.zero_()
+                if name.endswith("weight"):
+                    weight[0, 0] = 1
+        x = torch.zeros(1, 1, 2, 34, dtype=torch.float64)
+        x[0, 0, 0, 0] = 64
+        x[0, 0, 1] = 3
+        out = attention(x)[0, 0]
+
+    def sigmoid(value: float) -> float:
+        return 1 / (1 + math.exp(-value))
+
+    assert out[0, 0].item() == pytest.approx(64 * sigmoid((64 + 3) / 2) * sigmoid(64 / 32))
+    assert out[1, 0].item() == pytest.approx(3 * sigmoid((64 + 3) / 2) * sigmoid(3 / 32))
+    assert out[1, 30].item() == pytest.approx(3 * sigmoid(3 / 2) * sigmoid(3 * 31 / 32))
+    assert out[1, 33].item() == pytest.approx(3 * sigmoid(3 / 2) * sigmoid(3))
+    # In one bin, the first frame counts until the 32nd: moved by 1e-3, which the bin's gate alone shows.
+    x[0, 0, 0, 1:] = 1e-3
+    with torch.no_grad():
+        gates = attention(x)[0, 0, 0, 1:] / 1e-3
+    assert gates[30].item() == pytest.approx(sigmoid(3.001 / 2) * sigmoid((64 + 31e-3) / 32))
+    assert gates[31].item() == pytest.approx(sigmoid(3.001 / 2) * sigmoid(1e-3))
+
+
+def test_attention_is_the_plain_one_for_each_part() -> None:
+    torch.manual_seed(0)
+    attention = ComplexAttention(3).double()
+    x = random_map(6, 4, 40, batch=2)
+    with torch.inference_mode():
+        out = attention(x)
+    real, imaginary = x.chunk(2, dim=1)
+    weights = attention.state_dict()
+    expected = [
+        plain.ctfa(plain.under(weights, "real"), real),
+        plain.ctfa(plain.under(weights, "imaginary"), imaginary),
+    ]
+    assert torch.allclose(out, torch.cat(expected, dim=1), atol=1e-12)
+
+
+def test_samplers_keep_the_halves_of_the_channels_apart(network: CNUNet) -> None:
+    samplers = (network.down_samplers[0], plain.down_sampler), (network.real_decoder.up_samplers[0], plain.up_sampler)
+    for sampler, plain_sampler in samplers:
+        assert isinstance(sampler, (nn.Conv2d, nn.ConvTranspose2d))
+        channels = sampler.in_channels
+        x = random_map(channels, 4, 3)
+        changed = x.clone()
+        changed[:, channels // 2 :] += 1
+        with torch.inference_mode():
+            out, out_changed = sampler(x), sampler(changed)
+            assert torch.allclose(out, plain_sampler(sampler.state_dict(), x), atol=1e-12)
+        assert out.shape[2] == (2 if sampler.in_channels == 64 else 8)
+        assert torch.equal(out[:, : channels // 2], out_changed[:, : channels // 2])
+        assert not torch.equal(out[:, channels // 2 :], out_changed[:, channels // 2 :])
+
+
+def frames_changed(module: nn.Module, x: Tensor, first: int, *args: object) -> Tensor:
+    """Which frames of the module's output change if the input does from frame `first` on."""
+    changed = x.clone()
+    changed[..., first:] = -changed[..., first:] + 1
+    with torch.inference_mode():
+        before, after = module(x, *args), module(changed, *args)
+    before, after = (out[0] if isinstance(out, tuple) else out for out in (before, after))
+    assert before.isfinite().all()
+    return (before != after).flatten(0, 2).any(dim=0)
+
+
+def from_frame(first: int, frames: int) -> list[bool]:
+    return [t >= first for t in range(frames)]
+
+
+def test_every_convolution_is_causal(network: CNUNet) -> None:
+    count = 0
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            changed = frames_changed(module, random_map(module.in_channels, 2, 7), 4)
+            assert changed.tolist() == from_frame(4, 7), name
+            count += 1
+    assert count == 618
+
+
+BLOCKS = {
+    "in": lambda: InConv(8, 4),
+    "down": lambda: DownConv(8, 4),
+    "sub-pixel": lambda: SubPixelConv(8, 4),
+    "complex sub-pixel": lambda: ComplexSubPixelConv(4, 4),
+    "dense": lambda: DilatedDenseBlock(8),
+    "attention": lambda: TimeFrequencyAttention(8),
+    "complex attention": lambda: ComplexAttention(4),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_is_causal_but_for_its_norms(name: str) -> None:
+    torch.manual_seed(0)
+    block = BLOCKS[name]().double()
+    x = random_map(8, 4, 40)
+    assert frames_changed(without_norms(block), x, 35).tolist() == from_frame(35, 40)
+    normed = any(isinstance(part, nn.GroupNorm) for part in block.modules())
+    assert frames_changed(block, x, 35).tolist() == from_frame(0 if normed else 35, 40)
+
+
+def test_every_stage_is_causal_but_for_its_norms() -> None:
+    torch.manual_seed(0)
+    x = random_map(64, 64, 9)
+    encoder, decoder = EncoderStage(3, attention=True).double(), DecoderStage(3, attention=True).double()
+    features = [part[:, : part.shape[1] // 2] for part in encoder(x)[1]]
+    for stage, args in ((encoder, ()), (decoder, (features,))):
+        assert frames_changed(without_norms(stage), x, 5, *args).tolist() == from_frame(5, 9)
+        assert frames_changed(stage, x, 5, *args).tolist() == from_frame(0, 9)
+
+
+def network_frames_changed(network: nn.Module, first: int, frames: int) -> list[bool]:
+    noisy = random_spectra(1, frames)
+    changed = Spectra(noisy.mag.clone(), noisy.pha)
+    changed.mag[..., first:] += 1
+    with torch.inference_mode():
+        before, after = network(noisy), network(changed)
+    assert before.mag.isfinite().all() and before.mag[:, 1:].gt(0).all()
+    return ((before.mag != after.mag) | (before.pha != after.pha)).any(dim=1)[0].tolist()
+
+
+def test_the_network_is_causal_but_for_its_norms(network: CNUNet) -> None:
+    assert network_frames_changed(without_norms(network), 6, 10) == from_frame(6, 10)
+    assert network_frames_changed(network, 6, 10) == from_frame(0, 10)
+
+
+def test_every_weight_that_reads_more_than_padding_gets_a_gradient() -> None:
+    """At few bins or frames some weights of a 3×2 kernel read zeros only; those alone stay without a gradient."""
+    network, frames = random_network(), 9
+    reads: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert isinstance(module, CausalConv2d)
+        bins, stride, dilation = inputs[0].shape[2], module.stride[0], module.dilation[0]
+        rows = [any(0 <= f + (row - 1) * dilation < bins for f in range(0, bins, stride)) for row in range(3)]
+        reads[module] = torch.tensor(rows)[:, None] & torch.tensor([dilation < frames, True])
+
+    convs = [module for module in network.modules() if isinstance(module, CausalConv2d)]
+    for conv in convs:
+        conv.register_forward_pre_hook(note)
+    network(random_spectra(1, frames)).complex.square().sum().backward()
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+        assert weight.grad.abs().max() > 0, name
+    assert sum(1 for mask in reads.values() if not mask.all()) > 0
+    for conv in convs:
+        assert conv.weight.grad is not None
+        assert torch.equal(conv.weight.grad != 0, reads[conv].expand_as(conv.weight))
+
+
+def test_the_decoders_take_the_bottlenecks_halves(network: CNUNet) -> None:
+    network = copy.deepcopy(network)
+    bottleneck = noted_outputs(network.bottleneck)
+    decoders = noted_inputs(network.real_decoder, network.imaginary_decoder)
+    with torch.inference_mode():
+        network(random_spectra(1, 2))
+    (real, _), (imaginary, _) = decoders
+    assert torch.equal(bottleneck[0], torch.cat([real, imaginary], dim=1))

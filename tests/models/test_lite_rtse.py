@@ -1,0 +1,292 @@
+"""Lite-RTSE: sizes and shapes of the unofficial implementation, a plain version by the book, causality, gradients."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from config import LiteRtseConfig
+from models.lite_rtse import LiteRTSE
+from models.spectrogram import Spectra
+
+BINS = 257
+FEW_BINS = 12
+VARIANTS = ("repeated", "single")
+
+# The unofficial implementation's state dict: each weight, whose bias has its first size.
+LSTM_WEIGHTS = [(1028, 257), (1028, 257)]
+LINEAR_WEIGHTS = [(257, 257), (257, 771), *[(257, 257)] * 3]
+SCALE_WEIGHTS = [(32, 1, 1, 1), (32, 1, 3, 3), (32, 32, 1, 1), (32, 1, 1, 1)]
+SCALE_WEIGHTS += [(32, 32, 1, 1), (32, 1, 3, 3), (32, 32, 1, 1), (32, 32, 1, 1)]
+ORDER_WEIGHTS = [(128, 32, 1, 1), (8, 4, 1, 1), (16, 8, 1, 1), (32, 16, 1, 1), (64, 32, 1, 1), (1, 64, 1, 1)]
+GATE_WEIGHTS = {
+    "repeated": [(124, 1, 7, 7), (120, 1, 7, 7), (112, 1, 7, 7), (96, 1, 7, 7)],
+    "single": [(124, 1, 7, 7)],
+}
+
+
+def random_network(variant: str = "repeated", bins: int = FEW_BINS, dtype: torch.dtype = torch.float64) -> LiteRTSE:
+    torch.manual_seed(0)
+    return LiteRTSE(LiteRtseConfig("lite_rtse", variant), bins).to(dtype).eval()
+
+
+def random_spectra(
+    batch: int, frames: int, bins: int = FEW_BINS, dtype: torch.dtype = torch.float64, level: float = 3
+) -> Spectra:
+    generator = torch.Generator().manual_seed(1)
+    mag = torch.rand(batch, bins, frames, generator=generator, dtype=dtype) * level
+    pha = (torch.rand(batch, bins, frames, generator=generator, dtype=dtype) * 2 - 1) * math.pi
+    return Spectra(mag, pha)
+
+
+def pieces(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
+    """Cut along time."""
+    return [Spectra(*parts) for parts in zip(*(part.split(sizes, dim=-1) for part in spectra), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("variant", "total", "block"), [("repeated", 1_559_245, 29_729), ("single", 1_542_845, 13_329)]
+)
+def test_parameters_are_the_unofficial_implementations(variant: str, total: int, block: int) -> None:
+    network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
+    assert sum(weight.numel() for weight in network.parameters()) == total
+    assert sum(weight.numel() for weight in network.orders.parameters()) == block
+
+
+@pytest.mark.parametrize(("variant", "tensors"), [("repeated", 54), ("single", 48)])
+def test_tensors_have_the_shapes_of_the_unofficial_implementation(variant: str, tensors: int) -> None:
+    weights = [*LINEAR_WEIGHTS, *SCALE_WEIGHTS, *ORDER_WEIGHTS, *GATE_WEIGHTS[variant]]
+    expected = [*weights, *((weight[0],) for weight in weights), *2 * [*LSTM_WEIGHTS, (1028,), (1028,)]]
+    network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
+    assert Counter(tuple(tensor.shape) for tensor in network.state_dict().values()) == Counter(expected)
+    assert len(expected) == tensors
+
+
+def test_a_second_takes_the_published_number_of_operations() -> None:
+    # Without numbers, since a CPU computes LSTMs where the counter does not see it.
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        part = torch.empty(1, BINS, 63)
+        LiteRTSE(LiteRtseConfig("lite_rtse"), BINS)(Spectra(part, part))
+    assert counter.get_total_flops() / 2 == pytest.approx(0.642e9, rel=0.002)
+
+
+class PlainLiteRTSE:
+    """The network written out as its description reads, slowly, for one signal of real and imaginary parts."""
+
+    def __init__(self, network: LiteRTSE, repeated: bool) -> None:
+        self.weights = network.state_dict()
+        self.repeated = repeated
+
+    def __call__(self, spectrum: Tensor) -> Tensor:
+        """Complex `[T, F]` → complex `[T, F]`."""
+        y, theta = spectrum.abs(), spectrum.angle()
+        mask = torch.sigmoid(self.linear("mask", self.lstm("mask_lstm", y)))
+        y_1 = y * mask
+        x = self.multi_scale("scale_1", y[None])
+        x = self.multi_scale("scale_2", x)
+        y_2 = self.multi_order(x)[0]
+        z = self.lstm("fused_lstm", self.linear("fuse", torch.cat([y, y_1, y_2], dim=1)))
+        r_mag, r_re, r_im = (self.linear(head, z) for head in ("magnitude", "real", "imaginary"))
+        r_abs = torch.hypot(r_re, r_im)
+        s_mag = y_1 + r_mag * (y - y_1)
+        cosine = torch.cos(theta) * r_re / r_abs - torch.sin(theta) * r_im / r_abs
+        sine = torch.sin(theta) * r_re / r_abs + torch.cos(theta) * r_im / r_abs
+        return torch.complex(s_mag * cosine, s_mag * sine)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def lstm(self, name: str, x: Tensor) -> Tensor:
+        w_x, w_h, b_x, b_h = (
+            self.weights[f"{name}.{key}_l0"] for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        hidden = cell = torch.zeros(x.shape[1], dtype=x.dtype)
+        outputs = []
+        for frame in x:
+            admit, forget, new, output = (w_x @ frame + b_x + w_h @ hidden + b_h).chunk(4)
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(admit) * torch.tanh(new)
+            hidden = torch.sigmoid(output) * torch.tanh(cell)
+            outputs.append(hidden)
+        return torch.stack(outputs)
+
+    def pointwise(self, name: str, x: Tensor) -> Tensor:
+        """`[C_in, T, F]` → `[C, T, F]`."""
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return torch.einsum("oi,itf->otf", weight[:, :, 0, 0], x) + bias[:, None, None]
+
+    def depthwise(self, name: str, x: Tensor) -> Tensor:
+        """Output frame t is made of input frames t - size + 1 … t and of as many bins on either side."""
+        weight, bias = self.weights[f"{name}.conv.weight"], self.weights[f"{name}.conv.bias"]
+        channels, frames, bins = x.shape
+        size = weight.shape[-1]
+        padded = torch.zeros(channels, frames + size - 1, bins + size - 1, dtype=x.dtype)
+        padded[:, size - 1 :, size // 2 : size // 2 + bins] = x
+        out = bias[:, None, None].repeat(1, frames, bins)
+        for t in range(frames):
+            for i in range(size):
+                for j in range(size):
+                    out[:, t] += weight[:, 0, i, j, None] * padded[:, t + i, j : j + bins]
+        return out
+
+    def multi_scale(self, name: str, x: Tensor) -> Tensor:
+        main = self.pointwise(f"{name}.mix", self.depthwise(f"{name}.depthwise", self.pointwise(f"{name}.widen", x)))
+        return main * self.pointwise(f"{name}.shortcut", x)
+
+    def multi_order(self, x: Tensor) -> Tensor:
+        x = self.pointwise("orders.widen", x)
+        d, p = x[:124], x[124:]
+        if not self.repeated:
+            d = self.depthwise("orders.depthwise.0", d)
+        for i, w in enumerate((4, 8, 16, 32)):
+            if self.repeated:
+                d = self.depthwise(f"orders.depthwise.{i}", d)
+            d, gate = d[:-w], d[-w:]
+            p = self.pointwise(f"orders.doubling.{i}", p * gate)
+        return self.pointwise("orders.squeeze", d * p)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_plain_version_gives_the_same(variant: str) -> None:
+    network = random_network(variant)
+    # So that the branch of products counts for as much as the others, and half of the magnitudes are negative.
+    network.orders.squeeze.weight.data *= 100
+    network.magnitude.bias.data[::2] -= 3
+    noisy = random_spectra(2, 10)
+    plain = PlainLiteRTSE(network, variant == "repeated")
+    with torch.inference_mode():
+        enhanced = network(noisy)
+        rows = torch.view_as_complex(noisy.complex).transpose(1, 2)
+        expected = torch.stack([plain(row) for row in rows]).transpose(1, 2)
+    network.orders.squeeze.weight.data.zero_()
+    with torch.inference_mode():
+        without_products = torch.view_as_complex(network(noisy).complex)
+    assert (torch.view_as_complex(enhanced.complex) - expected).abs().max() < 1e-9
+    assert (expected - without_products).abs().max() > 0.01
+    assert enhanced.mag.min() >= 0
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("magnitude", "real", "imaginary", "gain", "turn"),
+    [
+        (0, 0, 0, 0.5, 0),  # the mask is sigmoid(0); 0 + 0j is no turn
+        (1, 0, 0, 1, 0),
+        (0.5, 2, 2, 0.75, math.pi / 4),
+        (0, 0, -3, 0.5, -math.pi / 2),
+        (0, -3, 1, 0.5, math.pi - math.atan(1 / 3)),
+        (-3, 1, 0, 1, math.pi),  # half - 3 · half is negative
+    ],
+)
+def test_masks_and_turns_by_hand(
+    magnitude: float, real: float, imaginary: float, gain: float, turn: float, autocast: bool
+) -> None:
+    network = random_network(dtype=torch.float32)
+    for weight in network.parameters():
+        weight.data.zero_()
+    network.magnitude.bias.data.fill_(magnitude)
+    network.real.bias.data.fill_(real)
+    network.imaginary.bias.data.fill_(imaginary)
+    noisy = random_spectra(1, 3, dtype=torch.float32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        enhanced = network(noisy)
+    # The angle too is in float32: of the numbers above bfloat16 has all but that.
+    assert torch.allclose(enhanced.mag, gain * noisy.mag)
+    assert torch.allclose(enhanced.pha, noisy.pha + turn, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8], [11, 1], [2, 10]])
+def test_frames_in_pieces_are_as_in_one(variant: str, sizes: list[int]) -> None:
+    network = random_network(variant)
+    noisy = random_spectra(2, 12)
+    with torch.inference_mode():
+        state = network.initial_state(2)
+        shapes = [part.shape for part in (*state[:4], *state.past)]
+        enhanced: list[Spectra] = []
+        for piece in pieces(noisy, sizes):
+            result, state = network.stream(piece, state)
+            enhanced.append(result)
+            assert [part.shape for part in (*state[:4], *state.past)] == shapes
+        whole = network(noisy)
+    for part, expected in zip(zip(*enhanced, strict=True), whole, strict=True):
+        assert torch.allclose(torch.cat(part, dim=-1), expected, rtol=0, atol=1e-12)
+
+
+def test_the_state_holds_what_the_kernels_reach_back_to() -> None:
+    state = random_network(bins=BINS).initial_state(3)
+    assert [tuple(part.shape) for part in state[:4]] == [(1, 3, BINS)] * 4
+    channels = [(32, 2), (32, 2), (124, 6), (120, 6), (112, 6), (96, 6)]
+    assert [tuple(part.shape) for part in state.past] == [(3, count, frames, BINS) for count, frames in channels]
+    assert not any(part.any() for part in (*state[:4], *state.past))
+    assert len(random_network("single").initial_state(1).past) == 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("frame", [1, 7, 19])
+def test_later_frames_change_nothing_before_them(variant: str, frame: int) -> None:
+    network = random_network(variant, BINS, torch.float32)
+    noisy = random_spectra(1, 20, BINS, torch.float32)
+    other = Spectra(*(part.clone() for part in noisy))
+    other.mag[..., frame:] *= 5
+    other.pha[..., frame:] += 1
+    with torch.inference_mode():
+        before, after = network(noisy), network(other)
+    for part, changed in zip(before, after, strict=True):
+        assert torch.equal(part[..., :frame], changed[..., :frame])
+        assert not torch.equal(part[..., frame], changed[..., frame])
+
+
+def test_silence_in_silence_out() -> None:
+    silence = torch.zeros(1, BINS, 5)
+    with torch.inference_mode():
+        enhanced = random_network(bins=BINS, dtype=torch.float32)(Spectra(silence, silence))
+    assert enhanced.mag.abs().max() == 0
+    assert enhanced.pha.isfinite().all()
+
+
+def test_the_loudest_sound_gives_finite_numbers() -> None:
+    # 512 samples of full scale, all in one bin.
+    noisy = random_spectra(1, 20, BINS, torch.float32, level=512)
+    with torch.inference_mode():
+        enhanced = random_network(bins=BINS, dtype=torch.float32)(noisy)
+    assert enhanced.mag.isfinite().all() and enhanced.pha.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_weight_gets_a_finite_gradient(variant: str) -> None:
+    network = random_network(variant, dtype=torch.float32)
+    noisy = random_spectra(2, 8, dtype=torch.float32)
+    noisy.mag[0, :, :4] = 0
+    target = random_spectra(2, 8, dtype=torch.float32, level=1)
+    (network(noisy).complex - target.complex).square().sum().backward()
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+        assert weight.grad.abs().max() > 0, name
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    network = random_network()
+    mag, pha = random_spectra(1, 3)
+
+    def enhance(mag: Tensor, pha: Tensor) -> Tensor:
+        return network(Spectra(mag, pha)).complex
+
+    assert torch.autograd.gradcheck(enhance, (mag.requires_grad_(), pha.requires_grad_()))
+
+
+@pytest.mark.parametrize("frames", [1, 12])
+def test_bfloat16_gives_nearly_the_same(frames: int) -> None:
+    network = random_network(bins=BINS, dtype=torch.float32)
+    noisy = random_spectra(2, frames, BINS, torch.float32)
+    with torch.inference_mode():
+        expected = network(noisy)
+        with torch.autocast("cpu", torch.bfloat16):
+            enhanced = network(noisy)
+    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
+    error = (enhanced.complex - expected.complex).square().sum().sqrt() / expected.mag.square().sum().sqrt()
+    assert 1e-6 < error < 0.05
