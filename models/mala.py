@@ -95,8 +95,8 @@ class MALA(nn.Module):
         # with the tables, which are equal within a pair, so it moves from N positions onto C×C products.
         kv = (k * rotary.cos).mT @ v + self.quarter_turn.mT @ ((k * rotary.sin).mT @ v)
         kv = kv * self.head_mask * (scale / q.shape[1])  # [B, C, C]
-        rotated_q_kv = (q * rotary.cos) @ kv + (q * rotary.sin) @ (self.quarter_turn @ kv)
+        rotated_q_kv = torch.baddbmm((q * rotary.cos) @ kv, q * rotary.sin, self.quarter_turn @ kv)
 
-        beta = 1 + 1 / (z + _Z_FLOOR)
-        gamma = z
-        return rotated_q_kv * beta - gamma * mean_v[:, None]
+        # rotated_q_kv · β − γ · mean_v with β = 1 + 1/z and γ = z, in two passes over the positions instead of five.
+        scaled = torch.addcdiv(rotated_q_kv, rotated_q_kv, z + _Z_FLOOR)
+        return torch.addcmul(scaled, z, mean_v[:, None], value=-1)

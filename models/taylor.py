@@ -73,7 +73,7 @@ class TaylorAttention(nn.Module):
         kv = (k.mT @ v) * self.head_mask
         # The denominator of each head, repeated over its channels.
         k_sum = k.sum(dim=1)[:, :, None] * self.head_mask
-        return (v.sum(dim=1, keepdim=True) + q @ kv) / (q @ k_sum + (q.shape[1] + _FLOOR))
+        return torch.baddbmm(v.sum(dim=1, keepdim=True), q, kv) / (q @ k_sum + (q.shape[1] + _FLOOR))
 
 
 class HeadRefinement(nn.Module):
