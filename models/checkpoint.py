@@ -27,7 +27,8 @@ from models.published import config_sections, published_network, translate_publi
 _ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = _ROOT / "configs"
 DEFAULT_CHECKPOINT = _ROOT / "checkpoints" / "default.safetensors"
-"""What commands use where none is named: a network that this project trained (checkpoints/README.md)."""
+LIVE_CHECKPOINT = _ROOT / "checkpoints" / "lite_rtse.safetensors"
+"""What commands use where none is named, for files and for live sound: this project trained both."""
 
 _NOT_A_CHECKPOINT = (
     "not a checkpoint, or cut short; nothing in it was executed. Give a released file "

@@ -1,0 +1,252 @@
+"""Networks as ONNX graphs: how `scripts/export_onnx.py` and the backend onnxruntime get theirs.
+
+PyTorch's exporter writes a graph for any batch and any number of frames, which onnxruntime simplifies; what neither
+needs to compute is then left out. It takes seconds for Lite-RTSE, half a minute for IMSE and more for CNUNet, and
+needs the packages of the extra `onnx`, but no GPU.
+
+onnxruntime adds up long sums one by one, where PyTorch adds sums of parts: over hundreds of frames its results have a
+digit less, up to 3e-4 of the largest magnitude (MUSE, 308 frames).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from config import Config
+from models import lite_rtse
+from models.checkpoint import CheckpointError
+from models.lite_rtse import LiteRTSE, State
+from models.onnx_runtime import CONFIG_KEY, SPECTRA_INPUTS, OnnxNetwork, StreamingOnnxNetwork, network_of, open_session
+from models.spectrogram import Spectra, Spectrogram
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+OPSET = 18
+"""The one that PyTorch's exporter writes without a conversion; onnxruntime knows it since 1.14."""
+
+IN_MEMORY = "the exported network"
+"""What messages call a graph that is not in a file."""
+
+EXAMPLE_BATCH, EXAMPLE_FRAMES = 3, 8
+"""What the graph is recorded with. No other axis of a network's state is as long as the batch."""
+
+CHECKED = ((1, 1), (2, 7), (3, 30))
+"""Batch and number of frames of what an exported network is checked with."""
+
+TOLERANCE = 1e-4
+"""How far results may be from PyTorch's, over the largest magnitude."""
+
+NOISE_LEVEL = 0.1
+"""Deviation of the noise that it is checked with, where the network does not ask for 1."""
+
+
+class ExportError(Exception):
+    """A network cannot be exported; the message says what is wrong and what to do."""
+
+
+class _PlainTensors(nn.Module):
+    """A network with tensors for inputs and outputs: magnitude and phase `[B, F, T]`, and those of the state if any."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, mag: Tensor, pha: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """The enhanced magnitude and phase; with a state, also the next one."""
+        noisy = Spectra(mag, pha)
+        if not isinstance(self.network, LiteRTSE):
+            return tuple(self.network(noisy))
+        before = _nested(state) if state else self.network.initial_state(mag.shape[0])
+        enhanced, after = self.network.stream(noisy, before)
+        return (*enhanced, *_flat(after).values()) if state else tuple(enhanced)
+
+
+def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
+    """The content of an .onnx file for a network that is on the CPU and in evaluation mode, checked against it.
+
+    Inputs are `mag` and `pha`, outputs `enhanced_mag` and `enhanced_pha`, float32 `[batch, F, frames]` with any batch
+    and frames from 1 up. With `stream` the state before the first frame and after the last, zeros at the beginning,
+    are inputs and outputs too. The configuration stands in the metadata.
+
+    Raises `ExportError` where the network cannot stream or the graph computes something else, and `CheckpointError`
+    where a package is missing.
+    """
+    if stream and not isinstance(network, LiteRTSE):
+        raise ExportError(f"{type(network).__name__} cannot stream: it needs the whole signal; export it without")
+    state = _flat(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, LiteRTSE) else {}
+    model = _simplified(_recorded(network, config.stft.bins, state))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = CONFIG_KEY, json.dumps(config.to_dict())
+    content = model.SerializeToString()
+    check(network_of(open_session(content, 1, IN_MEMORY)), network, config)
+    return content
+
+
+def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> OnnxNetwork:
+    """The same network, computed by onnxruntime on `threads` cores; one that can stream still can.
+
+    Raises `ExportError` and `CheckpointError` as `export` does.
+    """
+    content = export(network, config, stream=isinstance(network, LiteRTSE))
+    return network_of(open_session(content, threads, IN_MEMORY))
+
+
+@torch.inference_mode()
+def check(exported: OnnxNetwork, network: nn.Module, config: Config) -> None:
+    """Raise `ExportError` unless both give the same magnitudes and complex spectra of noise, within `TOLERANCE`."""
+    spectrogram = Spectrogram(config.stft)
+    generator = torch.Generator().manual_seed(0)
+    level = 1 if config.data.normalize_level else NOISE_LEVEL
+    for batch, frames in CHECKED:
+        noise = level * torch.randn(batch, frames * config.stft.hop_size, generator=generator)
+        noisy = Spectra(*(part[..., :frames] for part in spectrogram(noise)))
+        expected, enhanced = network(noisy), _enhanced(exported, noisy)
+        largest = expected.mag.max()
+        for name, wrong in (
+            ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest),
+            ("complex spectra", (enhanced.complex - expected.complex).abs().max() / largest),
+        ):
+            if not wrong <= TOLERANCE:  # NaN is wrong too
+                raise ExportError(
+                    f"onnxruntime's {name} of {batch} x {frames} frames are {wrong:.1e} of the largest from PyTorch's "
+                    f"({TOLERANCE:.0e} is allowed); nothing was written; try other versions of torch and onnxruntime"
+                )
+
+
+def _enhanced(exported: OnnxNetwork, noisy: Spectra) -> Spectra:
+    """Whole signals enhanced; frame by frame where the network streams, so that its state is checked too."""
+    if not isinstance(exported, StreamingOnnxNetwork):
+        return exported(noisy)
+    state = exported.initial_state(len(noisy.mag))
+    pieces: list[Spectra] = []
+    for mag, pha in zip(noisy.mag.split(1, dim=2), noisy.pha.split(1, dim=2), strict=True):
+        enhanced, state = exported.stream(Spectra(mag, pha), state)
+        pieces.append(enhanced)
+    return Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+
+
+def _flat(state: State) -> dict[str, Tensor]:
+    """A state's tensors by name."""
+    *of_lstms, past = state
+    named = dict(zip(State._fields, of_lstms, strict=False))
+    return named | {f"past_{index}": each for index, each in enumerate(past)}
+
+
+def _nested(tensors: Sequence[Tensor]) -> State:
+    """The state of which these are the tensors, in order."""
+    of_lstms = len(State._fields) - 1
+    return State(*tensors[:of_lstms], past=tuple(tensors[of_lstms:]))
+
+
+def _recorded(network: nn.Module, bins: int, state: Mapping[str, Tensor]) -> bytes:
+    """The graph as PyTorch's exporter writes it."""
+    _need("onnx", "onnxscript", "onnxruntime")
+    mag, pha = torch.rand(2, EXAMPLE_BATCH, bins, EXAMPLE_FRAMES)
+    of_spectra = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    of_state = tuple({each.shape.index(EXAMPLE_BATCH): Dim.DYNAMIC} for each in state.values())
+    with torch.no_grad(), _quiet(), _lstm_as_one_node():
+        program = torch.export.export(
+            _PlainTensors(network),
+            # Each input is a tensor of its own: what is one tensor here would become one input.
+            (mag, pha, *(each.clone() for each in state.values())),
+            dynamic_shapes=(of_spectra, of_spectra, *([of_state] if state else [])),
+            strict=False,
+        )
+        exported = torch.onnx.export(
+            program,
+            input_names=[*SPECTRA_INPUTS, *state],
+            output_names=[f"enhanced_{name}" for name in SPECTRA_INPUTS] + [f"next_{name}" for name in state],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,  # slower than the rest, and onnxruntime does it in a second
+            verbose=False,
+        )
+    assert exported is not None
+    return exported.model_proto.SerializeToString()
+
+
+def _simplified(content: bytes) -> ModelProto:
+    """The graph without what can be computed beforehand, and without what only its writer needs."""
+    import onnx  # late: an optional package
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "simplified.onnx"
+        open_session(content, 1, IN_MEMORY, simplified=path)
+        model = onnx.load(path)
+    graph = model.graph
+    graph.ClearField("value_info")
+    graph.ClearField("metadata_props")
+    for node in graph.node:
+        for field in ("name", "doc_string", "metadata_props"):
+            node.ClearField(field)
+    model.ClearField("metadata_props")
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    for each in [*graph.input, *graph.output]:
+        _name_axes(each)
+    return model
+
+
+def _name_axes(tensor: ValueInfoProto) -> None:
+    """Call the first axis of any size `batch`, a second one `frames`."""
+    free = [axis for axis in tensor.type.tensor_type.shape.dim if not axis.HasField("dim_value")]
+    for axis, name in zip(free, ("batch", "frames"), strict=False):
+        axis.dim_param = name
+
+
+@contextmanager
+def _lstm_as_one_node() -> Iterator[None]:
+    """Within it, Lite-RTSE's LSTMs become ONNX's; PyTorch's would be recorded for one number of frames only."""
+    original = lite_rtse.run_lstm
+    lite_rtse.run_lstm = _onnx_lstm
+    try:
+        yield
+    finally:
+        lite_rtse.run_lstm = original
+
+
+def _onnx_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`models.lite_rtse.run_lstm` for the exporter (torch 2.8 or later): the node, and the shapes of what it gives."""
+    batch, frames, _ = x.shape
+    # PyTorch has the gates in the order input, forget, cell, output, ONNX input, output, forget, cell.
+    gates = ([p.chunk(4)[gate] for gate in (0, 3, 1, 2)] for p in lstm.all_weights[0])
+    weight, recurrent, bias, recurrent_bias = (torch.cat(parts)[None] for parts in gates)
+    y, hidden, cell = torch.onnx.ops.symbolic_multi_out(
+        "LSTM",
+        (x.transpose(0, 1), weight, recurrent, torch.cat([bias, recurrent_bias], dim=1), None, *state),
+        {"hidden_size": lstm.hidden_size},
+        dtypes=[x.dtype] * 3,
+        shapes=[(frames, 1, batch, lstm.hidden_size), *[(1, batch, lstm.hidden_size)] * 2],
+    )
+    return y[:, 0].transpose(0, 1), (hidden, cell)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it, the exporter's warnings are not shown: they are of what these networks do not need."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _need(*packages: str) -> None:
+    """Raise `CheckpointError` where an optional package is missing."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise CheckpointError(f"{' and '.join(missing)} not installed: pip install -e '.[onnx]'")

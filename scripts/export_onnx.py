@@ -1,0 +1,50 @@
+"""Write a network as an ONNX file, for onnxruntime and devices without PyTorch.
+
+    python -m scripts.export_onnx [--checkpoint_file CKPT] --output network.onnx [--stream]
+
+Inputs are `mag` and `pha`, the compressed magnitude and the phase of noisy speech, float32 `[batch, F, frames]` with
+any batch and frames from 1 up; outputs `enhanced_mag` and `enhanced_pha`. With --stream, for causal networks, the
+state between calls is input and output as well: `x` and `next_x` for each of its tensors, zeros at the beginning.
+The whole configuration, with the STFT, stands in the metadata as JSON under `config`.
+
+The file is compared with PyTorch before it appears, which takes from seconds (Lite-RTSE) to a minute or two (CNUNet).
+Needs pip install -e '.[onnx]'. Exit codes: 0 written; 1 not written, with the reason on standard error; 2 the command
+line is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cli import DONE, SOME_FAILED, ArgumentParser, run
+from data.atomic import replacing
+from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
+from models.onnx_export import ExportError, export
+
+
+def main() -> int:
+    """Do what the command line says; returns the exit code."""
+    parser = ArgumentParser(description="Write a network as an ONNX file.")
+    add = parser.add_argument
+    add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: this project's own")
+    add("--output", type=Path, metavar="FILE", required=True, help="the .onnx file; one that is there is replaced")
+    add("--stream", action="store_true", help="with the state between calls, to enhance live")
+    options = parser.parse_args()
+    try:
+        network, config = load_checkpoint(options.checkpoint_file)
+        content = export(network, config, options.stream)
+    except (CheckpointError, ExportError) as error:
+        print(error, file=sys.stderr)
+        return SOME_FAILED
+    try:
+        with replacing(options.output) as file:
+            file.write(content)
+    except OSError as error:
+        print(f"{options.output}: cannot be written: {error.strerror}; try another --output", file=sys.stderr)
+        return SOME_FAILED
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)
