@@ -107,6 +107,11 @@ PROTOCOLS: dict[str, Callable[[int, int], list[Window]]] = {
 """The protocols by name: (samples of the signal, samples of a segment) → windows in order."""
 
 
+def repeated_length(protocol: str, segment: int) -> int | None:
+    """Samples of the windows that signals of all lengths share; None for protocol "whole", which has none."""
+    return None if protocol == "whole" else PROTOCOLS[protocol](WHOLE_LIMIT * segment, segment)[0].length
+
+
 def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
     """Blocks `[n, channels]` of a signal → the samples `[length, channels]` that each window reads, in order."""
     source = iter(blocks)

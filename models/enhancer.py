@@ -6,7 +6,7 @@ become samples again; the windows are joined and the level restored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from config import Config
 from data.crops import SILENT_POWER
-from data.segments import PROTOCOLS, cut, join
+from data.segments import PROTOCOLS, Window, cut, join
 from models.spectrogram import Spectrogram
 
 LEVEL_BLOCK = 2**20
@@ -58,6 +58,22 @@ class LevelMeter:
         return torch.sqrt(self.samples / torch.from_numpy(energy)).numpy()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How one signal goes through the network: its windows, and what brings each channel to the network's level."""
+
+    windows: Sequence[Window]
+    factors: np.ndarray
+
+    def cut(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Blocks `[n, channels]` of the signal → its windows `[length, channels]` at the network's level."""
+        return cut((block * self.factors for block in blocks), self.windows)
+
+    def join(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Enhanced windows `[length, channels]` → blocks `[n, channels]` of the signal at its own level."""
+        return (block / self.factors for block in join(pieces, self.windows))
+
+
 class Enhancer(nn.Module):
     """A network with its spectrogram, applied to waveforms.
 
@@ -84,25 +100,37 @@ class Enhancer(nn.Module):
         factors = level.factors()
         return factors if self.normalizes_level else np.ones_like(factors)
 
+    def plan(self, level: LevelMeter, protocol: str) -> Plan:
+        """The plan for a signal that `level` has measured; `protocol` is one of `data.segments.PROTOCOLS`.
+
+        Raises `MemoryError` where the signal is too long for the protocol.
+        """
+        return Plan(PROTOCOLS[protocol](level.samples, self.segment), self.factors(level))
+
     def enhance(self, blocks: Iterable[np.ndarray], level: LevelMeter, protocol: str) -> Iterator[np.ndarray]:
         """A signal in blocks `[n, channels]` at this enhancer's rate → the enhanced signal, likewise in blocks.
 
         `level` has measured the whole signal before; `protocol` is one of `data.segments.PROTOCOLS`. Channels are
         enhanced independently. Memory does not grow with the signal's length, except with protocol "whole".
         """
-        windows = PROTOCOLS[protocol](level.samples, self.segment)
-        factors = self.factors(level)
-        scaled = (block * factors for block in blocks)
-        for block in join(self.enhance_windows(cut(scaled, windows)), windows):
-            yield block / factors
+        plan = self.plan(level, protocol)
+        yield from plan.join(self.enhance_windows(plan.cut(blocks)))
 
-    @torch.inference_mode()
     def enhance_windows(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Windows `[length, channels]` at the network's level, all of one length → enhanced, several at a time."""
-        device = self.spectrogram.window.device
-        batch_size = GPU_BATCH if device.type == "cuda" else 1
+        batch_size = GPU_BATCH if self.device.type == "cuda" else 1
         while group := list(islice(pieces, batch_size)):
             rows = torch.from_numpy(np.concatenate([piece.T for piece in group]))  # [windows·channels, length]
-            enhanced = torch.cat([self(some.to(device)).cpu() for some in rows.split(batch_size)])
+            enhanced = torch.cat([self.enhance_rows(some) for some in rows.split(batch_size)])
             for piece in enhanced.numpy().reshape(len(group), -1, rows.shape[1]):
                 yield piece.T
+
+    @torch.inference_mode()
+    def enhance_rows(self, rows: Tensor) -> Tensor:
+        """Waveforms `[B, N]` on the CPU at the network's level → enhanced ones on the CPU, in one pass."""
+        return self(rows.to(self.device)).cpu()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.spectrogram.window.device

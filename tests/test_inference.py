@@ -11,7 +11,6 @@ import pytest
 import soundfile
 from torch import nn
 
-import inference
 from config import Config
 from data.audio import AudioFormat, read_audio, write_audio
 from data.segments import PROTOCOLS
@@ -19,6 +18,7 @@ from metrics.perceptual import wideband_pesq
 from metrics.sdr import si_sdr
 from models.checkpoint import DEFAULT_CHECKPOINT
 from models.enhancer import Enhancer
+from models.pipeline import enhance_file
 from models.spectrogram import Spectra
 from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
@@ -108,7 +108,7 @@ def test_peaks_are_clipped_not_wrapped(tmp_path: Path, config: Config) -> None:
     noisy = QUANTISED[:8000]
     for subtype, bits in (("FLOAT", 0), ("PCM_U8", 8), ("PCM_16", 16), ("PCM_24", 24)):
         save(tmp_path / "in.wav", noisy, subtype=subtype)
-        inference.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", enhancer, "overlap")
+        enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", enhancer, "overlap")
         loud = 4 * load(tmp_path / "in.wav")
         assert np.abs(loud).max() > 1.2
         if bits:
@@ -122,7 +122,7 @@ def test_peaks_are_clipped_not_wrapped(tmp_path: Path, config: Config) -> None:
 def test_no_seams(tmp_path: Path, identity: Enhancer, samples: int, protocol: str) -> None:
     noise = np.random.default_rng(samples).uniform(-0.5, 0.5, samples)
     save(tmp_path / "in.wav", noise, subtype="FLOAT")
-    inference.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", identity, protocol)
+    enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", identity, protocol)
     np.testing.assert_allclose(load(tmp_path / "out.wav"), load(tmp_path / "in.wav"), rtol=0, atol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_no_seams_at_another_rate(tmp_path: Path, identity: Enhancer, samples: i
     fade = np.sin(np.pi / 2 * np.clip(np.minimum(seconds, seconds[::-1]) / 0.1, 0, 1)) ** 2
     stereo = fade[:, None] * np.stack([np.sum(tones[:5], axis=0), np.sum(tones[5:], axis=0)], axis=1)
     save(tmp_path / "in.wav", stereo, 48_000, subtype="FLOAT")
-    inference.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", identity, protocol)
+    enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", identity, protocol)
     result = load(tmp_path / "out.wav")
     assert result.shape == stereo.shape
     np.testing.assert_allclose(result, stereo, rtol=0, atol=1e-4)
@@ -147,10 +147,10 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from torch import nn
-import inference
 from config import load_config
 from data.audio import AudioFormat, AudioWriter
 from models.enhancer import Enhancer
+from models.pipeline import enhance_file
 
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
 noise = np.random.default_rng(0).uniform(-0.1, 0.1, (48_000, 2)).astype(np.float32)
@@ -158,7 +158,7 @@ with AudioWriter(folder / "in.wav", AudioFormat(48_000, 2)) as writer:
     for _ in range(seconds):
         writer.write(noise)
 enhancer = Enhancer(nn.Identity(), load_config(Path(sys.argv[3])))
-inference.enhance_file(folder / "in.wav", folder / "out.wav", enhancer, "overlap")
+enhance_file(folder / "in.wav", folder / "out.wav", enhancer, "overlap")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -24,6 +24,7 @@ from config import Config
 from models import build
 from models.checkpoint import save_checkpoint
 from models.enhancer import Enhancer
+from models.pipeline import enhance_files
 from models.spectrogram import Spectra
 from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
@@ -261,7 +262,7 @@ def test_a_full_disk_fails_its_file_only(tmp_path: Path, identity: Enhancer) -> 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
     try:
-        failures = inference.enhance_files(jobs, identity, "overlap")
+        failures = enhance_files(jobs, identity, "overlap")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     reason = f"{tmp_path}/out/a.wav: cannot be written as WAV PCM_16 (File too large)"
@@ -279,7 +280,7 @@ def test_a_network_that_fails_is_no_result(tmp_path: Path, config: Config) -> No
         ),
         (TooLarge(), f"{tmp_path}/in.wav: too long for --protocol whole (needs 100 GB); use overlap"),
     ):
-        assert inference.enhance_files(jobs, Enhancer(network, config), "whole") == {tmp_path / "out/in.wav": words}
+        assert enhance_files(jobs, Enhancer(network, config), "whole") == {tmp_path / "out/in.wav": words}
         assert files_below(tmp_path) == {"in.wav"}
 
 

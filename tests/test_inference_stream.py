@@ -15,12 +15,15 @@ import torch
 
 import inference
 from config import load_config
-from data.audio import AudioError
+from data.audio import AudioError, read_audio
 from data.pipes import pipe_pcm
+from metrics.perceptual import wideband_pesq
+from metrics.sdr import si_sdr
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.enhancer import Enhancer, LevelMeter
 from tests.fixtures.commands import ROOT
+from tests.fixtures.recordings import RATE
 from tests.fixtures.signals import speech_like, with_noise
 
 TIMEOUT = 60  # seconds; for a machine that is busy with other things
@@ -197,6 +200,16 @@ def test_options_for_files(run: Run, options: list[str], words: str) -> None:
     assert (code, enhanced) == (2, b"")
     assert errors.startswith(f"inference.py: {words}")
     assert len(errors.splitlines()) == 1
+
+
+def test_without_a_checkpoint_the_embedded_one_cleans_the_samples(run: Run) -> None:
+    for path in sorted((ROOT / "samples" / "noisy").iterdir()):
+        noisy, clean = (read_audio(each, RATE)[0][:, 0] for each in (path, ROOT / "samples" / "clean" / path.name))
+        code, pcm, errors = run(to_pcm(noisy))
+        assert (code, errors) == (0, LATENCY)
+        enhanced = np.frombuffer(pcm, "<i2") / 32_768
+        assert wideband_pesq(clean, enhanced) > wideband_pesq(clean, noisy)
+        assert si_sdr(clean, enhanced) > si_sdr(clean, noisy) + 0.5
 
 
 def test_a_checkpoint_that_cannot_stream(run: Run, small_checkpoint: Path) -> None:
