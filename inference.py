@@ -15,11 +15,9 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import distributed
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError
@@ -27,15 +25,17 @@ from data.file_lists import FileListError, audio_by_id, plan_outputs
 from data.pipes import pipe_file, pipe_pcm
 from data.segments import PROTOCOLS
 from metrics.results import print_scores
-from models.acceleration import CompileError, fast_enhancer
-from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError, load_checkpoint
+from models.acceleration import CompileError, fast_enhancer, load_network
+from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError
 from models.enhancer import Enhancer
-from models.pipeline import Load, enhance_file, enhance_files, is_done
+from models.onnx_export import ExportError
+from models.pipeline import Load, enhance_file, enhance_files, without_done
 from models.streaming import Stream, StreamError
 from training.distribution import Group
+from training.ranks import join_ranks, rank_count
 from training.stop import TERMINATED
 
-WITH_STREAM = ("stream", "checkpoint_file", "device", "quiet")
+WITH_STREAM = ("stream", "checkpoint_file", "backend", "device", "quiet")
 
 
 def parse_arguments() -> Namespace:
@@ -49,9 +49,10 @@ def parse_arguments() -> Namespace:
     add("--checkpoint_file", type=Path, metavar="CKPT", help="default: this project's own")
     add("--protocol", choices=PROTOCOLS, help="how signals are cut; default: overlap")
     add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input, enhanced to standard output")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--backend", choices=("torch", "onnxruntime"), help="what computes; default: torch, for an .onnx onnxruntime")
+    add("--device", help="cpu or cuda; default: cuda where there is one")
     add("--batch_size", type=int, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
-    add("--num_threads", type=int, metavar="N", help="CPU threads, each with its own window; default: all cores")
+    add("--num_threads", type=int, metavar="N", help="CPU threads of the network; default: all cores")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
     add("--compile", action="store_true", help="compile the network: takes a minute, pays for many files")
     add("--quiet", action="store_true", help="no progress bar, no word on latency")
@@ -68,25 +69,27 @@ def parse_arguments() -> Namespace:
         parser.error("--output_dir, --input_clean_wavs_dir, --resume: not with standard input")
     elif options.compile and options.protocol == "whole":
         parser.error("--compile: not with --protocol whole, where every length is another")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (options.stream or options.input_noisy_wavs_dir == "-"):
-        parser.error("standard input is for one process, not for torchrun")
-    if any(number is not None and number < 1 for number in (options.batch_size, options.num_threads)):
-        parser.error("--batch_size, --num_threads: must be 1 or more")
     options.protocol = options.protocol or "overlap"
     options.checkpoint_file = options.checkpoint_file or (LIVE_CHECKPOINT if options.stream else DEFAULT_CHECKPOINT)
-    parser.check_device(options.device)
+    check_computing(parser, options)
     return options
 
 
-def join_ranks(options: Namespace) -> Group:
-    """The processes that torchrun has started, which wait for each other at the end, however long one takes."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks == 1:
-        return Group(0, 1, torch.device("cpu"))
-    if options.device == "cuda":
-        options.device = f"cuda:{os.environ['LOCAL_RANK']}"
-    distributed.init_process_group("gloo", timeout=timedelta(weeks=4))
-    return Group(distributed.get_rank(), ranks, torch.device("cpu"))
+def check_computing(parser: ArgumentParser, options: Namespace) -> None:
+    """Choose what computes, and where; ends the program where that does not go together."""
+    if rank_count() > 1 and (options.stream or options.input_noisy_wavs_dir == "-"):
+        parser.error("standard input is for one process, not for torchrun")
+    if any(number is not None and number < 1 for number in (options.batch_size, options.num_threads)):
+        parser.error("--batch_size, --num_threads: must be 1 or more")
+    onnx_file = options.checkpoint_file.suffix == ".onnx"
+    options.backend = options.backend or ("onnxruntime" if onnx_file else "torch")
+    on_cpu = options.backend == "onnxruntime" or not torch.cuda.is_available()
+    options.device = options.device or ("cpu" if on_cpu else "cuda")
+    if options.backend == "torch" and onnx_file:
+        parser.error("--backend torch: not with an .onnx file")
+    if options.backend == "onnxruntime" and (options.device != "cpu" or options.bf16 or options.compile):
+        parser.error("--backend onnxruntime: computes on the CPU, without --bf16 and --compile")
+    parser.check_device(options.device)
 
 
 def enhance_live(stream: Stream, quiet: bool) -> None:
@@ -103,10 +106,7 @@ def enhance_share(
 ) -> dict[Path, str]:
     """Enhance this process' share of the files; returns the failures of all processes."""
     own = jobs[group.rank :: group.ranks]
-    if options.resume:
-        left = [job for job in own if not is_done(*job)]
-        print(f"{len(own) - len(left)} of {len(own)} files are done already", file=sys.stderr)
-        own = left
+    own = without_done(own) if options.resume else own
     failures = enhance_files(own, enhancer, options.protocol, load, options.quiet or not group.leads)
     return {target: reason for part in group.gather(failures) for target, reason in part.items()}
 
@@ -115,20 +115,21 @@ def main() -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments()
     torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
-    protocol, group = options.protocol, join_ranks(options)
-    load = Load.choose(options.device, protocol, options.batch_size, options.num_threads)
+    protocol = options.protocol
+    group, device = join_ranks(options.device)
+    load = Load.choose(device, protocol, options.batch_size, options.num_threads)
     try:
-        network, config = load_checkpoint(options.checkpoint_file)
+        network, config = load_network(options.checkpoint_file, options.backend, 1 if options.stream else load.threads)
         if options.stream:
-            enhance_live(Stream(network.to(options.device), config), options.quiet)
+            enhance_live(Stream(network.to(device), config), options.quiet)
             return DONE
-        enhancer = fast_enhancer(network, config, options.device, protocol, load, options.bf16, options.compile)
+        enhancer = fast_enhancer(network, config, device, protocol, load, options.bf16, options.compile)
         if options.input_noisy_wavs_dir == "-":
             pipe_file(lambda source, target: enhance_file(source, target, enhancer, protocol, load, "standard input"))
             return DONE
         jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
         clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
-    except (CheckpointError, CompileError, StreamError, FileListError, AudioError) as error:
+    except (CheckpointError, ExportError, CompileError, StreamError, FileListError, AudioError) as error:
         print(error, file=sys.stderr)
         return SOME_FAILED if isinstance(error, AudioError) else WRONG_COMMAND_LINE
     failures = enhance_share(jobs, enhancer, load, group, options)

@@ -1,13 +1,18 @@
-"""Ways to make a network faster where it is used: bfloat16, and compilation for the one shape that repeats."""
+"""Ways to make a network faster where it is used: onnxruntime, bfloat16, compilation for the one shape that repeats."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from config import Config
 from data.segments import repeated_length
+from models.checkpoint import load_checkpoint
 from models.enhancer import Enhancer
+from models.onnx_export import with_onnxruntime
+from models.onnx_runtime import load_onnx
 from models.pipeline import Load
 from models.spectrogram import Spectra
 
@@ -48,6 +53,17 @@ class CompiledForShape(nn.Module):
         batch_size, _, frames = spectra.mag.shape
         repeats = (batch_size, frames) == (self.batch_size, self.frames)
         return self.compiled(spectra) if repeats else self.network(spectra)
+
+
+def load_network(path: Path, backend: str, threads: int) -> tuple[nn.Module, Config]:
+    """A checkpoint's network, computed by "torch", or by "onnxruntime" on `threads` cores; an .onnx file always so.
+
+    Raises `CheckpointError`; and `ExportError` where the network cannot be exported for onnxruntime.
+    """
+    if path.suffix == ".onnx":
+        return load_onnx(path, threads)
+    network, config = load_checkpoint(path)
+    return (with_onnxruntime(network, config, threads) if backend == "onnxruntime" else network), config
 
 
 def fast_enhancer(

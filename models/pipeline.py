@@ -1,9 +1,9 @@
 """Many files through one network: the next are read, and the last is written, while the network computes.
 
 One thread reads, resamples and cuts into windows; windows of one length, of one file or of several, form batches;
-some threads take them through the network; the caller's thread joins the windows and writes. All that is read passes
-in the files' order through a queue of limited length, so that memory grows neither with the number of the files nor
-with their length. Which windows share a batch depends on the files alone, not on time: a run can be repeated.
+another thread takes them through the network; the caller's joins the windows and writes. All that is read passes in
+the files' order through a queue of limited length, so that memory grows neither with the number of the files nor with
+their length. Which windows share a batch depends on the files alone, not on time: a run can be repeated.
 """
 
 from __future__ import annotations
@@ -28,38 +28,28 @@ from tqdm import tqdm
 from data.audio import AudioError, AudioFormat, AudioReader, AudioWriter, fit_length, resample_blocks
 from models.enhancer import GPU_BATCH, LEVEL_BLOCK, Enhancer, LevelMeter, Plan
 
-MOST_WORKERS = 8
-"""Threads that compute windows at a time: Python's own part of a window, a tenth of it, is done one at a time."""
-
 PATIENCE = 4
 """A window waits for others of its length until so many times the batch size have been read behind it."""
 
 READ_AHEAD = 8
-"""How much is read ahead for each thread that computes, in windows and in marks of where files begin and end."""
+"""How much more is read ahead, in windows and in marks of where files begin and end."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is computed at a time: windows in a batch, batches side by side, and torch threads for each of them."""
+    """How much is computed at a time: windows in a batch, and torch threads for it, by default those of the process."""
 
     batch_size: int = 1
-    workers: int = 1
-    threads: int = 1
+    threads: int = field(default_factory=torch.get_num_threads)
 
     @classmethod
-    def choose(cls, device: str, protocol: str, batch_size: int | None, num_threads: int | None) -> Load:
-        """What suits a device, but for what the user has chosen.
+    def choose(cls, device: str, protocol: str, batch_size: int | None, threads: int | None) -> Load:
+        """What suits a device, but for what the user has chosen; one at a time of windows that have no limit.
 
-        On a CPU a window for each thread: faster than a window shared by the threads, and the result does not depend
-        on their number. With protocol "whole", for its memory, one window at a time.
+        A CPU's caches hold one window of IMSE: four in a batch take it 1.5 to 2 times as long each.
         """
-        threads = num_threads or torch.get_num_threads()
-        if protocol == "whole":
-            return cls(1, 1, threads)
-        if torch.device(device).type == "cuda":
-            return cls(batch_size or GPU_BATCH, 1, threads)
-        workers = min(threads, MOST_WORKERS)
-        return cls(batch_size or 1, workers, threads // workers)
+        suitable = GPU_BATCH if torch.device(device).type == "cuda" else 1
+        return cls(1 if protocol == "whole" else batch_size or suitable, threads or torch.get_num_threads())
 
 
 @dataclass
@@ -131,6 +121,13 @@ def is_done(source: Path, target: Path) -> bool:
         return False
 
 
+def without_done(jobs: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """The files whose results are not there already; says on standard error how many are."""
+    left = [job for job in jobs if not is_done(*job)]
+    print(f"{len(jobs) - len(left)} of {len(jobs)} files are done already", file=sys.stderr)
+    return left
+
+
 def write_next(items: Iterator[Item], target: Path, rate: int, protocol: str) -> None:
     """Write the result, from windows at `rate` Hz, of the file whose items come next, and take all of them.
 
@@ -179,12 +176,12 @@ def read_ahead(
     """The items of files, given by path and name, in order; read and enhanced in threads that end with the block."""
     patience = PATIENCE * load.batch_size
     # Longer than the patience: who waits for a window must not keep away those that it waits for.
-    queue: Queue[Item] = Queue(patience + READ_AHEAD * load.workers)
+    queue: Queue[Item] = Queue(patience + READ_AHEAD)
     stop = Event()
-    threads = ThreadPoolExecutor(load.workers, initializer=_set_threads, initargs=(load.threads,))
+    computer = ThreadPoolExecutor(1, initializer=_set_threads, initargs=(load.threads,))
 
     def start(rows: list[Row]) -> None:
-        threads.submit(_enhance_batch, enhancer, rows).add_done_callback(partial(_hand_out, rows))
+        computer.submit(_enhance_batch, enhancer, rows).add_done_callback(partial(_hand_out, rows))
 
     def read() -> None:
         try:
@@ -204,7 +201,7 @@ def read_ahead(
             with suppress(Empty):  # room for what the reader may still put there
                 while True:
                     queue.get_nowait()
-            threads.shutdown(cancel_futures=True)
+            computer.shutdown(cancel_futures=True)
 
 
 def _until_end(queue: Queue[Item], reading: Future[None]) -> Iterator[Item]:

@@ -17,15 +17,14 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
-from config import Config
 from data.audio import AudioError, read_audio, write_audio
 from data.file_lists import FileListError, plan_outputs
-from models.acceleration import CompileError, fast_enhancer
-from models.checkpoint import CheckpointError, load_checkpoint
+from models.acceleration import CompileError, fast_enhancer, load_network
+from models.checkpoint import CheckpointError
+from models.onnx_export import ExportError
 from models.pipeline import Load, enhance_files
 from tests.models.plain_imse import PlainIMSE, plain_paper_protocol
 
@@ -67,11 +66,12 @@ def largest_difference(jobs: list[Job], others: list[Job]) -> float:
     return FULL_SCALE * max(float(np.abs(one - other).max()) for one, other in pairs)
 
 
-def measure(options: Namespace, network: nn.Module, config: Config, plain: PlainIMSE) -> bool:
+def measure(options: Namespace, plain: PlainIMSE) -> bool:
     """Measure and print; whether all files could be enhanced."""
     load = Load.choose(options.device, "paper", options.batch_size, options.num_threads)
+    network, config = load_network(options.checkpoint_file, options.backend, load.threads)
     enhancer = fast_enhancer(network, config, options.device, "paper", load, options.bf16, options.compile)
-    torch.set_num_threads(load.workers * load.threads)
+    torch.set_num_threads(load.threads)
     with tempfile.TemporaryDirectory() as folder:
         ours, plainly = (
             plan_outputs(options.input_noisy_wavs_dir, Path(folder, name))[: options.files]
@@ -104,7 +104,8 @@ def main() -> int:
     add("--checkpoint_file", type=Path, required=True, metavar="CKPT", help="a released checkpoint of IMSE")
     add("--files", type=int, default=40, help="how many, from the first; default: %(default)s")
     add("--device", default="cpu", help="of the pipeline; default: %(default)s")
-    add("--batch_size", type=int, help="as for inference.py, like the next three")
+    add("--backend", choices=("torch", "onnxruntime"), default="torch", help="as for inference.py, like all below")
+    add("--batch_size", type=int)
     add("--num_threads", type=int)
     add("--bf16", action="store_true")
     add("--compile", action="store_true")
@@ -114,8 +115,8 @@ def main() -> int:
     parser.check_device(options.device)
     try:
         plain = load_plain(options.checkpoint_file)
-        return DONE if measure(options, *load_checkpoint(options.checkpoint_file), plain) else SOME_FAILED
-    except (CheckpointError, CompileError, FileListError, AudioError) as error:
+        return DONE if measure(options, plain) else SOME_FAILED
+    except (CheckpointError, ExportError, CompileError, FileListError, AudioError) as error:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
 

@@ -225,6 +225,16 @@ def test_folders_that_cannot_be_used(
         (["--input_noisy_wavs_dir", "-", "--device", "gpu"], "--device gpu: cannot be used"),
         (["--input_noisy_wavs_dir", "-", "--protocol", "none"], "invalid choice: 'none'"),
         (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none"], "none: the checkpoint cannot be read"),
+        (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none.onnx"], "none.onnx: the network cannot be read"),
+        (["--input_noisy_wavs_dir", "-", "--resume"], "--resume: not with standard input"),
+        (["--input_noisy_wavs_dir", "-", "--batch_size", "0"], "--batch_size, --num_threads: must be 1 or more"),
+        (["--input_noisy_wavs_dir", "-", "--num_threads", "0"], "--batch_size, --num_threads: must be 1 or more"),
+        (["--input_noisy_wavs_dir", "-", "--compile", "--protocol", "whole"], "--compile: not with --protocol whole"),
+        (["--input_noisy_wavs_dir", "-", "--backend", "onnxruntime", "--bf16"], "--backend onnxruntime: computes on"),
+        (
+            ["--input_noisy_wavs_dir", "-", "--backend", "torch", "--checkpoint_file", "a.onnx"],
+            "not with an .onnx file",
+        ),
     ],
 )
 def test_wrong_command_lines(
@@ -234,6 +244,14 @@ def test_wrong_command_lines(
     assert code == 2
     assert words in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_standard_input_is_for_one_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for arguments in (["--input_noisy_wavs_dir", "-"], ["--stream"]):
+        code, errors = run_main(monkeypatch, capfd, *arguments)
+        assert code == 2
+        assert errors.startswith("inference.py: standard input is for one process, not for torchrun")
 
 
 def test_results_may_lie_within_or_above_the_input(

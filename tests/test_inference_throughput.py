@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from config import Config
+from config import Config, load_config
 from data.audio import AudioFormat, write_audio
-from data.segments import PROTOCOLS, repeated_length
+from data.segments import PROTOCOLS
 from models import build
-from models.acceleration import CompiledForShape, CompileError, fast_enhancer
+from models.acceleration import fast_enhancer, load_network
+from models.checkpoint import save_checkpoint
 from models.enhancer import Enhancer
+from models.onnx_runtime import OnnxNetwork
 from models.pipeline import Item, Load, Mark, Row, enhance_file, enhance_files, in_batches, is_done
 from models.spectrogram import Spectra
 from tests.fixtures.commands import ROOT, run_script
@@ -68,10 +70,10 @@ def mixed_jobs(folder: Path, out: str) -> list[tuple[Path, Path]]:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_batches_and_threads_give_what_single_files_give(tmp_path: Path, enhancer: Enhancer, protocol: str) -> None:
+def test_batches_give_what_single_files_give(tmp_path: Path, enhancer: Enhancer, protocol: str) -> None:
     for source, target in mixed_jobs(tmp_path, "alone"):
         enhance_file(source, target, enhancer, protocol)
-    for number, pace in enumerate([Load(3), Load(16), Load(1, 3)]):
+    for number, pace in enumerate([Load(), Load(3), Load(16)]):
         jobs = mixed_jobs(tmp_path, str(number))
         assert enhance_files(jobs, enhancer, protocol, pace) == {}
         for _, target in jobs:
@@ -192,7 +194,7 @@ class Broken(nn.Module):
 def test_a_fault_in_the_network_ends_the_run_with_nothing_half_written(tmp_path: Path, quick_config: Config) -> None:
     jobs = mixed_jobs(tmp_path, "out")
     with pytest.raises(ValueError, match="a fault"):
-        enhance_files(jobs, Enhancer(Broken(), quick_config), "overlap", Load(2, 2))
+        enhance_files(jobs, Enhancer(Broken(), quick_config), "overlap", Load(2))
     assert files_below(tmp_path / "out") == set()
 
 
@@ -203,12 +205,11 @@ def test_no_files(enhancer: Enhancer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("cpu", "overlap", None, 2), Load(1, 2, 1)),
-        (("cpu", "overlap", 4, 1), Load(4, 1, 1)),
-        (("cpu", "paper", None, 35), Load(1, 8, 4)),
-        (("cpu", "whole", 4, 6), Load(1, 1, 6)),
-        (("cuda:1", "paper", None, 6), Load(16, 1, 6)),
-        (("cuda", "paper", 3, None), Load(3, 1, torch.get_num_threads())),
+        (("cpu", "overlap", None, 2), Load(1, 2)),
+        (("cpu", "overlap", 4, 1), Load(4, 1)),
+        (("cpu", "whole", 4, 6), Load(1, 6)),
+        (("cuda:1", "paper", None, 6), Load(16, 6)),
+        (("cuda", "paper", 3, None), Load(3, torch.get_num_threads())),
     ],
 )
 def test_what_is_computed_at_a_time(arguments: tuple[str, str, int | None, int | None], expected: Load) -> None:
@@ -230,9 +231,7 @@ class Threads(nn.Module):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_of_torch(tmp_path: Path, quick_config: Config, threads: int) -> None:
     network, before = Threads(), torch.get_num_threads()
-    assert (
-        enhance_files(mixed_jobs(tmp_path, "out"), Enhancer(network, quick_config), "paper", Load(1, 2, threads)) == {}
-    )
+    assert enhance_files(mixed_jobs(tmp_path, "out"), Enhancer(network, quick_config), "paper", Load(1, threads)) == {}
     assert network.seen == {threads}
     assert torch.get_num_threads() == before
 
@@ -333,54 +332,25 @@ def test_two_processes_give_the_files_of_one(folder: Path, small_checkpoint: Pat
     assert visible_files(folder / "out_2") == visible_files(folder / "out")
 
 
-def test_bfloat16_is_close_and_is_used(network: nn.Module, quick_config: Config) -> None:
-    enhancer = fast_enhancer(network, quick_config, "cpu", "paper", Load(), bf16=True, compiled=False)
-    wav = torch.from_numpy(NOISY[None, :4000].astype(np.float32)) * 5
-    exact, rough = Enhancer(network, quick_config).enhance_rows(wav), enhancer.enhance_rows(wav)
-    assert rough.dtype == torch.float32
-    error = float((rough - exact).norm() / exact.norm())
-    assert 1e-5 < error < 0.1
-
-
-def test_only_the_shape_that_repeats_is_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def halving(network: nn.Module, dynamic: bool) -> object:
-        assert not dynamic
-        return lambda spectra: spectra._replace(mag=network(spectra).mag / 2**quick_config.stft.compress_factor)
-
-    monkeypatch.setattr(torch, "compile", halving)
-    threads = torch.get_num_threads()
-    identity = nn.Identity()
-    enhancer = fast_enhancer(identity, quick_config, "cpu", "paper", Load(2, 1, threads), bf16=False, compiled=True)
-    assert isinstance(enhancer.network, CompiledForShape)
-
-    def factor(batch: int, samples: int) -> float:
-        wav = torch.from_numpy(np.tile(NOISY[:samples].astype(np.float32), (batch, 1)))
-        return float(enhancer.enhance_rows(wav).norm() / wav.norm())
-
-    assert factor(2, 4000) == pytest.approx(0.5, abs=1e-3)
-    assert factor(1, 4000) == pytest.approx(1, abs=1e-3)
-    assert factor(2, 6000) == pytest.approx(1, abs=1e-3)
-
-
-def test_the_length_that_repeats() -> None:
-    assert repeated_length("paper", 1000) == 1000
-    assert repeated_length("overlap", 1000) == 1500
-    assert repeated_length("whole", 1000) is None
-
-
-def test_a_network_that_cannot_be_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> Tensor:
-        raise RuntimeError("no compiler\nin many words")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
-    with pytest.raises(CompileError) as caught:
-        fast_enhancer(nn.Identity(), quick_config, "cpu", "overlap", Load(), bf16=False, compiled=True)
-    assert str(caught.value) == "--compile: cannot be used (no compiler)"
+def test_onnxruntime_gives_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    config = load_config(ROOT / "configs" / "lite_rtse.json")
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "lite.safetensors", build(config), config)
+    jobs = {backend: mixed_jobs(tmp_path, backend)[:3] for backend in ("torch", "onnxruntime")}
+    for backend, own in jobs.items():
+        network, config = load_network(tmp_path / "lite.safetensors", backend, threads=1)
+        assert isinstance(network, OnnxNetwork) == (backend == "onnxruntime")
+        assert enhance_files(own, Enhancer(network, config), "overlap") == {}
+    for (_, one), (_, other) in zip(*jobs.values(), strict=True):
+        np.testing.assert_allclose(
+            load(other), load(one), rtol=0, atol=1e-4 * np.abs(load(one)).max(), err_msg=one.name
+        )
 
 
 @pytest.mark.slow
 def test_compiled_results(tmp_path: Path, network: nn.Module, quick_config: Config, enhancer: Enhancer) -> None:
-    pace = Load(1, 2)
+    pace = Load(1, 1)
     compiled = fast_enhancer(network, quick_config, "cpu", "overlap", pace, bf16=False, compiled=True)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     exact, ours = mixed_jobs(tmp_path, "exact"), mixed_jobs(tmp_path, "ours")
