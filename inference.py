@@ -25,7 +25,7 @@ from data.file_lists import FileListError, audio_by_id, plan_outputs
 from data.pipes import pipe_file, pipe_pcm
 from data.segments import PROTOCOLS
 from metrics.results import print_scores
-from models.acceleration import CompileError, fast_enhancer, load_network
+from models.acceleration import CompileError, fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError
 from models.enhancer import Enhancer
 from models.onnx_export import ExportError
@@ -115,6 +115,7 @@ def main() -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments()
     torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
+    keep_freed_memory()
     protocol = options.protocol
     group, device = join_ranks(options.device)
     load = Load.choose(device, protocol, options.batch_size, options.num_threads)

@@ -1,9 +1,12 @@
 """Many files through one network: the next are read, and the last is written, while the network computes.
 
-One thread reads, resamples and cuts into windows; windows of one length, of one file or of several, form batches;
-another thread takes them through the network; the caller's joins the windows and writes. All that is read passes in
-the files' order through a queue of limited length, so that memory grows neither with the number of the files nor with
+One thread reads, resamples and cuts into windows; windows of one length, of one file or of several, form batches; the
+caller's thread takes them through the network; another joins the windows and writes. All that is read passes in the
+files' order through a queue of limited length, so that memory grows neither with the number of the files nor with
 their length. Which windows share a batch depends on the files alone, not on time: a run can be repeated.
+
+The caller's thread is the one that computes since OpenMP keeps threads for each thread that has ever computed. With
+more of them than cores, they no longer wait for each other by spinning, and a window takes half as long again.
 """
 
 from __future__ import annotations
@@ -11,18 +14,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Queue
 from threading import Event
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from data.audio import AudioError, AudioFormat, AudioReader, AudioWriter, fit_length, resample_blocks
@@ -89,8 +90,13 @@ def enhance_file(
 
     `name` is what messages call the source. Raises `AudioError`, and `target` is then as it was before.
     """
-    with read_ahead([(source, name)], enhancer, protocol, load or Load()) as items:
-        write_next(items, target, enhancer.rate, protocol)
+    take_through(
+        [(source, name)],
+        enhancer,
+        protocol,
+        load or Load(),
+        lambda items: write_next(items, target, enhancer.rate, protocol),
+    )
 
 
 def enhance_files(
@@ -98,13 +104,16 @@ def enhance_files(
 ) -> dict[Path, str]:
     """Enhance each file; says at once which failed, and returns the reason for each result that is not there."""
     failures: dict[Path, str] = {}
-    with read_ahead([(source, "") for source, _ in jobs], enhancer, protocol, load or Load()) as items:
+
+    def write_all(items: Iterator[Item]) -> None:
         for _, target in tqdm(jobs, unit="file", disable=quiet):
             try:
                 write_next(items, target, enhancer.rate, protocol)
             except AudioError as error:
                 failures[target] = str(error)
                 tqdm.write(str(error), file=sys.stderr)
+
+    take_through([(source, "") for source, _ in jobs], enhancer, protocol, load or Load(), write_all)
     return failures
 
 
@@ -169,49 +178,90 @@ def _too_long(name: str, protocol: str, error: Exception) -> AudioError:
     return AudioError(f"{name}: too long for --protocol {protocol} ({error}); use overlap")
 
 
-@contextmanager
-def read_ahead(
-    sources: Sequence[tuple[Path, str]], enhancer: Enhancer, protocol: str, load: Load
-) -> Iterator[Iterator[Item]]:
-    """The items of files, given by path and name, in order; read and enhanced in threads that end with the block."""
+def take_through(
+    sources: Sequence[tuple[Path, str]],
+    enhancer: Enhancer,
+    protocol: str,
+    load: Load,
+    write: Callable[[Iterator[Item]], None],
+) -> None:
+    """Read files, given by path and name, enhance their windows, and let `write` take all that comes, in order.
+
+    `write` runs in a thread of its own; what it raises is raised here. All threads have ended when this returns.
+    """
     patience = PATIENCE * load.batch_size
     # Longer than the patience: who waits for a window must not keep away those that it waits for.
     queue: Queue[Item] = Queue(patience + READ_AHEAD)
+    batches: Queue[list[Row] | None] = Queue()
     stop = Event()
-    computer = ThreadPoolExecutor(1, initializer=_set_threads, initargs=(load.threads,))
-
-    def start(rows: list[Row]) -> None:
-        computer.submit(_enhance_batch, enhancer, rows).add_done_callback(partial(_hand_out, rows))
 
     def read() -> None:
         try:
-            for item in in_batches(_read_files(sources, enhancer, protocol, stop), load.batch_size, patience, start):
+            for item in in_batches(
+                _read_files(sources, enhancer, protocol, stop), load.batch_size, patience, batches.put
+            ):
                 queue.put(item)
-                if stop.is_set():
-                    break
         finally:
             queue.put(Mark.END_OF_ALL)
 
-    with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(read)
+    def write_then_end() -> None:
+        items = iter(queue.get, Mark.END_OF_ALL)
         try:
-            yield _until_end(queue, reading)
+            write(items)
         finally:
             stop.set()
-            with suppress(Empty):  # room for what the reader may still put there
-                while True:
-                    queue.get_nowait()
-            computer.shutdown(cancel_futures=True)
+            for _ in items:  # room for what the reader may still put there
+                pass
+            batches.put(None)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(2) as others:
+        reading, writing = others.submit(read), others.submit(write_then_end)
+        try:
+            torch.set_num_threads(load.threads)
+            _compute(batches, enhancer, stop)
+        finally:
+            torch.set_num_threads(threads)
+    reading.result()  # raises what ended it, which is why the writer found no more
+    writing.result()
 
 
-def _until_end(queue: Queue[Item], reading: Future[None]) -> Iterator[Item]:
-    while (item := queue.get()) is not Mark.END_OF_ALL:
-        yield item
-    reading.result()  # raises what ended it
+def _compute(batches: Queue[list[Row] | None], enhancer: Enhancer, stop: Event) -> None:
+    """Take the batches through the network until None comes; where that is interrupted, cancel what still comes."""
+    rows: list[Row] | None = []
+    try:
+        while (rows := batches.get()) is not None:
+            if stop.is_set():
+                break
+            _enhance_batch(enhancer, rows)
+    finally:
+        stop.set()
+        while rows is not None:
+            for row in rows:
+                row.enhanced.cancel()
+            rows = batches.get()
+
+
+def _enhance_batch(enhancer: Enhancer, rows: list[Row]) -> None:
+    """Enhance rows of one length; one by one where memory is short for all at once."""
+    try:
+        enhanced = enhancer.enhance_rows(torch.from_numpy(np.stack([row.samples for row in rows])))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        if len(rows) == 1:
+            rows[0].enhanced.set_exception(error)
+            return
+    else:
+        for row, samples in zip(rows, enhanced.numpy(), strict=True):
+            row.enhanced.set_result(samples)
+        return
+    for row in rows:
+        _enhance_batch(enhancer, [row])
 
 
 def _read_files(sources: Sequence[tuple[Path, str]], enhancer: Enhancer, protocol: str, stop: Event) -> Iterator[Item]:
     for source, name in sources:
+        if stop.is_set():
+            return
         try:
             yield from _read_file(source, name, enhancer, protocol, stop)
             yield Mark.END_OF_FILE
@@ -224,20 +274,20 @@ def _read_files(sources: Sequence[tuple[Path, str]], enhancer: Enhancer, protoco
 def _read_file(source: Path, name: str, enhancer: Enhancer, protocol: str, stop: Event) -> Iterator[Item]:
     """Read a file twice, block by block: for its level, then for its windows. Raises `AudioError`, `MemoryError`."""
 
-    def blocks(reader: AudioReader, *size: int) -> Iterator[np.ndarray]:
-        kept = reader.format
-        wanted = takewhile(lambda _: not stop.is_set(), reader.blocks(*size))
-        return resample_blocks(wanted, kept.rate, enhancer.rate, kept.channels)
-
     with AudioReader(source, name) as reader:
-        level = LevelMeter().measure(blocks(reader, LEVEL_BLOCK))
+        blocks = takewhile(lambda _: not stop.is_set(), reader.blocks(LEVEL_BLOCK))
+        level = LevelMeter().measure(_at_rate_of(enhancer, blocks, reader.format))
         opened = Opened(reader.name, reader.format, reader.frames, enhancer.plan(level, protocol))
     yield opened
     with AudioReader(source, name) as reader:
-        for piece in opened.plan.cut(blocks(reader)):
-            if opened.abandoned:
+        for piece in opened.plan.cut(_at_rate_of(enhancer, reader.blocks(), reader.format)):
+            if opened.abandoned or stop.is_set():
                 break
             yield [Row(channel) for channel in np.ascontiguousarray(piece.T)]
+
+
+def _at_rate_of(enhancer: Enhancer, blocks: Iterator[np.ndarray], found: AudioFormat) -> Iterator[np.ndarray]:
+    return resample_blocks(blocks, found.rate, enhancer.rate, found.channels)
 
 
 def in_batches(
@@ -262,32 +312,3 @@ def in_batches(
         yield item
     for _, rows in waiting.values():
         start(rows)
-
-
-def _set_threads(threads: int) -> None:
-    """Let this thread compute with so many torch threads."""
-    torch.get_num_threads()  # first, since torch sets a new thread's number at its first use
-    torch.set_num_threads(threads)
-
-
-def _enhance_batch(enhancer: Enhancer, rows: list[Row]) -> Tensor:
-    """Rows of one length → enhanced, `[B, length]`; one by one where memory is short for all at once."""
-    batch = torch.from_numpy(np.stack([row.samples for row in rows]))
-    try:
-        return enhancer.enhance_rows(batch)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    return torch.cat([enhancer.enhance_rows(row) for row in batch.split(1)])
-
-
-def _hand_out(rows: list[Row], batch: Future[Tensor]) -> None:
-    """Give the rows of a batch that is done their results, or the error in place of them."""
-    if batch.cancelled():
-        return
-    error = batch.exception()
-    for index, row in enumerate(rows):
-        if error is not None:
-            row.enhanced.set_exception(error)
-        else:
-            row.enhanced.set_result(batch.result()[index].numpy())
