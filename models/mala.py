@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.transformer import head_blocks, positions_first
+from models.transformer import head_blocks, mean_position, positions_first
 
 HEAD_WIDTH = 8
 ROTARY_BASE = 10_000.0
@@ -80,14 +80,14 @@ class MALA(nn.Module):
         value = self.value(x)
         q = positions_first(functional.elu(self.query(x)) + 1)  # [B, N, C], positive
         k = positions_first(functional.elu(self.key(x)) + 1)
-        attended = self.attend(q, k, positions_first(value), rotary)
+        attended = self.attend(q, k, positions_first(value), rotary, x.shape[3])
         attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
         return self.project((attended + self.local(value)) * self.gate(x))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
-        """The attention proper: positive q and k, and v, `[B, N, C]` each, to `[B, N, C]`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables, bins: int) -> Tensor:
+        """The attention proper: positive q and k, and v, `[B, N, C]` each of a map with F = `bins`, to `[B, N, C]`."""
         scale = 1 / math.sqrt(HEAD_WIDTH)
-        mean_k, mean_v = k.mean(dim=1), v.mean(dim=1)  # [B, C]
+        mean_k, mean_v = mean_position(k, bins), mean_position(v, bins)  # [B, C]
         # z of each head, repeated over its d channels: the mean key stands in each column of the head's block.
         z = q @ (mean_k[:, :, None] * self.head_mask * scale)  # [B, N, C]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.transformer import head_blocks, pointwise_depthwise, positions_first
+from models.transformer import head_blocks, mean_position, pointwise_depthwise, positions_first
 
 _FLOOR = 1e-6
 # Keeps the gradient of the norm of a vector of zeros finite; far below any other norm's last digit.
@@ -56,11 +56,11 @@ class TaylorAttention(nn.Module):
         """Attend, refine and scale."""
         q = self._normalized(positions_first(self.query(x)))  # [B, N, C]
         k = self._normalized(positions_first(self.key(x)))
-        attended = self.attend(q, k, positions_first(self.value(x)))
+        attended = self.attend(q, k, positions_first(self.value(x)), x.shape[3])
         refined = self.refinement(q, k, x.shape[2:]) * self.temperature  # [B, N, heads]
         attended = attended.unflatten(2, (-1, self.head_width)) * refined[..., None]
         attended = attended.flatten(2).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
-        channels = self.channel_path(x.mean(dim=(2, 3), keepdim=True))
+        channels = self.channel_path(mean_position(positions_first(x), x.shape[3])[:, :, None, None])
         return self.project(attended * channels * functional.gelu(self.spatial_path(x)))
 
     def _normalized(self, x: Tensor) -> Tensor:
@@ -68,12 +68,14 @@ class TaylorAttention(nn.Module):
         norm = (x.square() @ self.head_mask + _TINY).sqrt()
         return x / (norm + _FLOOR)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """First-order Taylor attention, (Σv + q Σkᵀv) / (N + q Σk), all `[B, N, C]`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bins: int) -> Tensor:
+        """First-order Taylor attention, (Σv + q Σkᵀv) / (N + q Σk), all `[B, N, C]` of a map with F = `bins`."""
+        positions = q.shape[1]
         kv = (k.mT @ v) * self.head_mask
         # The denominator of each head, repeated over its channels.
-        k_sum = k.sum(dim=1)[:, :, None] * self.head_mask
-        return torch.baddbmm(v.sum(dim=1, keepdim=True), q, kv) / (q @ k_sum + (q.shape[1] + _FLOOR))
+        k_sum = (positions * mean_position(k, bins))[:, :, None] * self.head_mask
+        v_sum = (positions * mean_position(v, bins))[:, None]
+        return torch.baddbmm(v_sum, q, kv) / (q @ k_sum + (positions + _FLOOR))
 
 
 class HeadRefinement(nn.Module):

@@ -75,6 +75,14 @@ def positions_first(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def mean_position(x: Tensor, bins: int) -> Tensor:
+    """The mean over the positions `[B, N, C]` of a map with F = `bins`, first in each frame, then over them: `[B, C]`.
+
+    onnxruntime adds up a dimension one by one: of all positions at once, that would cost two digits.
+    """
+    return x.unflatten(1, (-1, bins)).mean(dim=2).mean(dim=1)
+
+
 def head_blocks(channels: int, head_width: int) -> Tensor:
     """`[C, C]`, 1 where two channels belong to one head, which is `head_width` neighbouring channels, else 0.
 

@@ -47,7 +47,7 @@ def test_attention_is_the_sum_over_all_pairs_of_positions() -> None:
     v = torch.randn(frames * bins, channels, generator=generator, dtype=torch.float64)
     module = MALA(channels).double()
     tables = rotary_tables(frames, bins, channels, v)
-    fast = module.attend(q[None], k[None], v[None], tables)[0]
+    fast = module.attend(q[None], k[None], v[None], tables, bins)[0]
     assert torch.allclose(fast, slow_attention(q, k, v, frames, bins), atol=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_without_rotation_the_weights_sum_to_one() -> None:
     q, k = torch.rand(2, 1, 50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     v = torch.full((1, 50, 8), 3.0, dtype=torch.float64)
     still = RotaryTables(torch.ones(50, 8, dtype=torch.float64), torch.zeros(50, 8, dtype=torch.float64))
-    assert torch.allclose(MALA(8).double().attend(q, k, v, still), v, atol=1e-4)
+    assert torch.allclose(MALA(8).double().attend(q, k, v, still, bins=10), v, atol=1e-4)
 
 
 def test_a_larger_query_sharpens_the_weights() -> None:
@@ -63,7 +63,7 @@ def test_a_larger_query_sharpens_the_weights() -> None:
     k = torch.tensor([[[1.0] * 8, [0.1] * 8]])
     v = torch.tensor([[[1.0] * 8, [0.0] * 8]])
     still = RotaryTables(torch.ones(2, 8), torch.zeros(2, 8))
-    outputs = [MALA(8).attend(torch.full((1, 2, 8), size), k, v, still)[0, 0, 0].item() for size in (0.5, 1.0)]
+    outputs = [MALA(8).attend(torch.full((1, 2, 8), size), k, v, still, bins=1)[0, 0, 0].item() for size in (0.5, 1.0)]
     # By hand: d = 8, s = 8·size / √8; z = 0.55 s; weight of the first = ((1 + 1/z) s − z) / 2.
     expected = []
     for size in (0.5, 1.0):

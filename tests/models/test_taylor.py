@@ -14,7 +14,7 @@ def test_attention_is_the_taylor_expansion_over_all_pairs() -> None:
     heads, width, positions = 3, 4, 10
     module = TaylorAttention(heads * width, {3: 1, 5: 2}).double()
     q, k, v = torch.randn(3, 2, positions, heads * width, dtype=torch.float64)
-    attended = module.attend(q, k, v)
+    attended = module.attend(q, k, v, bins=5)
     for head in range(heads):
         own = slice(head * width, (head + 1) * width)
         weights = 1 + q[..., own] @ k[..., own].mT
