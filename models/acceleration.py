@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from config import Config
 from data.segments import repeated_length
@@ -43,6 +43,18 @@ class InBfloat16(nn.Module):
         return Spectra(*(part.float() for part in enhanced))
 
 
+class OneDnnPointwise(nn.Module):
+    """A 1×1 convolution by oneDNN, which PyTorch itself takes for many threads only: with one, half the time."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, T, F]` → `[B, C', T, F]`."""
+        return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), (1, 1), (1, 1), 1)
+
+
 class CompiledForShape(nn.Module):
     """A network compiled for a batch of `batch_size` spectra of `frames` frames; all others run uncompiled.
 
@@ -61,6 +73,19 @@ class CompiledForShape(nn.Module):
         batch_size, _, frames = spectra.mag.shape
         repeats = (batch_size, frames) == (self.batch_size, self.frames)
         return self.compiled(spectra) if repeats else self.network(spectra)
+
+
+def take_onednn(network: nn.Module) -> None:
+    """Replace the network's 1×1 convolutions by `OneDnnPointwise`."""
+    for name, part in network.named_children():
+        if isinstance(part, nn.Conv2d) and _is_pointwise(part):
+            setattr(network, name, OneDnnPointwise(part))
+        else:
+            take_onednn(part)
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
 
 
 def keep_freed_memory() -> None:
@@ -91,10 +116,12 @@ def fast_enhancer(
 ) -> Enhancer:
     """An enhancer on a device, made faster in the ways that are asked for; compiled before it comes back.
 
-    Raises `CompileError`.
+    With one thread the network's 1×1 convolutions are replaced. Raises `CompileError`.
     """
     if bf16:
         network = InBfloat16(network)
+    elif device == "cpu" and load.threads == 1 and not compiled and torch.backends.mkldnn.is_available():
+        take_onednn(network)
     length = repeated_length(protocol, config.data.segment_size)
     if not compiled or length is None:
         return Enhancer(network, config).to(device)

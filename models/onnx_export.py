@@ -4,8 +4,8 @@ PyTorch's exporter writes a graph for any batch and any number of frames, which 
 needs to compute is then left out. It takes seconds for Lite-RTSE, half a minute for IMSE and more for CNUNet, and
 needs the packages of the extra `onnx`, but no GPU.
 
-onnxruntime adds up long sums one by one, where PyTorch adds sums of parts: over hundreds of frames its results have a
-digit less, up to 3e-4 of the largest magnitude (MUSE, 308 frames).
+Over hundreds of frames onnxruntime's results are a little less exact than PyTorch's, which adds up long sums in parts:
+of a segment's magnitudes, up to 1e-5 of the largest (IMSE, MUSE), 7e-5 for CNUNet with its norms over whole maps.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """The one that PyTorch's exporter writes without a conversion; onnxruntime knows it since 1.14."""
+
+LSTM_NODE_SINCE = "2.8"
+"""The first PyTorch that can put a node of ONNX's own into a graph, which Lite-RTSE's LSTMs need."""
 
 IN_MEMORY = "the exported network"
 """What messages call a graph that is not in a file."""
@@ -86,6 +89,8 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
     """
     if stream and not isinstance(network, LiteRTSE):
         raise ExportError(f"{type(network).__name__} cannot stream: it needs the whole signal; export it without")
+    if isinstance(network, LiteRTSE) and torch.__version__ < LSTM_NODE_SINCE:
+        raise ExportError(f"exporting Lite-RTSE needs PyTorch {LSTM_NODE_SINCE} or newer; this is {torch.__version__}")
     state = _flat(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, LiteRTSE) else {}
     model = _simplified(_recorded(network, config.stft.bins, state))
     entry = model.metadata_props.add()
@@ -219,7 +224,7 @@ def _lstm_as_one_node() -> Iterator[None]:
 
 
 def _onnx_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`models.lite_rtse.run_lstm` for the exporter (torch 2.8 or later): the node, and the shapes of what it gives."""
+    """`models.lite_rtse.run_lstm` for the exporter: the node, and the shapes of what it gives."""
     batch, frames, _ = x.shape
     # PyTorch has the gates in the order input, forget, cell, output, ONNX input, output, forget, cell.
     gates = ([p.chunk(4)[gate] for gate in (0, 3, 1, 2)] for p in lstm.all_weights[0])

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from config import Config
+from config import Config, load_config
 from data.segments import repeated_length
 from models import build
-from models.acceleration import CompiledForShape, CompileError, fast_enhancer
+from models.acceleration import CompiledForShape, CompileError, OneDnnPointwise, fast_enhancer, take_onednn
 from models.enhancer import Enhancer
 from models.pipeline import Load
+from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import NOISY
 
 
@@ -33,6 +34,35 @@ def test_bfloat16_is_close_and_is_used(quick_config: Config) -> None:
     assert rough.dtype == torch.float32
     error = float((rough - exact).norm() / exact.norm())
     assert 1e-5 < error < 0.1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("name", ["imse", "cnunet"])
+def test_pointwise_convolutions_by_onednn_change_nothing(small_config: Config, name: str) -> None:
+    config = small_config if name == "imse" else load_config(ROOT / "configs" / f"{name}.json")
+    torch.manual_seed(0)
+    network = build(config).eval()
+    wav = torch.from_numpy(NOISY[None, :4000].astype(np.float32)) * 5
+    exact = Enhancer(network, config).enhance_rows(wav)
+
+    def pointwise(network: nn.Module) -> int:
+        return sum(isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) for part in network.modules())
+
+    count = pointwise(network)
+    several = fast_enhancer(network, config, "cpu", "paper", Load(1, 2), bf16=False, compiled=False)
+    assert pointwise(several) == count > 10
+    one = fast_enhancer(network, config, "cpu", "paper", Load(1, 1), bf16=False, compiled=False)
+    assert sum(isinstance(part, OneDnnPointwise) for part in one.modules()) == count
+    assert pointwise(one) == 0
+    torch.testing.assert_close(one.enhance_rows(wav), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
+
+
+def test_other_convolutions_are_left_alone() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(2, 2, 1, padding=1), nn.Conv2d(2, 2, 1, stride=2), nn.Conv2d(2, 2, 1, groups=2), nn.Conv2d(2, 2, 3)
+    )
+    take_onednn(network)
+    assert all(isinstance(part, nn.Conv2d) for part in network)
 
 
 def test_only_the_shape_that_repeats_is_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
