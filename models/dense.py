@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.spectrogram import angle
-from models.transformer import mean_position, positions_first
+from models.transformer import mean_of_map
 
 DENSE_LAYERS = 4
 _NORM_EPS = 1e-5
@@ -37,14 +37,10 @@ class InstanceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, T, F]` → the same shape."""
         x = at_least_float32(x)  # bfloat16 has too few digits for a mean over a whole map
-        centred = x - _mean(x)
-        variance = _mean(centred.square())
+        centred = x - mean_of_map(x)
+        variance = mean_of_map(centred.square())
         scale = torch.rsqrt(variance + _NORM_EPS) * self.weight[:, None, None]
         return torch.addcmul(self.bias[:, None, None], centred, scale)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return mean_position(positions_first(x), x.shape[3])[:, :, None, None]
 
 
 class ConvNormAct(nn.Sequential):

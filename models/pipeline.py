@@ -90,13 +90,11 @@ def enhance_file(
 
     `name` is what messages call the source. Raises `AudioError`, and `target` is then as it was before.
     """
-    take_through(
-        [(source, name)],
-        enhancer,
-        protocol,
-        load or Load(),
-        lambda items: write_next(items, target, enhancer.rate, protocol),
-    )
+
+    def write(items: Iterator[Item]) -> None:
+        write_next(items, target, enhancer.rate, protocol)
+
+    take_through([(source, name)], enhancer, protocol, load or Load(), write)
 
 
 def enhance_files(
@@ -197,9 +195,8 @@ def take_through(
 
     def read() -> None:
         try:
-            for item in in_batches(
-                _read_files(sources, enhancer, protocol, stop), load.batch_size, patience, batches.put
-            ):
+            found = _read_files(sources, enhancer, protocol, stop)
+            for item in in_batches(found, load.batch_size, patience, batches.put):
                 queue.put(item)
         finally:
             queue.put(Mark.END_OF_ALL)

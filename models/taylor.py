@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.transformer import head_blocks, mean_position, pointwise_depthwise, positions_first
+from models.transformer import head_blocks, mean_of_map, mean_position, pointwise_depthwise, positions_first
 
 _FLOOR = 1e-6
 # Keeps the gradient of the norm of a vector of zeros finite; far below any other norm's last digit.
@@ -60,7 +60,7 @@ class TaylorAttention(nn.Module):
         refined = self.refinement(q, k, x.shape[2:]) * self.temperature  # [B, N, heads]
         attended = attended.unflatten(2, (-1, self.head_width)) * refined[..., None]
         attended = attended.flatten(2).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
-        channels = self.channel_path(mean_position(positions_first(x), x.shape[3])[:, :, None, None])
+        channels = self.channel_path(mean_of_map(x))
         return self.project(attended * channels * functional.gelu(self.spatial_path(x)))
 
     def _normalized(self, x: Tensor) -> Tensor:

@@ -83,6 +83,11 @@ def mean_position(x: Tensor, bins: int) -> Tensor:
     return x.unflatten(1, (-1, bins)).mean(dim=2).mean(dim=1)
 
 
+def mean_of_map(x: Tensor) -> Tensor:
+    """The mean of each channel of a map, likewise: `[B, C, T, F]` → `[B, C, 1, 1]`."""
+    return mean_position(positions_first(x), x.shape[3])[:, :, None, None]
+
+
 def head_blocks(channels: int, head_width: int) -> Tensor:
     """`[C, C]`, 1 where two channels belong to one head, which is `head_width` neighbouring channels, else 0.
 
