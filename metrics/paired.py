@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import ttest_1samp, wilcoxon
@@ -26,8 +27,8 @@ class PairedTest:
     `mean` and `ci95`: their mean and half its 95 % confidence interval (Student's t); `t_p` and `wilcoxon_p`: the
     two-sided p-values of the paired t-test and of Wilcoxon's signed-rank test; `improved`: the share of files whose
     difference is above 0; `files`: how many have both scores, and `dropped`, how many do not. NaN where the
-    files are too few for a value: no file, or for intervals and t-test one. Both p-values are NaN where no file differs;
-    that of the t-test also where all differ by the same.
+    files are too few for a value: no file, or for intervals and t-test one. Both p-values are NaN where no file
+    differs; that of the t-test also where all differ by the same.
     """
 
     mean: float
@@ -53,9 +54,14 @@ def paired_test(baseline: Sequence[float], system: Sequence[float]) -> PairedTes
     return PairedTest(
         mean=mean.mean,
         ci95=mean.ci95,
-        t_p=float(ttest_1samp(there, 0).pvalue) if varies else math.nan,
-        wilcoxon_p=float(wilcoxon(there).pvalue) if there.any() else math.nan,
+        t_p=_p_value(ttest_1samp(there, 0)) if varies else math.nan,
+        wilcoxon_p=_p_value(wilcoxon(there)) if there.any() else math.nan,
         improved=float(np.mean(there > 0)) if len(there) else math.nan,
         files=len(there),
         dropped=len(differences) - len(there),
     )
+
+
+def _p_value(result: Any) -> float:
+    """Of a result of scipy, whose types say nothing of it."""
+    return float(result.pvalue)
