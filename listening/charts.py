@@ -66,7 +66,7 @@ def scatter(positions: Sequence[float], series: Sequence[Series], x_label: str, 
         axes.axhline(0, color="#555555", linewidth=0.8)
         for number, one in enumerate(series):
             marker = _MARKERS[number % len(_MARKERS)]
-            axes.scatter(positions, one.values, s=12, c=one.colour, marker=marker, alpha=0.6, linewidths=0)
+            axes.scatter(positions, one.values, s=18, c=one.colour, marker=marker, alpha=0.6, linewidths=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
 

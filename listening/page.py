@@ -41,6 +41,8 @@ _MEDIA_FOLDER = "index_files"
 _ROLE_COLOURS: Mapping[Role, str] = {"noisy": "#6e7781", "clean": "#1c2128"}
 _SYSTEM_COLOURS = ("#0b5cad", "#b3450b", "#007a5a", "#9a3d8f", "#7a6200", "#00758f")
 """Of Okabe and Ito's kind, for all eyes, and dark enough for white letters on them."""
+_PAIRED_NOTE = """<p class="note">The p-values are two-sided, and each stands for itself: of twenty comparisons without
+any difference, one lies below 0.05 by chance.</p>"""
 _DIGITS = {"stoi": 3, "estoi": 3}
 
 
@@ -165,7 +167,7 @@ def _sections(content: Content, recordings: Sequence[Prepared]) -> dict[str, str
         legend = "".join(f"<li>{swatch(version.colour)}{escape(version.name)}</li>" for version in scored)
         sections["distributions"] = f'<ul class="legend">{legend}</ul><div class="charts">{charts}</div>'
     if paired := paired_tables(noisy[0] if noisy else None, systems):
-        sections["paired"] = paired
+        sections["paired"] = paired + _PAIRED_NOTE
     return sections
 
 

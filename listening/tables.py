@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -48,9 +48,8 @@ def paired_tables(baseline: Scored | None, systems: Sequence[Scored]) -> str:
     parts: list[str] = []
     for first, second in pairs:
         title = f"{swatch(second.colour)}{escape(second.name)} against {swatch(first.colour)}{escape(first.name)}"
-        tests = {metric: paired_test(first.values(metric), second.values(metric)) for metric in METRICS}
         opened = "" if parts else " open"
-        parts.append(f"<details{opened}><summary>{title}</summary>{_paired_table(tests, title)}</details>")
+        parts.append(f"<details{opened}><summary>{title}</summary>{_paired_table(first, second)}</details>")
     return "\n".join(parts)
 
 
@@ -59,10 +58,12 @@ def swatch(colour: str) -> str:
     return f'<span class="swatch" style="background:{colour}" aria-hidden="true"></span>'
 
 
-def _paired_table(tests: Mapping[str, PairedTest], title: str) -> str:
+def _paired_table(first: Scored, second: Scored) -> str:
     head = ["metric", "mean difference", "95 % interval", "p, paired t", "p, Wilcoxon", "files improved", "files"]
+    tests = {metric: paired_test(first.values(metric), second.values(metric)) for metric in METRICS}
     rows = [_row(LABELS[metric], _paired_cells(test)) for metric, test in tests.items()]
-    return _table(title, head, rows)
+    caption = f"{escape(second.name)} minus {escape(first.name)}, file by file"
+    return _table(caption, head, rows)
 
 
 def _paired_cells(test: PairedTest) -> list[str]:

@@ -147,7 +147,7 @@ class FileTable {
       const value = column.value(recording);
       const cell = this.rows[index].cells[place];
       cell.textContent = column.text(value);
-      cell.classList.toggle("worse", column.isScore && this.gain && value < 0);
+      cell.classList.toggle("worse", this.gain && column.isScore === true && value < 0);
     });
   }
 
