@@ -24,7 +24,7 @@ from metrics.composite import VARIANTS
 from metrics.scores import PairScores, score_pairs
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Make a page to listen to noisy, enhanced and clean versions of recordings.")
     add = parser.add_argument
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--composite", choices=VARIANTS, default="published", help="CSIG, CBAK and COVL as in cal_metrics.py")
     add("--jobs", type=int, default=available_cores(), help="processes (default: all cores)")
     add("--quiet", action="store_true", help="no progress bars")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"argument --jobs: at least 1, not {options.jobs}")
     systems: dict[str, Path] = {}
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_versions(options: argparse.Namespace) -> list[Version]:
-    """All versions in the order of the page; raises `FileListError`."""
+    """All versions in the order of the page, clean at the end; raises `FileListError`."""
     versions = [Version("noisy", "noisy", audio_by_id(options.input_noisy_wavs_dir))]
     versions += [Version(name, "enhanced", audio_by_id(folder)) for name, folder in options.enhanced.items()]
     if options.input_clean_wavs_dir:
@@ -68,25 +68,18 @@ def find_versions(options: argparse.Namespace) -> list[Version]:
 
 def score(versions: list[Version], ids: list[str], options: argparse.Namespace) -> list[list[PairScores] | None]:
     """The scores of each version against the clean one; None for that itself, and for all where there is none."""
-    clean = next((version for version in versions if version.role == "clean"), None)
-    if clean is None:
+    others = [version for version in versions if version.role != "clean"]
+    if len(others) == len(versions):
         return [None] * len(versions)
-    return [
-        None
-        if version is clean
-        else score_pairs(
-            [Utterance(name, clean.files[name], version.files[name]) for name in ids],
-            options.composite,
-            options.jobs,
-            progress=not options.quiet,
-        )
-        for version in versions
-    ]
+    clean = versions[-1]
+    pairs = [Utterance(name, clean.files[name], version.files[name]) for version in others for name in ids]
+    results = score_pairs(pairs, options.composite, options.jobs, progress=not options.quiet)
+    return [*(results[start : start + len(ids)] for start in range(0, len(results), len(ids))), None]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     from listening.page import Content, write_page  # late: matplotlib may be missing
 
     try:
