@@ -78,11 +78,9 @@ def test_the_summary_is_that_of_cal_metrics(folders: Path, capsys: pytest.Captur
     assert files_below(folders / "scores") == {"scores.csv", "summary.json", "index.html"}
     assert make("--input_clean_wavs_dir", "clean", "--enhanced", "system=enhanced") == 0
     for out, column in (("scores", 0), ("out", 1)):
-        summary = table_of("summary", out)
-        assert list(summary) == [LABELS[metric] for metric in METRICS]
-        assert [f"{name} {cells[column]}".split() for name, cells in summary.items()] == [
-            line.split() for line in printed
-        ]
+        shown = [f"{name} {cells[column]}" for name, cells in table_of("summary", out).items()]
+        assert [line.split() for line in shown] == [line.split() for line in printed]
+        assert len(shown) == len(METRICS)
     assert [version["name"] for version in data_of("scores")["versions"]] == ["enhanced", "clean"]
     assert 'id="paired"' not in text_of("scores")
 
