@@ -74,7 +74,7 @@ def waveform_picture(signal: np.ndarray, samples: int, peak: float) -> bytes:
     inside = (rows <= np.maximum(top, middle)) & (rows >= np.minimum(bottom, middle))
     inside &= (rows >= bottom) & (rows <= top) | (rows == middle)
     stream = BytesIO()
-    imsave(stream, inside, cmap=ListedColormap(["white", _WAVEFORM_COLOUR]), format="png", origin="lower")
+    imsave(stream, inside, 0, 1, ListedColormap(["white", _WAVEFORM_COLOUR]), format="png", origin="lower")
     return stream.getvalue()
 
 

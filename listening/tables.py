@@ -34,8 +34,9 @@ def summary_table(versions: Sequence[Scored]) -> str:
         for summary in summaries:
             score = summary[metric]
             mean = f"{score.mean:.4f}" if score.files else "–"
-            interval = f" <small>± {score.ci95:.4f}</small>" if score.files > 1 else ""
-            cells.append(f"{mean}{interval} <small class='files'>{score.files}</small>")
+            interval = f"± {score.ci95:.4f} " if score.files > 1 else ""
+            spread = f'<small>{interval}</small> <small class="files">{score.files}</small>'
+            cells.append(f'{mean} <span class="spread">{spread}</span>')
         rows.append(_row(LABELS[metric], cells))
     head = [f"{swatch(version.colour)}{escape(version.name)}" for version in versions]
     return _table("Mean, 95 % confidence interval, number of files", ["metric", *head], rows)

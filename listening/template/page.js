@@ -58,10 +58,12 @@ class Panel {
     }
     const buffers = await Promise.all(media.versions.map((version) => version && decode(context, version.sound)));
     if (this.closed) return;
+    if (!buffers.some((buffer) => buffer)) return this.say("This browser cannot decode FLAC files.");
     this.player = new Player(context, buffers, media.seconds);
     this.player.choose(Panel.chosen);
     this.box.replaceChildren(this.makeControls(), this.makeScores(), ...this.makePictures(media));
     this.tick();
+    this.box.scrollIntoView({ block: "nearest" });
   }
 
   close() {
@@ -106,7 +108,7 @@ class Panel {
         const cell = element("td", {}, formatted(scores[version][metric], digits));
         if (baseline && scores[version] !== baseline) {
           const gain = difference(scores[version][metric], baseline[metric]);
-          cell.append(element("small", { className: gain < 0 ? "worse" : "" }, formattedGain(gain, digits)));
+          cell.append(element("small", { className: gain < 0 ? "spread worse" : "spread" }, formattedGain(gain, digits)));
         }
         return cell;
       });

@@ -6,7 +6,7 @@
  */
 class Player {
   static START_DELAY = 0.02; // seconds, within which all sources are set up
-  static FADE = 0.01; // seconds; a sudden switch would click
+  static FADE = 0.003; // seconds, time constant; a sudden switch would click
 
   /**
    * @param {AudioContext} context
@@ -65,12 +65,8 @@ class Player {
   choose(index) {
     if (!this.buffers[index]) return false;
     this.chosen = index;
-    const now = this.context.currentTime;
     this.gains.forEach(({ gain }, other) => {
-      const value = gain.value;
-      gain.cancelScheduledValues(now);
-      gain.setValueAtTime(value, now);
-      gain.linearRampToValueAtTime(other === index ? 1 : 0, now + Player.FADE);
+      gain.setTargetAtTime(other === index ? 1 : 0, this.context.currentTime, Player.FADE);
     });
     return true;
   }
