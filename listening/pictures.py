@@ -52,7 +52,7 @@ def power_columns(signal: np.ndarray, rate: int, seconds: float) -> np.ndarray:
 
 def spectrogram_picture(power: np.ndarray, loudest: float) -> bytes:
     """Power `[bins, columns]` as WebP, low frequencies below; `loudest` is the power that is drawn brightest."""
-    decibels = 10 * np.log10(np.maximum(power / loudest, 1e-12)) if loudest > 0 else np.full_like(power, -np.inf)
+    decibels = 10 * np.log10(np.maximum(power / loudest, 1e-12)) if loudest > 0 else np.full_like(power, -RANGE_DB)
     stream = BytesIO()
     options = {"quality": _WEBP_QUALITY}
     imsave(stream, decibels, -RANGE_DB, 0, COLOUR_MAP, format="webp", origin="lower", pil_kwargs=options)
@@ -70,9 +70,7 @@ def waveform_picture(signal: np.ndarray, samples: int, peak: float) -> bytes:
     top = np.rint(middle + scale * np.maximum.reduceat(padded, starts))
     bottom = np.rint(middle + scale * np.minimum.reduceat(padded, starts))
     rows = np.arange(_WAVEFORM_HEIGHT)[:, None]
-    # The axis is always drawn.
-    inside = (rows <= np.maximum(top, middle)) & (rows >= np.minimum(bottom, middle))
-    inside &= (rows >= bottom) & (rows <= top) | (rows == middle)
+    inside = (rows >= bottom) & (rows <= top) | (rows == middle)
     stream = BytesIO()
     imsave(stream, inside, 0, 1, ListedColormap(["white", _WAVEFORM_COLOUR]), format="png", origin="lower")
     return stream.getvalue()
