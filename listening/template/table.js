@@ -47,7 +47,7 @@ class FileTable {
       { label: "seconds", value: (recording) => recording.seconds, text: (value) => formatted(value, 2) },
     ];
     if (recordings.some((recording) => recording.snr !== null)) {
-      columns.push({ label: "SNR dB", value: (recording) => recording.snr, text: (value) => formatted(value, 1) });
+      columns.push({ label: "input SNR", value: (recording) => recording.snr, text: (value) => formatted(value, 1) });
     }
     if (this.scored.length === 0) return columns;
     metrics.forEach(({ label, digits }, metric) => {
