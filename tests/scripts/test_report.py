@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,18 @@ import cal_metrics
 from listening import page as listening_page
 from listening.page import Content, write_page
 from listening.versions import Version
-from metrics import scores
 from metrics.paired import paired_test
 from metrics.scores import METRICS
 from scripts import report
 from tests.fixtures.commands import ROOT
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, files_below, save
 from tests.fixtures.signals import speech_like, with_noise
 
 
 @pytest.fixture(autouse=True)
 def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To start others takes longer than these small files; tests in the browser do."""
-
-    def run(task: Callable, items: Sequence, jobs: int) -> Iterator[tuple[int, object]]:
-        assert jobs >= 1
-        return enumerate(map(task, items))
-
-    for module in (listening_page, scores):
-        monkeypatch.setattr(module, "run_in_processes", run)
+    stay_in_one_process(monkeypatch)
 
 
 @pytest.fixture
@@ -199,7 +191,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
 def test_without_matplotlib_scores_are_written_all_the_same(folders: Path) -> None:
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         code = f"import sys; sys.modules['matplotlib'] = None; import {module} as it; sys.exit(it.main())"
-        command = [sys.executable, "-c", code, *arguments, "--quiet", "--jobs", "2"]
+        command = [sys.executable, "-c", code, *arguments, "--quiet", "--jobs", "1"]
         return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False)
 
     scored = run("cal_metrics", "--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--report", "scores")

@@ -12,6 +12,7 @@ from listening.page import INLINE_RECORDINGS, Content, write_page
 from listening.versions import Role, Version
 from scripts import report
 from tests.fixtures.browser import LEFT, RIGHT, SPACE, Browser, open_browser
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, save
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -86,7 +87,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments += ["--enhanced", "first=first", "--enhanced", f"{NASTY_SYSTEM}=second"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert report.main([*arguments, "--jobs", "2", "--quiet"]) == 1
+        stay_in_one_process(patch)
+        assert report.main([*arguments, "--quiet"]) == 1
     return folder / "page/index.html"
 
 
@@ -170,8 +172,11 @@ def test_names_are_text_and_their_sound_plays(browser: Browser, scored: Path) ->
 
 def test_nothing_leaves_the_page(browser: Browser, scored: Path) -> None:
     browser.requests()
+    browser.messages()
     browser.load(scored)
     browser.open("a")
+    # Not even in vain.
+    assert browser.messages() == []
     wanted = browser.requests()
     assert any("/index_files/000" in address for address in wanted)
     assert {address.split(":")[0] for address in wanted} <= {"file", "data", "blob"}
