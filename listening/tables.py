@@ -33,7 +33,7 @@ def summary_table(versions: Sequence[Scored]) -> str:
         cells: list[str] = []
         for summary in summaries:
             score = summary[metric]
-            mean = f"{score.mean:.4f}" if score.files else "–"
+            mean = f"{score.mean:.4f}".replace("-", "−") if score.files else "–"
             interval = f"± {score.ci95:.4f} " if score.files > 1 else ""
             spread = f'<small>{interval}</small> <small class="files">{score.files}</small>'
             cells.append(f'{mean} <span class="spread">{spread}</span>')
