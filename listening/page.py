@@ -97,7 +97,7 @@ def write_page(folder: Path, content: Content, jobs: int, progress: bool = False
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     page.unlink(missing_ok=True)
-    for path in (folder / _MEDIA_FOLDER).glob("[0-9]*.js"):
+    for path in (folder / _MEDIA_FOLDER).glob("[0-9][0-9][0-9][0-9]*.js"):
         path.unlink()
     recordings: dict[int, Prepared] = {}
     media: dict[int, str] = {}  # what is in the page itself

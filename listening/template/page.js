@@ -87,7 +87,8 @@ class Panel {
       return choice;
     });
     const last = data.versions.length;
-    const keys = `Keys: space plays and pauses, ← and → move by ${SEEK_SECONDS} s, ${last > 1 ? `1 to ${last} choose` : "1 chooses"} the version.`;
+    const digits = last > 1 ? `1 to ${last} choose` : "1 chooses";
+    const keys = `Keys: space plays and pauses, ← and → move by ${SEEK_SECONDS} s, ${digits} the version.`;
     return element(
       "div",
       { className: "player" },
@@ -108,27 +109,44 @@ class Panel {
         const cell = element("td", {}, formatted(scores[version][metric], digits));
         if (baseline && scores[version] !== baseline) {
           const gain = difference(scores[version][metric], baseline[metric]);
-          cell.append(element("small", { className: gain < 0 ? "spread worse" : "spread" }, formattedGain(gain, digits)));
+          const className = gain < 0 ? "spread worse" : "spread";
+          cell.append(element("small", { className }, formattedGain(gain, digits)));
         }
         return cell;
       });
       return element("tr", {}, element("th", { scope: "row" }, data.versions[version].name), ...cells);
     });
-    const head = ["version", ...data.metrics.map((metric) => metric.label)].map((label) => element("th", { scope: "col" }, label));
-    const caption = element("caption", {}, baseline && scored.length > 1 ? "Scores, and gain over noisy" : "Scores");
-    const table = element("table", { className: "figures" }, caption, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
-    return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Scores, scrolls sideways" }, table);
+    const labels = ["version", ...data.metrics.map((metric) => metric.label)];
+    const head = element("tr", {}, ...labels.map((label) => element("th", { scope: "col" }, label)));
+    const table = element(
+      "table",
+      { className: "figures" },
+      element("caption", {}, baseline && scored.length > 1 ? "Scores, and gain over noisy" : "Scores"),
+      element("thead", {}, head),
+      element("tbody", {}, ...rows),
+    );
+    const label = "Scores, scrolls sideways";
+    return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label }, table);
   }
 
   makePictures(media) {
     this.pictures = media.versions.map((version, index) => version && this.makePicture(media, version, index));
-    const range = element("p", { className: "range" }, `−${data.range_db} dB `, element("span", { className: "colours" }), " 0 dB: the loudest place of all versions");
+    const range = element(
+      "p",
+      { className: "range" },
+      `−${data.range_db} dB `,
+      element("span", { className: "colours" }),
+      " 0 dB: the loudest place of all versions",
+    );
     return [element("div", { className: "pictures" }, ...this.pictures.filter((picture) => picture)), range];
   }
 
   makePicture(media, version, index) {
     const { name, colour } = data.versions[index];
-    const image = (kind, type) => element("img", { src: `data:image/${type};base64,${version[kind]}`, alt: `${kind} of ${name}`, className: kind, draggable: false });
+    const image = (kind, type) => {
+      const src = `data:image/${type};base64,${version[kind]}`;
+      return element("img", { src, alt: `${kind} of ${name}`, className: kind, draggable: false });
+    };
     const frame = element(
       "div",
       { className: "frame" },
@@ -142,11 +160,12 @@ class Panel {
       this.choose(index);
     });
     const frequencies = [media.highest_hz, media.highest_hz / 2, 0].map((hz) => element("span", {}, `${hz / 1000}`));
+    const unit = element("span", { className: "unit" }, "kHz");
     const figure = element(
       "figure",
       {},
       element("figcaption", {}, name),
-      element("div", { className: "frequencies", "aria-hidden": "true" }, ...frequencies, element("span", { className: "unit" }, "kHz")),
+      element("div", { className: "frequencies", "aria-hidden": "true" }, ...frequencies, unit),
       frame,
       element("div", { className: "times", "aria-hidden": "true" }, ...Panel.timeMarks(media.seconds)),
     );

@@ -1,6 +1,6 @@
 "use strict";
 
-/** A new element with properties, attributes (`aria-…`, `data-…` and the like) and children; text is only ever text. */
+/** A new element with properties or attributes, and with children, of which texts are only ever text. */
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
@@ -90,7 +90,8 @@ class FileTable {
     this.filter = filter;
     const choice = document.getElementById("version");
     for (const index of this.scored) {
-      choice.append(element("option", { value: index, selected: index === this.shown }, this.data.versions[index].name));
+      const { name } = this.data.versions[index];
+      choice.append(element("option", { value: index, selected: index === this.shown }, name));
     }
     choice.addEventListener("change", () => this.show(Number(choice.value)));
     document.getElementById("version-choice").hidden = this.scored.length < 2;
@@ -132,7 +133,8 @@ class FileTable {
     this.heads.forEach((head, column) => this.markHead(head, column));
     if (this.opened && !order.includes(this.opened.index)) this.close();
     const all = recordings.length;
-    document.getElementById("count").textContent = order.length === all ? `${all} files` : `${order.length} of ${all} files`;
+    const count = order.length === all ? `${all}` : `${order.length} of ${all}`;
+    document.getElementById("count").textContent = `${count} files`;
   }
 
   /** Of two values in a column; what is missing comes last in either order. */
