@@ -149,7 +149,8 @@ def _html(content: Content, recordings: Sequence[Prepared], media: Mapping[int, 
         media="\n".join(
             f'<script type="application/json" id="media-{index}">{text}</script>' for index, text in media.items()
         ),
-        css=_template("page.css").substitute(colour_stops=", ".join(colour_stops())),
+        page_css=_read("page.css"),
+        player_css=_template("player.css").substitute(colour_stops=", ".join(colour_stops())),
         player_js=_read("player.js"),
         table_js=_read("table.js"),
         page_js=_read("page.js"),

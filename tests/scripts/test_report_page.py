@@ -67,7 +67,11 @@ def chirps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "noisy/odd.wav", chirp("noisy"))
     save(folder / "system/odd.wav", np.stack([chirp("system", 2.0, 44_100)] * 2, axis=1), rate=44_100)
     save(folder / "clean/odd.wav", chirp("clean", 3.0, 48_000), rate=48_000)
-    assert write_page(folder / "page", content_of(folder, ["even", "odd", "short", "silent"]), jobs=1) == []
+    save(folder / "noisy/half.wav", chirp("noisy"))
+    save(folder / "clean/half.wav", chirp("clean"))
+    (folder / "system/half.wav").write_bytes(b"not sound")
+    (problem,) = write_page(folder / "page", content_of(folder, ["even", "half", "odd", "short", "silent"]), jobs=1)
+    assert problem.startswith(f"{folder}/system/half.wav: not an audio file")
     return folder / "page/index.html"
 
 
@@ -280,6 +284,28 @@ def test_short_and_silent_files_play_too(browser: Browser, chirps: Path) -> None
         assert all(image.size["width"] > 100 for image in browser.all(".frame img"))
     assert browser.run("return [...document.images].every((image) => image.naturalWidth > 0)")
     assert browser.messages() == []
+
+
+def test_a_version_that_cannot_be_read_cannot_be_chosen(browser: Browser, chirps: Path) -> None:
+    browser.load(chirps)
+    browser.open("half")
+    assert [button.is_enabled() for button in browser.all(".versions button")] == [True, False, True]
+    assert "not an audio file" in browser.one("#table .problem").text
+    assert "1 problem with a file" in browser.one("#files details").text
+    browser.press("2")
+    assert browser.version == "noisy"
+    browser.press("3", SPACE)
+    browser.wait(browser.audible, "the clean version")
+    assert_in_step(browser, "clean")
+
+
+def test_a_page_without_its_folder_says_so(browser: Browser, scored: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "index.html"
+    alone.write_bytes(scored.read_bytes())
+    browser.load(alone)
+    browser.all("#table button.open")[0].click()
+    browser.wait(lambda: "belongs beside this page" in browser.one(".panel").text, "the message")
+    browser.messages()  # of the browser, that there is no such file
 
 
 def test_a_click_on_a_picture_seeks_there(browser: Browser, chirps: Path) -> None:
