@@ -5,14 +5,17 @@
 
 Prints mean and 95 % confidence interval of PESQ, CSIG, CBAK, COVL, SSNR, STOI, ESTOI and SI-SDR. Without a
 file list the folders are paired by name. A folder given here comes before a path in the list, so that the
-list of the noisy test set also serves for the enhanced one. Exit codes: 0 all scored, 1 some files failed
-(each named on standard error, the others scored), 2 the command line is wrong.
+list of the noisy test set also serves for the enhanced one. `--report` writes scores.csv, summary.json and
+index.html, a page to listen to the files (which needs pip install -e '.[report]'; with several systems and the noisy
+files on one page: scripts/report.py). Exit codes: 0 all scored, 1 some files failed (each named on standard error,
+the others scored), 2 the command line is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
@@ -23,8 +26,9 @@ from data.file_lists import (
     read_file_list,
 )
 from data.processes import available_cores
+from listening.versions import Version
 from metrics.composite import VARIANTS
-from metrics.scores import score_pairs
+from metrics.scores import PairScores, score_pairs
 from metrics.summary import format_table, write_report
 
 
@@ -40,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="published",
         help="version of CSIG, CBAK and COVL: as published in this lineage (default), or as Loizou's",
     )
-    parser.add_argument("--report", type=Path, metavar="DIR", help="folder for scores.csv and summary.json")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="folder for scores.csv, summary.json and the page")
     parser.add_argument("--jobs", type=int, default=available_cores(), help="processes (default: all cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
@@ -68,6 +72,26 @@ def find_pairs(options: argparse.Namespace) -> tuple[list[Utterance], list[Path]
     return pairing.pairs, pairing.clean_only + pairing.noisy_only
 
 
+def write_listening_page(
+    options: argparse.Namespace, pairs: list[Utterance], results: list[PairScores], left_out: list[str]
+) -> list[str]:
+    """The page of the scored files beside the clean ones; returns a line for each that it cannot show."""
+    if find_spec("matplotlib") is None:
+        print("no index.html: needs matplotlib: pip install -e '.[report]'", file=sys.stderr)
+        return []
+    from listening.page import Content, write_page  # late: scores are printed without waiting for matplotlib
+
+    folder = options.noisy_wav_dir
+    name = folder.resolve().name if folder else "scored"
+    versions = [
+        Version(name, "enhanced", {pair.id: pair.noisy for pair in pairs}),
+        Version("clean", "clean", {pair.id: pair.clean for pair in pairs}),
+    ]
+    subject = f"{len(pairs)} recordings: {folder or options.input_test_file}"
+    content = Content(subject, versions, [pair.id for pair in pairs], [results, None], options.composite, left_out)
+    return write_page(options.report, content, options.jobs, progress=not options.quiet)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments(arguments)
@@ -77,12 +101,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
     results = score_pairs(pairs, options.composite, options.jobs, progress=not options.quiet)
-    problems = [f"{path}: has no twin in the other folder" for path in unpaired]
-    problems += [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
+    left_out = [f"{path}: has no twin in the other folder" for path in unpaired]
+    problems = left_out + [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
     print(format_table(results, options.composite))
     if options.report:
         try:
             write_report(options.report, results, options.composite, unpaired)
+            problems += write_listening_page(options, pairs, results, left_out)
         except OSError as error:
             problems.append(f"{options.report}: cannot be written: {error.strerror}")
     for problem in problems:

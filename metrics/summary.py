@@ -17,15 +17,17 @@ from data.atomic import write_text_atomically
 from metrics.composite import Variant
 from metrics.scores import METRICS, PairScores
 
-_LABELS = {
+LABELS = {
     **{"pesq": "PESQ", "csig": "CSIG", "cbak": "CBAK", "covl": "COVL"},
     **{"ssnr": "SSNR dB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR dB"},
 }
+"""What tables call each of `METRICS`, with its unit."""
 
-_VARIANT_NOTES: dict[Variant, str] = {
+VARIANT_NOTES: dict[Variant, str] = {
     "published": "composite measures 'published': with the lineage's 1/32768 before the WSS",
     "loizou": "composite measures 'loizou': without the 1/32768 before the WSS",
 }
+"""What each version of the composite measures is, in a line."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ def summarise(results: Sequence[PairScores]) -> dict[str, Mean]:
 
     The interval is Student's t for the mean of independent files.
     """
-    return {name: _mean(np.array([result.values[name] for result in results])) for name in METRICS}
+    return {name: mean_with_interval(np.array([result.values[name] for result in results])) for name in METRICS}
 
 
-def _mean(values: np.ndarray) -> Mean:
+def mean_with_interval(values: np.ndarray) -> Mean:
+    """The mean of the values `[N]` that are not NaN, with its interval as in `summarise`."""
     values = values[~np.isnan(values)]
     count = len(values)
     if count == 0:
@@ -60,13 +63,13 @@ def format_table(results: Sequence[PairScores], variant: Variant) -> str:
     """The table as text, a line a metric; its heading names the composite version and counts the files."""
     failed = sum(result.reason is not None for result in results)
     lines = [
-        f"{len(results)} files, {failed} failed; {_VARIANT_NOTES[variant]}",
+        f"{len(results)} files, {failed} failed; {VARIANT_NOTES[variant]}",
         f"{'metric':<10}{'mean':>9}{'95 % CI':>11}{'files':>8}",
     ]
     for name, score in summarise(results).items():
         mean = f"{score.mean:.4f}" if score.files else "-"
         interval = f"± {score.ci95:.4f}" if score.files > 1 else "-"
-        lines.append(f"{_LABELS[name]:<10}{mean:>9}{interval:>11}{score.files:>8}")
+        lines.append(f"{LABELS[name]:<10}{mean:>9}{interval:>11}{score.files:>8}")
     return "\n".join(lines)
 
 

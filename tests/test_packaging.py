@@ -42,11 +42,12 @@ def test_constraints_pin_every_direct_dependency() -> None:
 
 def test_only_declared_packages_are_imported() -> None:
     content = project()
-    declared = {name_of(item) for item in content["dependencies"]}
+    # The package that draws is imported late, by those who ask for pictures.
+    declared = {name_of(item) for item in [*content["dependencies"], *content["optional-dependencies"]["report"]]}
     sources = list(ROOT.glob("*.py"))
-    for folder in ("data", "metrics", "models", "training"):
+    for folder in ("data", "listening", "metrics", "models", "training"):
         sources += (ROOT / folder).rglob("*.py")
-    own = {"cli", "config", "data", "metrics", "models", "training"}
+    own = {"cli", "config", "data", "listening", "metrics", "models", "training"}
     imported: set[str] = set()
     for path in sources:
         for match in re.finditer(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):

@@ -1,0 +1,5 @@
+"""The page to listen to results with: players, pictures, scores and statistics in HTML that opens from disk.
+
+`listening.page.write_page` is what `scripts/report.py` and `cal_metrics.py --report` call. Needs matplotlib, which
+`pip install -e '.[report]'` installs; so those import this package late.
+"""
