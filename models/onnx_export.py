@@ -49,8 +49,11 @@ EXAMPLE_BATCH, EXAMPLE_FRAMES = 3, 8
 CHECKED = ((1, 1), (2, 7), (3, 30))
 """Batch and number of frames of what an exported network is checked with."""
 
-TOLERANCE = 1e-4
-"""How far results may be from PyTorch's, over the largest magnitude."""
+TOLERANCE, COMPLEX_TOLERANCE = 1e-4, 2e-3
+"""How far magnitudes and complex spectra may be from PyTorch's, over the largest magnitude.
+
+Phases are the angles of two numbers that may both be close to 0, which can turn rounding errors into large ones.
+"""
 
 NOISE_LEVEL = 0.1
 """Deviation of the noise that it is checked with, where the network does not ask for 1."""
@@ -111,7 +114,7 @@ def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> OnnxNe
 
 @torch.inference_mode()
 def check(exported: OnnxNetwork, network: nn.Module, config: Config) -> None:
-    """Raise `ExportError` unless both give the same magnitudes and complex spectra of noise, within `TOLERANCE`."""
+    """Raise `ExportError` unless both give the same magnitudes and complex spectra of noise, as far as is allowed."""
     spectrogram = Spectrogram(config.stft)
     generator = torch.Generator().manual_seed(0)
     level = 1 if config.data.normalize_level else NOISE_LEVEL
@@ -120,14 +123,14 @@ def check(exported: OnnxNetwork, network: nn.Module, config: Config) -> None:
         noisy = Spectra(*(part[..., :frames] for part in spectrogram(noise)))
         expected, enhanced = network(noisy), _enhanced(exported, noisy)
         largest = expected.mag.max()
-        for name, wrong in (
-            ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest),
-            ("complex spectra", (enhanced.complex - expected.complex).abs().max() / largest),
+        for name, wrong, allowed in (
+            ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest, TOLERANCE),
+            ("complex spectra", (enhanced.complex - expected.complex).abs().max() / largest, COMPLEX_TOLERANCE),
         ):
-            if not wrong <= TOLERANCE:  # NaN is wrong too
+            if not wrong <= allowed:  # NaN is wrong too
                 raise ExportError(
                     f"onnxruntime's {name} of {batch} x {frames} frames are {wrong:.1e} of the largest from PyTorch's "
-                    f"({TOLERANCE:.0e} is allowed); nothing was written; try other versions of torch and onnxruntime"
+                    f"({allowed:.0e} is allowed); nothing was written; try other versions of torch and onnxruntime"
                 )
 
 

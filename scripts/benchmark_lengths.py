@@ -183,12 +183,11 @@ def measure(configs: Sequence[Config], options: Namespace) -> list[tuple[Case, l
     results: list[tuple[Case, list[Cost]]] = []
     with tempfile.TemporaryDirectory() as folder:
         exported: dict[str, Path] = {}
+        for config in configs if "onnxruntime" in options.forms else []:  # first, for it may fail
+            exported[config.model.name] = Path(folder, f"{config.model.name}.onnx")
+            exported[config.model.name].write_bytes(export(networks_of(config)["ours"], config))
         for config, case in tqdm(todo, leave=False):
-            name = case.network
-            if case.form == "onnxruntime" and name not in exported:
-                exported[name] = Path(folder, f"{name}.onnx")
-                exported[name].write_bytes(export(networks_of(config)["ours"], config))
-            onnx_file = exported[name] if case.form == "onnxruntime" else None
+            onnx_file = exported[case.network] if case.form == "onnxruntime" else None
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
                 arguments = config, case, options.lengths, options.limit, onnx_file
                 results.append((case, fresh.submit(measure_case, *arguments).result()))
