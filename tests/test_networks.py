@@ -22,7 +22,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("network", SETTINGS)
+# MUSE and CNUNet take most of a minute; the other two stand for them in the default run.
+@pytest.mark.parametrize(
+    "network", ["imse", "lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet"))]
+)
 def test_it_learns_and_resumes_and_enhances_any_length(network: str, tmp_path: Path) -> None:
     write_pairs(tmp_path)
     arguments = ["--config", ROOT / f"configs/{network}.json", "--device=cpu", "--quiet", "--training_epochs=20"]
