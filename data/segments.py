@@ -25,7 +25,7 @@ SHORTEST_WINDOW = 1 / 3
 """A signal that is shorter than this share of a window is followed by zeros."""
 
 WHOLE_LIMIT = 160
-"""Segments that are taken in one pass at most: five minutes, for which IMSE needs some 9 GB."""
+"""Segments that are taken in one pass at most: five minutes, for which IMSE needs some 11 GB."""
 
 
 @dataclass(frozen=True)
