@@ -104,11 +104,9 @@ class Plain(nn.Module):
 
 def enhancer_of(config: Config, case: Case, onnx_file: Path | None) -> Enhancer:
     """What enhances in a case; may raise `CompileError`."""
-    if onnx_file:
-        network, _ = load_onnx(onnx_file, case.threads)
-    else:
-        networks = networks_of(config)
-        network = Plain(networks["plain"]) if case.form == "plain" else networks["ours"]
+    if case.form == "plain":
+        return Enhancer(Plain(networks_of(config)["plain"]), config)  # as it is, without what makes ours faster
+    network = load_onnx(onnx_file, case.threads)[0] if onnx_file else networks_of(config)["ours"]
     load = Load(1, case.threads)
     return fast_enhancer(network, config, "cpu", case.protocol, load, bf16=False, compiled=case.form == "compiled")
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import scripts.benchmark_lengths as benchmark
 from config import Config, load_config
+from models.acceleration import OneDnnPointwise
 from models.enhancer import Enhancer
 from models.spectrogram import Spectra
 from scripts.benchmark import CONFIGS
@@ -108,6 +109,12 @@ def test_a_plain_network_takes_any_number_of_frames(frames: int) -> None:
     enhanced = Plain(Doubled())(noisy)
     assert torch.equal(enhanced.mag, 2 * noisy.mag)
     assert torch.equal(enhanced.pha, noisy.pha)
+
+
+def test_the_plain_network_is_left_as_it_is(config: Config) -> None:
+    plain = benchmark.enhancer_of(config, Case("imse", "plain", "paper", 1), None)
+    assert any(isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) for part in plain.modules())
+    assert not any(isinstance(part, OneDnnPointwise) for part in plain.modules())
 
 
 def test_noise_of_any_length() -> None:
