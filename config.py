@@ -19,6 +19,9 @@ from typing import Any, get_args, get_type_hints
 LARGEST_NUMBER = 1e9
 """No setting is beyond it, and none is infinite."""
 
+MOST_BASES = 8
+"""A configuration may stand on another, that on a third, and so on up to this."""
+
 
 class ConfigError(Exception):
     """A configuration cannot be used; `problems` holds one line for each thing wrong with it."""
@@ -54,6 +57,40 @@ class UNetConfig:
 @dataclass(frozen=True)
 class ImseConfig(UNetConfig):
     """The network IMSE."""
+
+
+ATTENTIONS = (
+    *("mala", "without_magnitude", "without_rotation", "without_local", "without_gate"),
+    *("softmax_bottleneck", "taylor"),
+)
+LOCAL_PATTERNS = ("idconv", "without_square", "without_frequency", "without_time", "depthwise", "deformable")
+
+
+@dataclass(frozen=True)
+class ImseAblationConfig(UNetConfig):
+    """IMSE with parts taken out or exchanged (`models.imse_ablation`); the defaults are IMSE.
+
+    attention: "mala", or MALA "without_magnitude" (plain linear attention), "without_rotation", "without_local" or
+        "without_gate"; "softmax_bottleneck" for softmax attention at the bottleneck; "taylor" for MUSE's.
+    local: "idconv", or IDConv "without_square", "without_frequency" or "without_time", whose channels then pass
+        unchanged; "depthwise" for a 3×3 kernel on all channels; "deformable" for MUSE's embedding.
+    band_kernel: length of IDConv's thin kernels.
+    phase: off, the magnitude alone is seen and enhanced, and the noisy phase kept.
+    """
+
+    attention: str = "mala"
+    local: str = "idconv"
+    band_kernel: int = 11
+    phase: bool = True
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {
+            **super().checks(),
+            f"attention: must be one of {', '.join(ATTENTIONS)}": self.attention in ATTENTIONS,
+            f"local: must be one of {', '.join(LOCAL_PATTERNS)}": self.local in LOCAL_PATTERNS,
+            "band_kernel: must be odd, from 1 to 99": self.band_kernel in range(1, 100, 2),
+        }
 
 
 @dataclass(frozen=True)
@@ -101,7 +138,7 @@ class CnunetConfig:
         return "the network needs a multiple of 256 beside that at 0 Hz" if bins % 256 != 1 or bins == 1 else ""
 
 
-ModelConfig = ImseConfig | MuseConfig | LiteRtseConfig | CnunetConfig
+ModelConfig = ImseConfig | ImseAblationConfig | MuseConfig | LiteRtseConfig | CnunetConfig
 """The section `model`: one class for each network."""
 
 WINDOWS = ("hann", "hamming", "sqrt_hann")
@@ -295,6 +332,7 @@ class TrainConfig:
 
 MODEL_CONFIGS: Mapping[str, type[ModelConfig]] = {
     "imse": ImseConfig,
+    "imse_ablation": ImseAblationConfig,
     "muse": MuseConfig,
     "lite_rtse": LiteRtseConfig,
     "cnunet": CnunetConfig,
@@ -322,10 +360,33 @@ class Config:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a configuration file; raises `ConfigError`.
 
+    A file with the key `base` gives only what differs from that file, whose path is relative to its own.
     `overrides` are assignments such as `optim.learning_rate=1e-4`, their values in JSON.
     """
-    content = load_json(path)
+    content = _with_base(path)
     return parse_config(_overridden(content, overrides) if overrides else content, str(path))
+
+
+def _with_base(path: Path, depth: int = 0) -> Any:
+    """A file's content put over that of its base, section by section and key by key."""
+    content = load_json(path)
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = content.pop("base")
+    if not isinstance(base, str):
+        raise ConfigError(str(path), [f"base: expected the path of a configuration, found {_shown(base)}"])
+    if depth == MOST_BASES:
+        raise ConfigError(str(path), [f"base: the {MOST_BASES + 1}th in a row; do they go in a circle?"])
+    return merge(_with_base(path.parent / base, depth + 1), content)
+
+
+def merge(base: Any, delta: Mapping[str, Any]) -> Any:
+    """The content of a base with a delta's sections put into it, key by key."""
+    merged = dict(base) if isinstance(base, dict) else {}
+    for name, section in delta.items():
+        below = merged.get(name)
+        merged[name] = {**below, **section} if isinstance(below, dict) and isinstance(section, dict) else section
+    return merged
 
 
 def _overridden(content: Any, overrides: Sequence[str]) -> Any:

@@ -17,16 +17,21 @@ class IDConv(nn.Module):
 
     Of the mixed channels, C/8 meet a 3×3 kernel, C/8 a 1×11 kernel (along frequency), C/8 an 11×1 kernel (along
     time); the other 5C/8 pass unchanged, and stand first.
+
+    Parameters
+    ----------
+    channels: width C, divisible by 8.
+    band_kernel: length of the thin kernels, odd; 11 in the paper.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, band_kernel: int = BAND_KERNEL) -> None:
         super().__init__()
         group = channels // 8
         self.split = [channels - 3 * group, group, group, group]
         self.mix = nn.Conv2d(channels, channels, 1, bias=False)
-        self.square = _depthwise(group, (SQUARE_KERNEL, SQUARE_KERNEL))
-        self.along_frequency = _depthwise(group, (1, BAND_KERNEL))
-        self.along_time = _depthwise(group, (BAND_KERNEL, 1))
+        self.square: nn.Module = depthwise(group, (SQUARE_KERNEL, SQUARE_KERNEL))
+        self.along_frequency: nn.Module = depthwise(group, (1, band_kernel))
+        self.along_time: nn.Module = depthwise(group, (band_kernel, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Split, filter, and put together in the same order."""
@@ -35,6 +40,7 @@ class IDConv(nn.Module):
         return torch.cat([same, *filtered], dim=1)
 
 
-def _depthwise(channels: int, kernel: tuple[int, int]) -> nn.Conv2d:
+def depthwise(channels: int, kernel: tuple[int, int]) -> nn.Conv2d:
+    """Each channel by itself, with zeros around the map: `[B, C, T, F]` → the same shape."""
     padding = (kernel[0] // 2, kernel[1] // 2)
     return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels)

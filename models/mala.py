@@ -18,7 +18,8 @@ from models.transformer import head_blocks, mean_position, positions_first
 
 HEAD_WIDTH = 8
 ROTARY_BASE = 10_000.0
-_Z_FLOOR = 1e-6
+SCALE = 1 / math.sqrt(HEAD_WIDTH)
+Z_FLOOR = 1e-6
 
 
 class RotaryTables(NamedTuple):
@@ -78,25 +79,33 @@ class MALA(nn.Module):
     def forward(self, x: Tensor, rotary: RotaryTables) -> Tensor:
         """Attend; `rotary` are the tables of this map's T and F."""
         value = self.value(x)
-        q = positions_first(functional.elu(self.query(x)) + 1)  # [B, N, C], positive
-        k = positions_first(functional.elu(self.key(x)) + 1)
+        q = positions_first(self.features(self.query(x)))  # [B, N, C]
+        k = positions_first(self.features(self.key(x)))
         attended = self.attend(q, k, positions_first(value), rotary, x.shape[3])
         attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
         return self.project((attended + self.local(value)) * self.gate(x))
 
+    def features(self, x: Tensor) -> Tensor:
+        """What makes queries and keys positive: ELU + 1."""
+        return functional.elu(x) + 1
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables, bins: int) -> Tensor:
         """The attention proper: positive q and k, and v, `[B, N, C]` each of a map with F = `bins`, to `[B, N, C]`."""
-        scale = 1 / math.sqrt(HEAD_WIDTH)
         mean_k, mean_v = mean_position(k, bins), mean_position(v, bins)  # [B, C]
         # z of each head, repeated over its d channels: the mean key stands in each column of the head's block.
-        z = q @ (mean_k[:, :, None] * self.head_mask * scale)  # [B, N, C]
+        z = q @ (mean_k[:, :, None] * self.head_mask * SCALE)  # [B, N, C]
+        return self.with_magnitude(self.response(q, k, v, rotary), z, mean_v[:, None])
 
+    def response(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
+        """Each query's response to all positions, mean over j of (q̃ᵢ · k̃ⱼ) vⱼ / √d, q̃ and k̃ rotated: `[B, N, C]`."""
         # Turning x by an angle is x cos + (x R) sin, with R the quarter turn of each pair of channels. R commutes
         # with the tables, which are equal within a pair, so it moves from N positions onto C×C products.
         kv = (k * rotary.cos).mT @ v + self.quarter_turn.mT @ ((k * rotary.sin).mT @ v)
-        kv = kv * self.head_mask * (scale / q.shape[1])  # [B, C, C]
-        rotated_q_kv = torch.baddbmm((q * rotary.cos) @ kv, q * rotary.sin, self.quarter_turn @ kv)
+        kv = kv * self.head_mask * (SCALE / q.shape[1])  # [B, C, C]
+        return torch.baddbmm((q * rotary.cos) @ kv, q * rotary.sin, self.quarter_turn @ kv)
 
-        # rotated_q_kv · β − γ · mean_v with β = 1 + 1/z and γ = z, in two passes over the positions instead of five.
-        scaled = torch.addcdiv(rotated_q_kv, rotated_q_kv, z + _Z_FLOOR)
-        return torch.addcmul(scaled, z, mean_v[:, None], value=-1)
+    def with_magnitude(self, response: Tensor, z: Tensor, mean_v: Tensor) -> Tensor:
+        """response · β − γ · mean_v with β = 1 + 1/z and γ = z: what sets MALA apart from linear attention."""
+        # In two passes over the positions instead of five.
+        scaled = torch.addcdiv(response, response, z + Z_FLOOR)
+        return torch.addcmul(scaled, z, mean_v, value=-1)

@@ -99,8 +99,8 @@ class UNet(nn.Module):
         self.decoder_level1 = stage(0, width_1)
         self.mag_refinement = stage(0, width_1)
         self.mag_output = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
-        self.pha_refinement = stage(0, width_1)
-        self.pha_output = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
+        self.pha_refinement: nn.Module = stage(0, width_1)
+        self.pha_output: nn.Module = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Down, up again with skip connections, then two refinements of the same features."""
@@ -121,6 +121,13 @@ class UNet(nn.Module):
             return ()
         _, channels, frames, bins = x.shape
         return (self.positions(frames // 2**level, bins // 2**level, (level + 1) * channels, x),)
+
+
+def as_maps(*parts: Tensor) -> Tensor:
+    """Parts of spectra `[B, F, T]` as maps `[B, parts, T', F]`, in time filled up to a T' that can be halved twice."""
+    x = torch.stack(parts, dim=1).transpose(2, 3)
+    x = functional.pad(x, (0, 0, 0, -x.shape[2] % FRAME_MULTIPLE))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class MagnitudePhaseNetwork(nn.Module):
@@ -146,8 +153,6 @@ class MagnitudePhaseNetwork(nn.Module):
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance compressed spectra `[B, F, T]`."""
         frames = noisy.mag.shape[-1]
-        x = torch.stack([noisy.mag, noisy.pha], dim=1).transpose(2, 3)  # [B, 2, T, F]
-        x = functional.pad(x, (0, 0, 0, -frames % FRAME_MULTIPLE)).contiguous(memory_format=torch.channels_last)
-        for_mag, for_pha = self.unet(self.dense_encoder(x))
+        for_mag, for_pha = self.unet(self.dense_encoder(as_maps(noisy.mag, noisy.pha)))
         mask = self.magnitude_decoder(for_mag)[..., :frames]
         return Spectra(noisy.mag * mask, self.phase_decoder(for_pha)[..., :frames])

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
-from config import MODEL_CONFIGS, Config, ConfigError, UNetConfig, load_config
+from config import Config, ConfigError, load_config
 from data.atomic import write_text_atomically
 from metrics.signals import RATE
 from models import build
@@ -39,10 +39,10 @@ from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
 from models.streaming import StreamError
 from scripts.benchmark_streaming import measure_stream, stream_as_text
-from tests.models.plain_muse import plain_network
+from tests.models.plain_muse import has_plain_network, plain_network
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ALL_NETWORKS = [CONFIGS / f"{name}.json" for name in MODEL_CONFIGS]
+ALL_NETWORKS = [CONFIGS / f"{name}.json" for name in ("imse", "muse", "lite_rtse", "cnunet")]
 
 Form = Callable[[Spectra], Spectra]
 
@@ -85,7 +85,7 @@ def networks_of(config: Config) -> dict[str, nn.Module]:
     """Our network with random weights and, of IMSE and MUSE, the plain transcription with the same: "plain", "ours"."""
     torch.manual_seed(0)
     ours = build(config).eval()
-    if not isinstance(config.model, UNetConfig):
+    if not has_plain_network(config):
         return {"ours": ours}
     plain = plain_network(config).eval()
     ours.load_state_dict(translate_published(plain.state_dict()))

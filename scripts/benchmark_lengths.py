@@ -33,7 +33,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
-from config import Config, ConfigError, UNetConfig, load_config
+from config import Config, ConfigError, load_config
 from data.atomic import replacing, write_text_atomically
 from data.segments import PROTOCOLS, WHOLE_LIMIT
 from models.acceleration import CompileError, fast_enhancer, keep_freed_memory
@@ -45,6 +45,7 @@ from models.pipeline import Load
 from models.spectrogram import Spectra
 from models.unet import FRAME_MULTIPLE
 from scripts.benchmark import ALL_NETWORKS, highest_memory, networks_of
+from tests.models.plain_muse import has_plain_network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +168,7 @@ def cases_of(config: Config, forms: Sequence[str], protocols: Sequence[str], thr
     return [
         Case(config.model.name, form, protocol, number)
         for form in forms
-        if form != "plain" or isinstance(config.model, UNetConfig)
+        if form != "plain" or has_plain_network(config)
         for protocol in FORMS[form]
         if protocol in protocols
         for number in threads

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from config import Config, UNetConfig
+from config import Config
 from data.audio import AudioFormat, write_audio
 from data.crops import PairedCrops, epoch_order, load_batches
 from data.file_lists import Utterance
@@ -34,6 +34,7 @@ from models import build
 from models.losses import TERMS
 from models.published import translate_published
 from tests.fixtures.signals import speech_like, with_noise
+from tests.models.plain_muse import has_plain_network
 from tests.plain_training import PlainTrainer, new_pool, plain_loader
 from training.distribution import Group
 from training.labels import PesqLabels
@@ -141,7 +142,7 @@ def measure_forms(
     with ExitStack() as stack:
         torch.manual_seed(seed)
         network = build(config)
-        if isinstance(config.model, UNetConfig) and config.loss.metric > 0:
+        if has_plain_network(config) and config.loss.metric > 0:
             first = PlainTrainer(config, device)
             forms["plain"] = plain(first)
             forms["plain_pool_kept"] = plain(PlainTrainer(config, device, stack.enter_context(new_pool(batch_size))))

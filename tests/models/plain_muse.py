@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from config import Config, UNetConfig
+from config import Config, ImseConfig, MuseConfig, UNetConfig
 from tests.models.plain_imse import ChannelNorm, FeedForward, PlainIMSE, TransformerUNet
 
 HEADS = (1, 2, 8)
@@ -127,8 +127,13 @@ class PlainMUSE(PlainIMSE):
         )
 
 
+def has_plain_network(config: Config) -> bool:
+    """Whether the network is one that the tests keep a plain transcription of."""
+    return isinstance(config.model, ImseConfig | MuseConfig)
+
+
 def plain_network(config: Config) -> PlainIMSE:
     """The plain transcription of the network that the configuration names, IMSE or MUSE, with random weights."""
-    assert isinstance(config.model, UNetConfig)
+    assert has_plain_network(config) and isinstance(config.model, UNetConfig)
     kinds = {"imse": PlainIMSE, "muse": PlainMUSE}
     return kinds[config.model.name](config.model.channels, config.stft.bins)
