@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import ConfigError, load_config, load_json, merge, parse_config
@@ -167,7 +168,7 @@ def trained_steps(folder: Path) -> int:
     return int(torch.load(folder / "run" / "latest.pt", map_location="cpu", weights_only=True)["steps_done"])
 
 
-def costs(variants: Sequence[Variant]) -> list[dict[str, float]]:
+def costs(variants: Sequence[Variant], quiet: bool) -> list[dict[str, float]]:
     """Parameters, GMACs a second of audio, and real-time factor of one segment, all timed in turns in one run."""
     figures: list[dict[str, float]] = []
     timed: list[Any] = []
@@ -175,12 +176,13 @@ def costs(variants: Sequence[Variant]) -> list[dict[str, float]]:
         config = parse_config(variant.content, variant.name)
         network, noisy = build(config).eval(), noisy_segment(config, "cpu")
         seconds = config.data.segment_size / config.data.sampling_rate
-        with torch.inference_mode():
+        # The counter knows products of matrices, not the attention that is one operation.
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
             gmacs = macs(network, noisy) / seconds / 1e9
         parameters = sum(each.numel() for each in network.parameters())
         figures.append({"parameters": parameters, "gmacs_per_second": gmacs, "real_time_factor": 1 / seconds})
         timed.append(lambda network=network, noisy=noisy: network(noisy))
-    for line, seconds in zip(figures, median_seconds(timed, ROUNDS, "cpu"), strict=True):
+    for line, seconds in zip(figures, median_seconds(timed, ROUNDS, "cpu", quiet), strict=True):
         line["real_time_factor"] *= seconds
     return figures
 
@@ -212,22 +214,24 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     return "\n".join([about, "", *lines]) + "\n"
 
 
-def write_table(variants: Sequence[Variant], pairs: Sequence[Utterance], options: Namespace) -> str:
-    """Score what was enhanced, and write the table; returns it."""
+def write_table(variants: Sequence[Variant], pairs: Sequence[Utterance], options: Namespace) -> tuple[str, list[str]]:
+    """Score what was enhanced, and write the table; returns it, and a line for each file without a score."""
+    problems: list[str] = []
     lines: dict[str, dict[str, Any]] = {}
     base: list[PairScores] | None = None
-    for variant, cost in zip(variants, costs(variants), strict=True):
+    for variant, cost in zip(variants, costs(variants, options.quiet), strict=True):
         folder = options.output_dir / variant.name
         done = [Utterance(pair.id, pair.clean, folder / "enhanced" / pair.noisy.name) for pair in pairs]
         scores = score_pairs(done, "published", available_cores(), progress=not options.quiet)
         write_report(folder, scores, "published")
+        problems += [f"{variant.name}: {each.id}: {each.reason}" for each in scores if each.reason is not None]
         base = base or scores
         lines[variant.name] = {"steps": trained_steps(folder), **cost, **compare(scores, base)}
     figures = {"budget": budget(options), "train": options.train, "files": len(pairs), "variants": lines}
     text = as_markdown(figures)
     write_text_atomically(options.output_dir / "ablation.json", json.dumps(figures, indent=1) + "\n")
     write_text_atomically(options.output_dir / "ablation.md", text)
-    return text
+    return text, problems
 
 
 def parse_arguments() -> Namespace:
@@ -287,8 +291,11 @@ def main() -> int:
     if variants[0] not in done:
         print(f"{BASE}: there is nothing to compare with", file=sys.stderr)
         return SOME_FAILED
-    print(write_table(done, pairs, options), end="")
-    return DONE if len(done) == len(variants) else SOME_FAILED
+    table, problems = write_table(done, pairs, options)
+    print(table, end="")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return SOME_FAILED if problems or len(done) < len(variants) else DONE
 
 
 if __name__ == "__main__":

@@ -67,10 +67,10 @@ def lstm_flops(x: torch.Size, input_weight: torch.Size, hidden_weight: torch.Siz
 
 
 @torch.inference_mode()
-def median_seconds(forms: Sequence[Callable[[], object]], rounds: int, device: str) -> list[float]:
+def median_seconds(forms: Sequence[Callable[[], object]], rounds: int, device: str, quiet: bool = False) -> list[float]:
     """The median time of each form; each round runs every form once, after two that do not count."""
     times: list[list[float]] = [[] for _ in forms]
-    for number in tqdm(range(rounds + 2), leave=False):
+    for number in tqdm(range(rounds + 2), leave=False, disable=quiet):
         for form, taken in zip(forms, times, strict=True):
             start = perf_counter()
             form()

@@ -97,6 +97,9 @@ def test_every_network_has_its_recipe(network: str) -> None:
         ("cnunet", "model.released_skips=1", "model.released_skips: expected bool, found 1"),
         ("cnunet", "stft.n_fft=510", "stft.n_fft: gives 256 bins; the network needs a multiple of 256 beside that at 0 Hz"),  # noqa: E501
         ("cnunet", "model.channels=16", "model.channels: unknown key"),
+        ("ablation/idconv_band_7", "model.band_kernel=4", "model.band_kernel: must be odd, from 1 to 99"),
+        ("ablation/depthwise_3x3", "model.local=7", "model.local: expected str, found 7"),
+        ("ablation/width_8", "model.attention=mala", "model.attention: unknown key"),
         ("cnunet", "optim.weight_decay=-1", "optim.weight_decay: must not be negative"),
     ],
 )  # fmt: skip
@@ -108,7 +111,8 @@ def test_settings_that_a_network_cannot_have(network: str, assignment: str, prob
 
 def test_an_unknown_network(content: dict[str, Any]) -> None:
     content["model"]["name"] = "imsee"
-    assert problems_of(content) == ['model.name: expected one of imse, muse, lite_rtse, cnunet, found "imsee"']
+    known = "imse, imse_ablation, muse, lite_rtse, cnunet"
+    assert problems_of(content) == [f'model.name: expected one of {known}, found "imsee"']
 
 
 @pytest.mark.parametrize("section", ["model", "stft", "train"])
@@ -202,3 +206,45 @@ def test_wrong_settings_of_the_command_line(assignment: str, problem: str) -> No
 def test_the_metric_cannot_be_the_only_loss(content: dict[str, Any]) -> None:
     content["loss"] = {"metric": 1.0, "magnitude": 0, "phase": 0, "complex": 0}
     assert problems_of(content) == ["loss.metric: cannot be the only loss; give another term a weight above 0"]
+
+
+def write(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_a_configuration_on_a_base_gives_only_what_differs(tmp_path: Path, content: dict[str, Any]) -> None:
+    write(tmp_path / "first.json", content)
+    write(tmp_path / "below/second.json", {"base": "../first.json", "optim": {"lr_decay": 0.5}, "train": {"seed": 7}})
+    third = write(tmp_path / "third.json", {"base": "below/second.json", "train": {"seed": 8}})
+    whole = load_config(third, ["train.epochs=3"])
+    assert (whole.optim.lr_decay, whole.train.seed, whole.train.epochs) == (0.5, 8, 3)
+    content["optim"]["lr_decay"], content["train"]["seed"], content["train"]["epochs"] = 0.5, 8, 3
+    assert whole == parse_config(content, "by hand")
+
+
+def test_a_section_that_the_base_lacks_is_new(tmp_path: Path, content: dict[str, Any]) -> None:
+    write(tmp_path / "base.json", content)
+    mix = json.loads((ROOT / "configs/imse_mix.json").read_text())["mix"]
+    on_top = load_config(write(tmp_path / "mix.json", {"base": "base.json", "mix": mix}))
+    assert on_top.mix is not None and on_top.mix.snr_low == -2.5
+
+
+@pytest.mark.parametrize(
+    ("delta", "problem"),
+    [
+        ({"base": 3}, "delta.json: base: expected the path of a configuration, found 3"),
+        ({"base": "none.json"}, "none.json: cannot be read: No such file or directory"),
+        ({"base": "delta.json"}, "delta.json: base: the 9th in a row; do they go in a circle?"),
+        ({"base": "base.json", "optim": 3}, "delta.json: optim: expected an object, found 3"),
+        ({"base": "base.json", "optim": {"lr_decai": 1}}, "delta.json: optim.lr_decai: unknown key (did you mean 'lr_decay'?)"),  # noqa: E501
+        ({"base": "list.json"}, "delta.json: model: missing"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_base(tmp_path: Path, content: dict[str, Any], delta: object, problem: str) -> None:
+    write(tmp_path / "base.json", content)
+    write(tmp_path / "list.json", [])
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path / "delta.json", delta))
+    assert str(caught.value).splitlines()[0] == f"{tmp_path}/{problem}"

@@ -40,6 +40,7 @@ def test_idconv_filters_the_last_three_eighths_in_order_and_direction() -> None:
     with torch.no_grad():
         module.mix.weight.copy_(torch.eye(8)[..., None, None])
         for number, branch in enumerate((module.square, module.along_frequency, module.along_time), start=1):
+            assert isinstance(branch, nn.Conv2d)
             branch.weight.fill_(number)
             branch.bias.zero_() if branch.bias is not None else None
         out = module(functional.pad(torch.ones(1, 8, 1, 1), (12, 12, 12, 12)))[0]
