@@ -86,7 +86,7 @@ def write_report(folder: Path, results: Sequence[PairScores], variant: Variant, 
         "failed": {result.id: result.reason for result in results if result.reason is not None},
         "unpaired": [str(path) for path in unpaired],
         "metrics": {
-            name: {"mean": _number(score.mean), "ci95": _number(score.ci95), "files": score.files}
+            name: {"mean": json_number(score.mean), "ci95": json_number(score.ci95), "files": score.files}
             for name, score in summarise(results).items()
         },
     }
@@ -103,5 +103,6 @@ def _csv(results: Sequence[PairScores]) -> str:
     return text.getvalue()
 
 
-def _number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
+    """The value as JSON can hold it: null, None here, for NaN."""
     return None if math.isnan(value) else value

@@ -42,7 +42,7 @@ from data.file_lists import FileListError, Utterance, pair_folders
 from data.processes import available_cores
 from metrics.paired import paired_test
 from metrics.scores import METRICS, PairScores, score_pairs
-from metrics.summary import LABELS, summarise, write_report
+from metrics.summary import LABELS, json_number, summarise, write_report
 from models import build
 from scripts.benchmark import macs, median_seconds, noisy_segment
 from training.stop import Stop
@@ -188,13 +188,20 @@ def costs(variants: Sequence[Variant], quiet: bool) -> list[dict[str, float]]:
 
 
 def compare(scores: Sequence[PairScores], base: Sequence[PairScores]) -> dict[str, Any]:
-    """Means of a variant's metrics, and their paired differences to the base."""
-    means = {name: asdict(mean) for name, mean in summarise(scores).items()}
-    differences = {
-        name: asdict(paired_test(*([result.values[name] for result in results] for results in (base, scores))))
+    """Means of a variant's metrics, and their paired differences to the base, as JSON can hold them."""
+    tests = {
+        name: paired_test(*([result.values[name] for result in results] for results in (base, scores)))
         for name in METRICS
     }
-    return {"metrics": means, "differences": differences}
+    return {
+        what: {name: {key: json_number(value) for key, value in asdict(each).items()} for name, each in values.items()}
+        for what, values in (("metrics", summarise(scores)), ("differences", tests))
+    }
+
+
+def shown(value: float | None, how: str) -> str:
+    """A number as a cell shows it, or that there is none."""
+    return "-" if value is None else format(value, how)
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
@@ -206,9 +213,11 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
         cells += [f"{line['gmacs_per_second']:.2f}", f"{line['real_time_factor']:.3f}"]
         for metric in METRICS:
             digits = 2 if metric in ("ssnr", "si_sdr") else 3
-            mean, other = line["metrics"][metric]["mean"], line["differences"][metric]
-            difference = f" ({other['mean']:+.{digits}f} ± {other['ci95']:.{digits}f})" if name != BASE else ""
-            cells.append(f"{mean:.{digits}f}{difference}")
+            other = line["differences"][metric]
+            cell = shown(line["metrics"][metric]["mean"], f".{digits}f")
+            if name != BASE:
+                cell += f" ({shown(other['mean'], f'+.{digits}f')} ± {shown(other['ci95'], f'.{digits}f')})"
+            cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
     about = f"{figures['budget']} each, {figures['files']} test files; differences to {BASE} with their 95 % intervals."
     return "\n".join([about, "", *lines]) + "\n"
@@ -229,7 +238,7 @@ def write_table(variants: Sequence[Variant], pairs: Sequence[Utterance], options
         lines[variant.name] = {"steps": trained_steps(folder), **cost, **compare(scores, base)}
     figures = {"budget": budget(options), "train": options.train, "files": len(pairs), "variants": lines}
     text = as_markdown(figures)
-    write_text_atomically(options.output_dir / "ablation.json", json.dumps(figures, indent=1) + "\n")
+    write_text_atomically(options.output_dir / "ablation.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
     write_text_atomically(options.output_dir / "ablation.md", text)
     return text, problems
 
@@ -285,8 +294,10 @@ def main() -> int:
                 future.result()
                 done.append(variant)
             except AblationError as error:
-                print(error, file=sys.stderr)
+                if not stop.code:
+                    print(error, file=sys.stderr)
     if stop.code:
+        print("stopped; the same command goes on from there", file=sys.stderr)
         return stop.code
     if variants[0] not in done:
         print(f"{BASE}: there is nothing to compare with", file=sys.stderr)
