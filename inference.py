@@ -31,8 +31,7 @@ from models.enhancer import Enhancer
 from models.onnx_export import ExportError
 from models.pipeline import Load, enhance_file, enhance_files, without_done
 from models.streaming import Stream, StreamError
-from training.distribution import Group
-from training.ranks import join_ranks, rank_count
+from training.distribution import Group, join_for_files, rank_count
 from training.stop import TERMINATED
 
 WITH_STREAM = ("stream", "checkpoint_file", "backend", "device", "quiet")
@@ -117,7 +116,7 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
     keep_freed_memory()
     protocol = options.protocol
-    group, device = join_ranks(options.device)
+    group, device = join_for_files(options.device)
     load = Load.choose(device, protocol, options.batch_size, options.num_threads)
     try:
         network, config = load_network(options.checkpoint_file, options.backend, 1 if options.stream else load.threads)
