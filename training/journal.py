@@ -75,3 +75,13 @@ def picture(wav: np.ndarray, spectrogram: Spectrogram) -> np.ndarray:
     device = spectrogram.window.device
     mag = spectrogram(torch.from_numpy(wav).float()[None].to(device)).mag.flip(1).cpu().numpy()
     return mag / max(float(mag.max()), 1e-9)
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, value) of each curve `group/name` that a run left in its folder; none where there are none."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    if not any(folder.glob("events.*")):
+        return {}
+    events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
+    return {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()[SCALARS]}
