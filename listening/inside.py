@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, UNetConfig
+from config import Config
 from listening.figures import Extent, mask_figure
 from listening.inner_figures import BandKernels, QueryMaps, StageKernels, attention_figure, idconv_figure
 from models import inspection
 from models.idconv import IDConv
 from models.inspection import Pass, Place
-
-SHOWN_MASK = 2.0
-"""The end of the mask's colours for networks that have no largest mask."""
 
 AUDIBLE_DB = 50
 """Below the loudest place of the enhanced speech, phases are not shown: nobody hears them."""
@@ -45,7 +42,6 @@ def draw_mask(pass_: Pass, config: Config, extent: Extent) -> tuple[bytes, Numbe
     """mask.png, and how the mask and the phase change are distributed."""
     mask, change = inspection.mask_of(pass_).T.numpy(), inspection.phase_change_of(pass_).T.numpy()
     audible = decibels(pass_.enhanced.mag[0], config) > -AUDIBLE_DB
-    largest = config.model.beta if isinstance(config.model, UNetConfig) else SHOWN_MASK
     power = config.stft.compress_factor
     unit = f"(enhanced / noisy){f'^{power:g}' if power != 1 else ''}"
     numbers = {
@@ -55,7 +51,7 @@ def draw_mask(pass_: Pass, config: Config, extent: Extent) -> tuple[bytes, Numbe
         "largest": float(mask.max()),
         "median_phase_change_rad_where_audible": float(np.median(np.abs(change[audible]))),
     }
-    return mask_figure(mask, change, audible, largest, extent, unit), numbers
+    return mask_figure(mask, change, audible, inspection.largest_mask(config), extent, unit), numbers
 
 
 def draw_attention(

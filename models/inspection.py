@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import Config, UNetConfig
 from models.enhancer import Enhancer, LevelMeter
 from models.mala import HEAD_WIDTH, MALA, RotaryTables
 from models.spectrogram import Spectra
@@ -30,6 +31,7 @@ SHOWN_STAGES = ("encoder_level1", "bottleneck", "mag_refinement")
 """The finest and the coarsest maps of the U-Net, and the last ones before the mask."""
 
 _Z_FLOOR = 1e-6  # as in models.mala
+_USUAL_MASK = 2.0
 _LOWEST_HZ = 100.0
 """No place of interest is chosen below: there is rumble, and no voice."""
 _QUIET_FRAMES = 0.1
@@ -249,6 +251,11 @@ def mask_of(pass_: Pass) -> Tensor:
     """The compressed magnitude that the network lets through, as a factor `[F, T]`; 0 where there was none."""
     noisy, enhanced = pass_.noisy.mag[0], pass_.enhanced.mag[0]
     return torch.where(noisy > 0, enhanced / noisy.masked_fill(noisy <= 0, 1), 0.0)
+
+
+def largest_mask(config: Config) -> float:
+    """The most that a mask can be, or where networks without a mask seldom go beyond."""
+    return config.model.beta if isinstance(config.model, UNetConfig) else _USUAL_MASK
 
 
 def phase_change_of(pass_: Pass) -> Tensor:

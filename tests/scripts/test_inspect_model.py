@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from argparse import Namespace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from matplotlib.image import imread
 
 from config import load_config
 from listening.figures import curves_figure, spectrogram_figure
+from listening.inside import weigh
 from models import build
 from models.checkpoint import save_checkpoint
+from models.inspection import Pass, Place
+from models.spectrogram import Spectra
 from scripts import inspect_model
 from tests.fixtures.commands import ROOT, run_module
 from tests.fixtures.recordings import RATE, files_below, save
@@ -144,6 +148,42 @@ def test_learning_rates_and_norms_are_no_losses() -> None:
     more = {"training/learning_rate": [(10, 1.0), (20, 0.1)]}
     assert curves_figure(curves | more) == curves_figure(curves)
     assert curves_figure(curves | {"training/phase": [(10, 1.0), (20, 0.1)]}) != curves_figure(curves)
+
+
+def test_an_excerpt_is_the_mean_of_the_channels_at_the_network_s_rate(folder: Path) -> None:
+    ramp = np.linspace(0, 0.5, 2 * RATE)
+    save(folder / "ramp.wav", np.stack([ramp, 0 * ramp], axis=1), subtype="FLOAT")
+    excerpt = inspect_model.read_excerpt(folder / "ramp.wav", RATE, Namespace(start=0.5, seconds=1.0), 510)
+    np.testing.assert_allclose(excerpt, ramp[RATE // 2 :][:RATE] / 2, rtol=0, atol=1e-7)
+    wanted = Namespace(start=0.0, seconds=10.0)
+    assert len(inspect_model.read_excerpt(folder / "noisy.wav", RATE, wanted, 510)) == pytest.approx(0.6 * RATE, abs=2)
+
+
+def flat_pass(noisy: torch.Tensor, enhanced: torch.Tensor) -> Pass:
+    """Ten frames a second, bins 100 Hz apart; magnitudes `[F, T]`."""
+    spectra = (Spectra(mag[None], torch.zeros_like(mag)[None]) for mag in (noisy, enhanced))
+    return Pass(*spectra, np.zeros(1), (), frame_seconds=0.1, bin_hz=100.0)
+
+
+def test_a_query_counts_its_time_from_the_start_of_the_file() -> None:
+    pass_ = flat_pass(torch.ones(8, 20), torch.ones(8, 20))
+    places = inspect_model.queries_of(Namespace(start=1.0, query=[(1.55, 320.0), (2.95, 0.0)]), pass_)
+    assert places == {"1": Place(5, 3), "2": Place(19, 0)}
+    for seconds in (0.95, 3.05):
+        with pytest.raises(inspect_model.InputError, match=r"outside of the excerpt, 1 to 3\.00 s and 0 to 800 Hz"):
+            inspect_model.queries_of(Namespace(start=1.0, query=[(seconds, 100.0)]), pass_)
+
+
+def test_what_a_map_of_weights_comes_to_by_hand() -> None:
+    weights = torch.zeros(20, 20)
+    weights[9:12, 5:16] = 2.0  # 0.1 s and 500 Hz around the place at frame 10 and bin 10
+    weights[0, 0] = -1.0
+    found = weigh(weights, weights, Place(10, 10), flat_pass(torch.ones(20, 20), 3 - weights.T))
+    assert found["mean_near"] == 2
+    assert found["sum"] == pytest.approx((2 * 33 - 1) / 400)
+    assert (found["smallest"], found["largest"]) == (-1, 2)
+    assert found["share_negative"] == pytest.approx(1 / 400)
+    assert found["correlation_with_enhanced_magnitude"] == pytest.approx(-1)
 
 
 def pixels(content: bytes) -> np.ndarray:
