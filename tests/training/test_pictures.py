@@ -10,6 +10,8 @@ import torch
 
 from config import Config, load_config
 from models import build
+from models.enhancer import Enhancer
+from models.inspection import mask_of, place_in_speech, run_once
 from models.spectrogram import Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
@@ -71,6 +73,13 @@ def test_the_inside_of_imse_is_drawn_and_the_network_left_as_it_was(small_config
     assert all(4 < cross.sum() < 18 for cross in crosses)
     assert len({cross.tobytes() for cross in crosses}) == 1
     assert not black[:, frames:].any()
+    pass_ = run_once(Enhancer(network.eval(), small_config), NOISY)
+    place = place_in_speech(pass_)
+    assert crosses[0][BINS - 1 - place.bin, place.frame]
+    assert crosses[0][BINS - 1 - place.bin].sum() > 4
+    # Lighter where the mask is larger, low frequencies below.
+    lightness = pictures["mask"].mean(axis=0)[::-1]
+    assert np.corrcoef(lightness.ravel(), mask_of(pass_).numpy().ravel())[0, 1] > 0.8
     # Plain linear attention has hardly a negative weight, MALA has them: blue ones.
     blue = attention[2] > attention[0] + 20
     assert blue[:, :frames].mean() > blue[:, frames + GAP :].mean()
