@@ -23,7 +23,7 @@ class QueryMaps:
     """Where one query looks.
 
     seconds, kilohertz: the query; maps: by stage, for each attention by name, its weights times the number of
-    positions, `[frames, bins]`; the same stages and attentions for each query.
+    positions, `[frames, bins]`; the same stages and attentions for each query. Stages may have different attentions.
     """
 
     name: str
@@ -47,12 +47,12 @@ class BandKernels:
 
 @dataclass(frozen=True)
 class StageKernels:
-    """The kernels of a stage's IDConv; the square ones are `[K, 3, 3]`, frames first."""
+    """The kernels of a stage's IDConv, None where it has not these; the square ones are `[K, 3, 3]`, frames first."""
 
     stage: str
-    along_frequency: BandKernels
-    along_time: BandKernels
-    square: np.ndarray
+    along_frequency: BandKernels | None
+    along_time: BandKernels | None
+    square: np.ndarray | None
 
 
 def attention_figure(
@@ -63,7 +63,7 @@ def attention_figure(
     levels: spectrograms in dB `[frames, bins]` by name, one for each row of a query; titles: what stands above the
     column of each stage.
     """
-    attentions = list(next(iter(queries[0].maps.values())))
+    attentions = list(dict.fromkeys(name for maps in queries[0].maps.values() for name in maps))
     rows = len(queries) * len(attentions)
 
     def draw(figure: Figure) -> None:
@@ -74,13 +74,14 @@ def attention_figure(
                 _draw_query(axes, query, level, levels[level], extent)
                 axes.set_ylabel(f"{attention}\n\nfrequency (kHz)")
             for column, stage in enumerate(titles, start=1):
-                _draw_maps(figure, list(own[:, column]), query, stage, extent)
+                places = dict(zip(attentions, own[:, column], strict=True))
+                _draw_maps(figure, places, query, stage, extent)
         for axes, title in zip(grid[0][1:], titles.values(), strict=True):
             axes.set_title(title)
         for axes in grid.flat:
             axes.label_outer()
 
-    return png((2.2 + 3.3 * len(titles) + 1, 0.5 + 1.95 * rows), draw)
+    return png((3.1 + 2.95 * len(titles), 0.5 + 1.75 * rows), draw)
 
 
 def _draw_query(axes: Axes, query: QueryMaps, level: str, decibels: np.ndarray, extent: Extent) -> None:
@@ -91,16 +92,21 @@ def _draw_query(axes: Axes, query: QueryMaps, level: str, decibels: np.ndarray, 
     _mark(axes, query, "white")
 
 
-def _draw_maps(figure: Figure, column: list[Axes], query: QueryMaps, stage: str, extent: Extent) -> None:
-    """A query's maps in one stage, below each other, on one scale."""
+def _draw_maps(figure: Figure, places: Mapping[str, Axes], query: QueryMaps, stage: str, extent: Extent) -> None:
+    """A query's maps in one stage, each in the place of its attention, on one scale; other places stay empty."""
     maps = query.maps[stage]
     limit = max(float(np.percentile(np.abs(values), _SHOWN_SHARE)) for values in maps.values())
+    drawn: list[Axes] = []
     image = None
-    for axes, values in zip(column, maps.values(), strict=True):
-        image = draw_map(axes, values, extent, cmap=_DIVERGING, vmin=-limit, vmax=limit)
+    for attention, axes in places.items():
+        if attention not in maps:
+            axes.set_axis_off()
+            continue
+        image = draw_map(axes, maps[attention], extent, cmap=_DIVERGING, vmin=-limit, vmax=limit)
         _mark(axes, query, "black")
+        drawn.append(axes)
     assert image
-    figure.colorbar(image, ax=column, pad=0.02, aspect=30, label="weight × N", extend="both")
+    figure.colorbar(image, ax=drawn, pad=0.02, aspect=30, label="weight × N", extend="both")
 
 
 def _mark(axes: Axes, query: QueryMaps, colour: str) -> None:
@@ -114,41 +120,43 @@ def idconv_figure(stages: Sequence[StageKernels]) -> bytes:
         grid = figure.subplots(len(stages), 5, squeeze=False)
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
         for row, stage in zip(grid, stages, strict=True):
-            _draw_taps(row[0], stage.along_frequency, "tap (bins of the stage)")
-            _draw_response(row[1], stage.along_frequency, "quefrency")
-            _draw_taps(row[2], stage.along_time, "tap (frames of the stage)")
-            _draw_response(row[3], stage.along_time, "modulation frequency")
+            _draw_band(row[0], row[1], stage.along_frequency, "bins", "quefrency")
+            _draw_band(row[2], row[3], stage.along_time, "frames", "modulation frequency")
             _draw_squares(figure, row[4], stage.square)
             row[0].set_ylabel(f"{stage.stage}\n\nweight")
-        titles = ("along frequency, 1×11", "its response", "along time, 11×1", "its response", "square, 3×3")
+        titles = ("along frequency", "their responses", "along time", "their responses", "square")
         for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title)
 
     return png((14, 0.4 + 2.5 * len(stages)), draw)
 
 
-def _draw_taps(axes: Axes, kernels: BandKernels, label: str) -> None:
+def _draw_band(left: Axes, right: Axes, kernels: BandKernels | None, steps: str, label: str) -> None:
+    """Taps on the left, responses on the right."""
+    if kernels is None:
+        left.set_axis_off()
+        right.set_axis_off()
+        return
     taps = np.arange(kernels.taps.shape[1]) - kernels.taps.shape[1] // 2
-    axes.axhline(0, color="#999999", linewidth=0.6)
-    for kernel in kernels.taps:
-        axes.plot(taps, kernel, marker="o", markersize=2.5, linewidth=1)
-    axes.set_xticks(taps[::5])
-    axes.set_xlabel(label)
-    axes.set_ylabel("weight")
+    left.axhline(0, color="#999999", linewidth=0.6)
+    for weights, gains in zip(kernels.taps, kernels.gains, strict=True):
+        left.plot(taps, weights, marker="o", markersize=2.5, linewidth=1)
+        right.plot(kernels.frequencies, gains, linewidth=1)
+    left.set_xticks([taps[0], 0, taps[-1]])
+    left.set_xlabel(f"tap ({steps} of the stage)")
+    left.set_ylabel("weight")
+    right.set_xlim(0, float(kernels.frequencies[-1]))
+    right.set_ylim(bottom=0)
+    right.set_xlabel(f"{label} ({kernels.unit})")
+    right.set_ylabel("gain")
+    right.grid(color="#e3e3e3", linewidth=0.6)
 
 
-def _draw_response(axes: Axes, kernels: BandKernels, label: str) -> None:
-    for gains in kernels.gains:
-        axes.plot(kernels.frequencies, gains, linewidth=1)
-    axes.set_xlim(0, float(kernels.frequencies[-1]))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"{label} ({kernels.unit})")
-    axes.set_ylabel("gain")
-    axes.grid(color="#e3e3e3", linewidth=0.6)
-
-
-def _draw_squares(figure: Figure, axes: Axes, kernels: np.ndarray) -> None:
+def _draw_squares(figure: Figure, axes: Axes, kernels: np.ndarray | None) -> None:
     """The kernels side by side, in rows of three, with a gap of a tap between them."""
+    if kernels is None:
+        axes.set_axis_off()
+        return
     columns = min(3, len(kernels))
     rows = -(-len(kernels) // columns)
     tiles = np.full((4 * rows - 1, 4 * columns - 1), np.nan)

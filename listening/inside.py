@@ -66,7 +66,7 @@ def draw_attention(
         maps: dict[str, dict[str, np.ndarray]] = {stage: {} for stage in stages}
         for stage, head in heads.items():
             for attention, weights in head.weights.items():
-                spread = pass_.spread(weights[index], head.caught)
+                spread = pass_.spread(weights[index], stage)
                 maps[stage][attention] = spread.numpy()
                 told = {"query": name, "stage": stage, "block": head.caught.block, "head": head.number}
                 numbers.append(told | {"attention": attention} | weigh(weights[index], spread, place, pass_))
@@ -103,20 +103,24 @@ def draw_idconv(pass_: Pass, network: nn.Module) -> tuple[bytes, list[Numbers]] 
     for name, stage in inspection.shown_stages(network).items():
         if not isinstance(stage.local, IDConv):
             continue
-        frames, bins = pass_.step(next(caught for caught in pass_.caught if caught.stage == name))
+        frames, bins = pass_.step(name)
         along_frequency = _band(stage.local.along_frequency, 1000 / (bins * pass_.bin_hz), "ms")
         along_time = _band(stage.local.along_time, 1 / (frames * pass_.frame_seconds), "Hz")
-        square = stage.local.square.weight.detach()[:, 0].numpy()
-        kernels.append(StageKernels(name, along_frequency, along_time, square))
+        square = stage.local.square
+        squares = square.weight.detach()[:, 0].numpy() if isinstance(square, nn.Conv2d) else None
+        kernels.append(StageKernels(name, along_frequency, along_time, squares))
         for direction, band in (("along frequency", along_frequency), ("along time", along_time)):
-            for number, gains in enumerate(band.gains, start=1):
+            for number, gains in enumerate(band.gains if band else (), start=1):
                 told = {"stage": name, "direction": direction, "kernel": number, "gain_at_0": float(gains[0])}
+                assert band
                 told |= {"largest_gain": float(gains.max()), "at": float(band.frequencies[gains.argmax()])}
                 numbers.append(told | {"unit": band.unit})
     return (idconv_figure(kernels), numbers) if kernels else None
 
 
-def _band(conv: nn.Conv2d, rate: float, unit: str) -> BandKernels:
+def _band(conv: nn.Module, rate: float, unit: str) -> BandKernels | None:
+    if not isinstance(conv, nn.Conv2d):
+        return None  # taken out, in an ablation
     taps = conv.weight.detach().flatten(1)
     frequencies, gains = inspection.frequency_response(taps, rate)
     return BandKernels(taps.numpy(), frequencies.numpy(), gains.numpy(), unit)

@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from config import Config, UNetConfig
 from models.enhancer import Enhancer, LevelMeter
-from models.mala import HEAD_WIDTH, MALA, RotaryTables
+from models.imse_ablation import LinearAttention, SoftmaxAttention, UnrotatedMALA
+from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables
 from models.spectrogram import Spectra
 from models.taylor import TaylorAttention
 from models.transformer import TransformerBlock, positions_first
@@ -30,7 +32,6 @@ from models.unet import Stage
 SHOWN_STAGES = ("encoder_level1", "bottleneck", "mag_refinement")
 """The finest and the coarsest maps of the U-Net, and the last ones before the mask."""
 
-_Z_FLOOR = 1e-6  # as in models.mala
 _USUAL_MASK = 2.0
 _LOWEST_HZ = 100.0
 """No place of interest is chosen below: there is rumble, and no voice."""
@@ -63,32 +64,36 @@ class Caught:
 class Pass:
     """One pass of a network over a signal.
 
-    noisy, enhanced: spectra `[1, F, T]` at the network's level; wav: the enhanced signal `[N]` at the level of the
-    recording; caught: the inputs of the attentions in `SHOWN_STAGES`, none for networks without such; frame_seconds,
-    bin_hz: from one frame or bin of the spectra to the next.
+    noisy, enhanced: spectra `[1, F, T]` at the network's level.
+    wav: the enhanced signal `[N]` at the level of the recording.
+    maps: T' and F' of each of `SHOWN_STAGES` that the network has.
+    caught: the inputs of the attentions there, as far as their weights are known.
+    frame_seconds, bin_hz: from one frame or bin of the spectra to the next.
     """
 
     noisy: Spectra
     enhanced: Spectra
     wav: np.ndarray
+    maps: Mapping[str, tuple[int, int]]
     caught: tuple[Caught, ...]
     frame_seconds: float
     bin_hz: float
 
-    def position(self, place: Place, caught: Caught) -> tuple[int, int]:
-        """The frame and bin of an attention's map, of T' and F', in which a place of the spectra lies."""
-        frames, bins = self.step(caught)
+    def position(self, place: Place, stage: str) -> tuple[int, int]:
+        """The frame and bin of a stage's maps, of T' and F', in which a place of the spectra lies."""
+        frames, bins = self.step(stage)
         return place.frame // frames, place.bin // bins
 
-    def spread(self, weights: Tensor, caught: Caught) -> Tensor:
-        """An attention's map `[T', F']` at the resolution of the spectra, `[T, F]`."""
-        frames, bins = self.step(caught)
+    def spread(self, weights: Tensor, stage: str) -> Tensor:
+        """A stage's map `[T', F']` at the resolution of the spectra, `[T, F]`."""
+        frames, bins = self.step(stage)
         return weights.repeat_interleave(frames, 0).repeat_interleave(bins, 1)[: self.noisy.mag.shape[2]]
 
-    def step(self, caught: Caught) -> tuple[int, int]:
-        """How many frames and bins of the spectra one position of an attention's map stands for."""
-        padded = max(each.x.shape[2] for each in self.caught)  # those of the first level
-        return padded // caught.x.shape[2], self.noisy.mag.shape[1] // caught.x.shape[3]
+    def step(self, stage: str) -> tuple[int, int]:
+        """How many frames and bins of the spectra one position of a stage's maps stands for."""
+        frames, bins = self.maps[stage]
+        padded = max(each for each, _ in self.maps.values())  # those of the first level
+        return padded // frames, self.noisy.mag.shape[1] // bins
 
 
 @torch.inference_mode()
@@ -96,12 +101,12 @@ def run_once(enhancer: Enhancer, wav: np.ndarray) -> Pass:
     """Enhance a signal `[N]`, float32, in one pass, and keep what its attentions were given."""
     factor = float(enhancer.factors(LevelMeter().measure([wav[:, None]]))[0])
     noisy = enhancer.spectrogram(torch.from_numpy(wav * np.float32(factor))[None].to(enhancer.device))
-    with _catching(enhancer.network) as caught:
+    with _catching(enhancer.network) as (maps, caught):
         enhanced = enhancer.network(noisy)
     samples = enhancer.spectrogram.inverse(enhanced, len(wav))[0] / factor
     stft, rate = enhancer.spectrogram.config, enhancer.rate
     steps = stft.hop_size / rate, rate / stft.n_fft
-    return Pass(noisy, enhanced, samples.cpu().numpy(), tuple(caught), *steps)
+    return Pass(noisy, enhanced, samples.cpu().numpy(), maps, tuple(caught), *steps)
 
 
 def shown_stages(network: nn.Module) -> dict[str, Stage]:
@@ -111,24 +116,28 @@ def shown_stages(network: nn.Module) -> dict[str, Stage]:
 
 
 @contextmanager
-def _catching(network: nn.Module) -> Iterator[list[Caught]]:
-    """Within the block, the input of every attention whose weights are known goes into the list."""
+def _catching(network: nn.Module) -> Iterator[tuple[dict[str, tuple[int, int]], list[Caught]]]:
+    """Within the block, the size of each shown stage's maps and the input of each of its known attentions go in."""
+    maps: dict[str, tuple[int, int]] = {}
     caught: list[Caught] = []
+    handles: list[RemovableHandle] = []
 
-    def watch(stage: str, number: int, attention: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            caught.append(Caught(stage, number, module, inputs[0], inputs[1:]))
+    def watch(stage: str, module: Stage) -> None:
+        def keep_size(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            maps[stage] = (inputs[0].shape[2], inputs[0].shape[3])
 
-        return attention.register_forward_pre_hook(keep)
+        handles.append(module.register_forward_pre_hook(keep_size))
+        for number, block in enumerate(module.blocks, start=1):
+            if isinstance(block, TransformerBlock) and type(block.attention) in _WEIGHTS:
+                handles.append(block.attention.register_forward_pre_hook(partial(keep_input, stage, number)))
 
-    handles = [
-        watch(name, number, block.attention)
-        for name, stage in shown_stages(network).items()
-        for number, block in enumerate(stage.blocks, start=1)
-        if isinstance(block, TransformerBlock) and type(block.attention) in _WEIGHTS
-    ]
+    def keep_input(stage: str, number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(Caught(stage, number, module, inputs[0], inputs[1:]))
+
+    for name, module in shown_stages(network).items():
+        watch(name, module)
     try:
-        yield caught
+        yield maps, caught
     finally:
         for handle in handles:
             handle.remove()
@@ -153,7 +162,7 @@ def sharpest_head(pass_: Pass, stage: str, places: Sequence[Place]) -> Head:
     """
     heads: list[Head] = []
     for caught in (each for each in pass_.caught if each.stage == stage):
-        rows = [attention_weights(caught, *pass_.position(place, caught)) for place in places]
+        rows = [attention_weights(caught, *pass_.position(place, caught.stage)) for place in places]
         positions = caught.x.shape[2] * caught.x.shape[3]
         stacked = {name: torch.stack([row[name] for row in rows], dim=1) * positions for name in rows[0]}
         for number in range(len(next(iter(stacked.values())))):
@@ -178,18 +187,46 @@ def mala_weights(caught: Caught, position: int) -> Mapping[str, Tensor]:
     MALA has ((1 + 1/z) q~·k~_j / √d − z) / N, linear attention q~·k~_j / (z √d N). Either would sum to 1 without
     the rotation, which takes away from the mean key; either may be negative.
     """
+    q, k, similarity = _similarity(caught, position)
+    z = _heads(q[position] * k.mean(dim=0), HEAD_WIDTH).sum(dim=-1) * SCALE  # [heads]
+    weights = {
+        "MALA": ((1 + 1 / (z + Z_FLOOR)) * similarity - z) / len(k),
+        "linear attention": similarity / (z + Z_FLOOR) / len(k),
+    }
+    return {name: _as_maps(each, caught) for name, each in weights.items()}
+
+
+def unrotated_weights(caught: Caught, position: int) -> Mapping[str, Tensor]:
+    """Those of MALA and linear attention where nothing is rotated."""
+    (rotary,) = caught.positions
+    assert isinstance(rotary, RotaryTables)
+    still = RotaryTables(torch.ones_like(rotary.cos), torch.zeros_like(rotary.sin))
+    return mala_weights(replace(caught, positions=(still,)), position)
+
+
+def linear_weights(caught: Caught, position: int) -> Mapping[str, Tensor]:
+    """Those of linear attention alone."""
+    return {"linear attention": mala_weights(caught, position)["linear attention"]}
+
+
+def softmax_weights(caught: Caught, position: int) -> Mapping[str, Tensor]:
+    """softmax(q~·k~_j / √d) over the N positions, `[heads, T', F']`."""
+    _, _, similarity = _similarity(caught, position)
+    return {"softmax attention": _as_maps(similarity.softmax(dim=0), caught)}
+
+
+def _similarity(caught: Caught, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys `[N, C]`, and the rotated query's product with all rotated keys over √d, `[N, heads]`."""
     module, (rotary,) = caught.module, caught.positions
     assert isinstance(module, MALA) and isinstance(rotary, RotaryTables)
-    q, k = (_positive(conv, caught.x) for conv in (module.query, module.key))  # [N, C]
-    scale = 1 / math.sqrt(HEAD_WIDTH)
-    z = _heads(q[position] * k.mean(dim=0), HEAD_WIDTH).sum(dim=-1) * scale + _Z_FLOOR  # [heads]
-    turned_q, turned_k = _turned(q, rotary)[position], _turned(k, rotary)
-    similarity = _heads(turned_q * turned_k, HEAD_WIDTH).sum(dim=-1) * scale  # [N, heads]
-    weights = {
-        "MALA": ((1 + 1 / z) * similarity - (z - _Z_FLOOR)) / len(k),
-        "linear attention": similarity / z / len(k),
-    }
-    return {name: each.T.unflatten(1, caught.x.shape[2:]) for name, each in weights.items()}
+    q, k = (positions_first(module.features(conv(caught.x)))[0] for conv in (module.query, module.key))
+    products = _turned(q, rotary)[position] * _turned(k, rotary)
+    return q, k, _heads(products, HEAD_WIDTH).sum(dim=-1) * SCALE
+
+
+def _as_maps(weights: Tensor, caught: Caught) -> Tensor:
+    """`[N, heads]` → `[heads, T', F']`."""
+    return weights.T.unflatten(1, caught.x.shape[2:])
 
 
 def taylor_weights(caught: Caught, position: int) -> Mapping[str, Tensor]:
@@ -203,17 +240,16 @@ def taylor_weights(caught: Caught, position: int) -> Mapping[str, Tensor]:
     q, k = (module.normalized(positions_first(conv(caught.x)))[0] for conv in (module.query, module.key))
     similarity = _heads(q[position] * k, module.head_width).sum(dim=-1)  # [N, heads]
     weights = (1 + similarity) / (len(k) + similarity.sum(dim=0))
-    return {"Taylor attention": weights.T.unflatten(1, caught.x.shape[2:])}
+    return {"Taylor attention": _as_maps(weights, caught)}
 
 
 _WEIGHTS: Mapping[type[nn.Module], Callable[[Caught, int], Mapping[str, Tensor]]] = {
     MALA: mala_weights,
+    UnrotatedMALA: unrotated_weights,
+    LinearAttention: linear_weights,
+    SoftmaxAttention: softmax_weights,
     TaylorAttention: taylor_weights,
 }
-
-
-def _positive(conv: nn.Module, x: Tensor) -> Tensor:
-    return positions_first(functional.elu(conv(x)) + 1)[0]
 
 
 def _heads(x: Tensor, width: int) -> Tensor:

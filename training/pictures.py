@@ -68,7 +68,7 @@ def _attention_picture(pass_: Pass) -> np.ndarray:
     rows: list[np.ndarray] = []
     for stage in dict.fromkeys(caught.stage for caught in pass_.caught):
         head = inspection.sharpest_head(pass_, stage, [place])
-        maps = [pass_.spread(weights[0], head.caught) for weights in head.weights.values()]
+        maps = [pass_.spread(weights[0], stage) for weights in head.weights.values()]
         row = _in_a_row([_signed_picture(each) for each in maps])
         rows.append(row.swapaxes(1, 2))
     marked = _in_a_row(rows).swapaxes(1, 2)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from config import Config, load_config
 from models import build
 from models.enhancer import Enhancer, LevelMeter
+from models.imse_ablation import LinearAttention, SoftmaxAttention, UnrotatedMALA
 from models.inspection import (
     Caught,
     Pass,
@@ -56,15 +56,27 @@ def weighted(weights: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("hn,nhd->hd", weights.flatten(1), heads).flatten()
 
 
+KINDS = [
+    (MALA, "MALA"),
+    (UnrotatedMALA, "MALA"),
+    (LinearAttention, "linear attention"),
+    (SoftmaxAttention, "softmax attention"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
 @pytest.mark.parametrize(("frame", "bin_"), [(0, 0), (2, 3), (5, 4)])
 @torch.no_grad()
-def test_mala_s_weights_give_what_it_attends_to(mala: Caught, frame: int, bin_: int) -> None:
-    module, (rotary,) = mala.module, mala.positions
-    assert isinstance(module, MALA) and isinstance(rotary, RotaryTables)
-    q, k = (positions_first(functional.elu(conv(mala.x)) + 1) for conv in (module.query, module.key))
-    value = positions_first(module.value(mala.x))
+def test_the_weights_give_what_mala_and_its_variants_attend_to(
+    x: Tensor, kind: type[MALA], name: str, frame: int, bin_: int
+) -> None:
+    torch.manual_seed(1)
+    module = kind(CHANNELS).double()
+    rotary = rotary_tables(FRAMES, BINS, CHANNELS, x)
+    q, k = (positions_first(module.features(conv(x))) for conv in (module.query, module.key))
+    value = positions_first(module.value(x))
     expected = module.attend(q, k, value, rotary, BINS)[0, frame * BINS + bin_]
-    weights = attention_weights(mala, frame, bin_)["MALA"]
+    weights = attention_weights(Caught("bottleneck", 1, module, x, (rotary,)), frame, bin_)[name]
     assert weights.shape == (2, FRAMES, BINS)
     torch.testing.assert_close(weighted(weights, value[0]), expected, rtol=0, atol=1e-12)
 
@@ -122,7 +134,7 @@ def test_responses_of_a_moving_average_and_a_difference() -> None:
 
 
 def hand_made(noisy: Spectra, enhanced: Spectra) -> Pass:
-    return Pass(noisy, enhanced, np.zeros(1), (), frame_seconds=0.1, bin_hz=100.0)
+    return Pass(noisy, enhanced, np.zeros(1), {}, (), frame_seconds=0.1, bin_hz=100.0)
 
 
 def test_mask_and_phase_change_by_hand() -> None:
@@ -157,10 +169,11 @@ def test_a_pass_enhances_as_ever_and_keeps_what_the_attentions_were_given(small_
     assert not any(module._forward_pre_hooks for module in network.modules())
     # 65 frames are filled up to 68 for the network, which has half of the bins at the first level.
     assert pass_.noisy.mag.shape == (1, 256, 65)
-    first, deep = pass_.caught[0], pass_.caught[4]
-    assert (pass_.step(first), pass_.step(deep)) == ((1, 2), (4, 8))
-    assert pass_.position(Place(63, 41), deep) == (15, 5)
-    spread = pass_.spread(torch.arange(17 * 32).reshape(17, 32), deep)
+    assert pass_.maps == {"encoder_level1": (68, 128), "bottleneck": (17, 32), "mag_refinement": (68, 128)}
+    assert pass_.caught[4].x.shape == (1, 24, 17, 32)
+    assert (pass_.step("encoder_level1"), pass_.step("bottleneck")) == ((1, 2), (4, 8))
+    assert pass_.position(Place(63, 41), "bottleneck") == (15, 5)
+    spread = pass_.spread(torch.arange(17 * 32).reshape(17, 32), "bottleneck")
     assert spread.shape == (65, 256)
     assert spread[63, 41] == 15 * 32 + 5
 
@@ -173,12 +186,12 @@ def test_the_sharpest_head_has_the_largest_deviation(small_config: Config) -> No
     head = sharpest_head(pass_, "bottleneck", places)
     deviations = {}
     for caught in pass_.caught[4:8]:
-        maps = [attention_weights(caught, *pass_.position(place, caught))["MALA"] for place in places]
+        maps = [attention_weights(caught, *pass_.position(place, "bottleneck"))["MALA"] for place in places]
         deviations |= {(caught.block, n + 1): float(sum(each[n].std() for each in maps)) for n in range(6)}
     assert (head.caught.block, head.number) == max(deviations, key=lambda key: deviations[key])
     assert head.weights["MALA"].shape == (2, 17, 32)
     # Times N, an even share is 1; the mean without the rotation would be.
-    own = attention_weights(head.caught, *pass_.position(places[1], head.caught))["MALA"][head.number - 1]
+    own = attention_weights(head.caught, *pass_.position(places[1], "bottleneck"))["MALA"][head.number - 1]
     torch.testing.assert_close(head.weights["MALA"][1], own * (17 * 32))
 
 
