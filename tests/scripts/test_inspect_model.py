@@ -269,6 +269,16 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     assert files_below(folder) == before
 
 
+def test_pictures_that_cannot_be_written_are_one_line_too(
+    folder: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out/mask.png").mkdir(parents=True)
+    monkeypatch.setattr(inspect_model, "draw", lambda *_: {"mask.png": b"a picture"})
+    assert inspect("--checkpoint_file", small_checkpoint) == 1
+    assert capsys.readouterr().err == "out: cannot be written: Is a directory\n"
+    assert files_below(folder / "out") == set()
+
+
 def test_without_matplotlib_it_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
