@@ -34,7 +34,7 @@ def extent_of(pass_: Pass, start: float) -> Extent:
 
 def decibels(mag: torch.Tensor, config: Config) -> np.ndarray:
     """Compressed magnitudes `[F, T]` as `[frames, bins]` in dB, 0 for the loudest."""
-    mag = mag.T / mag.max()
+    mag = mag.T / mag.max().clamp_min(1e-9)
     return (20 / config.stft.compress_factor * mag.clamp_min(1e-6).log10()).numpy()
 
 
