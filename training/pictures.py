@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from config import Config
 from models import inspection
@@ -48,8 +48,8 @@ def inner_pictures(network: nn.Module, config: Config, wav: np.ndarray, device: 
     """What a network does with the middle segment of a noisy utterance `[N]`: its mask, and where its attention looks.
 
     `attention` has a row a stage, of the sharpest head's weights for the query at the cross, where the speech is
-    loudest: blue ones are negative, white is 0. Beside MALA's are those of plain linear attention. Networks without
-    such an attention have none.
+    loudest: blue ones are negative, white is 0. Beside MALA's are those of plain linear attention, on the same scale.
+    Networks without such an attention have none.
     """
     first = max(0, len(wav) - config.data.segment_size) // 2
     training = network.training
@@ -68,21 +68,15 @@ def _attention_picture(pass_: Pass) -> np.ndarray:
     rows: list[np.ndarray] = []
     for stage in dict.fromkeys(caught.stage for caught in pass_.caught):
         head = inspection.sharpest_head(pass_, stage, [place])
-        maps = [pass_.spread(weights[0], stage) for weights in head.weights.values()]
-        row = _in_a_row([_signed_picture(each) for each in maps])
+        maps = [pass_.spread(weights[0], stage).T.flip(0).cpu().numpy() for weights in head.weights.values()]
+        limit = max(float(np.percentile(np.abs(each), _SHOWN_PERCENTILE)) for each in maps)
+        row = _in_a_row([_coloured(0.5 + 0.5 * each / max(limit, 1e-9), _SIGNED) for each in maps])
         rows.append(row.swapaxes(1, 2))
     marked = _in_a_row(rows).swapaxes(1, 2)
     bins = pass_.noisy.mag.shape[1]
     for top in range(0, marked.shape[1], bins + _GAP):
         _cross(marked[:, top : top + bins], bins - 1 - place.bin, place.frame)
     return marked
-
-
-def _signed_picture(weights: Tensor) -> np.ndarray:
-    """A map `[T, F]`, white where it is 0."""
-    values = weights.T.flip(0).cpu().numpy()
-    limit = np.percentile(np.abs(values), _SHOWN_PERCENTILE)
-    return _coloured(0.5 + 0.5 * values / max(float(limit), 1e-9), _SIGNED)
 
 
 def _cross(picture: np.ndarray, row: int, column: int) -> None:

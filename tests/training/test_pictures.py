@@ -83,6 +83,10 @@ def test_the_inside_of_imse_is_drawn_and_the_network_left_as_it_was(small_config
     # Plain linear attention has hardly a negative weight, MALA has them: blue ones.
     blue = attention[2] > attention[0] + 20
     assert blue[:, :frames].mean() > blue[:, frames + GAP :].mean()
+    # On one scale, the strongest colours are MALA's.
+    strongest = (attention[1] < 60) & ~black
+    assert strongest[:, :frames].any()
+    assert not strongest[:, frames:].any()
 
 
 def test_only_the_middle_segment_is_looked_at(small_config: Config) -> None:
