@@ -36,6 +36,7 @@ from training.data import Data, read_mixes, read_pairs
 from training.distribution import join_group
 from training.journal import SHOWN_EXAMPLES, Journal
 from training.labels import PesqLabels
+from training.pictures import inner_pictures
 from training.run_folder import RunFolder
 from training.steps import Trainer
 from training.stop import TERMINATED, Stop
@@ -232,6 +233,8 @@ class Run:
         for index, enhanced in zip(self.validation.own[:SHOWN_EXAMPLES], validated.enhanced, strict=False):
             example = self.data.held_out[index]
             self.journal.example(example, enhanced, self.trainer.spectrogram, self.config.data.sampling_rate, step)
+        first = self.data.held_out[self.validation.own[0]]
+        self.journal.pictures(first.id, inner_pictures(network, self.config, first.noisy, self.group.device), step)
 
     def _save(self) -> None:
         state = self.trainer.state_dict() | {

@@ -54,8 +54,8 @@ class TaylorAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, refine and scale."""
-        q = self._normalized(positions_first(self.query(x)))  # [B, N, C]
-        k = self._normalized(positions_first(self.key(x)))
+        q = self.normalized(positions_first(self.query(x)))  # [B, N, C]
+        k = self.normalized(positions_first(self.key(x)))
         attended = self.attend(q, k, positions_first(self.value(x)), x.shape[3])
         refined = self.refinement(q, k, x.shape[2:]) * self.temperature  # [B, N, heads]
         attended = attended.unflatten(2, (-1, self.head_width)) * refined[..., None]
@@ -63,7 +63,7 @@ class TaylorAttention(nn.Module):
         channels = self.channel_path(mean_of_map(x))
         return self.project(attended * channels * functional.gelu(self.spatial_path(x)))
 
-    def _normalized(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Tensor) -> Tensor:
         """Divide `[B, N, C]` by the norm of each head."""
         norm = (x.square() @ self.head_mask + _TINY).sqrt()
         return x / (norm + _FLOOR)

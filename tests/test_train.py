@@ -46,6 +46,7 @@ from training.steps import Trainer
 
 RUN_FILES = {"best.safetensors", "latest.safetensors", "latest.pt", "config.json"}
 LEARNT = ("magnitude", "phase", "complex", "metric", "discriminator", "loss")
+INSIDE = ("mask", "attention")
 
 # The run that others are held against. Labels of the step before and averaged weights are more to resume.
 STEPS = 20
@@ -100,10 +101,11 @@ def assert_all_is_told(run: Path, steps: list[int], validations: list[int], exam
     for value in (value for _, value in curves["validation/pesq"]):
         assert 1 < value < 4.65
     journal = read_journal(run)
-    shown = {f"{example}/{version}" for example in examples for version in ("noisy", "enhanced", "clean")}
-    for kind, events in (("images", journal.Images), ("audio", journal.Audio)):
-        assert set(journal.Tags()[kind]) == shown
-        for tag in shown:
+    heard = {f"{example}/{version}" for example in examples for version in ("noisy", "enhanced", "clean")}
+    seen = {f"{example}/spectrograms" for example in examples} | {f"{examples[0]}/{name}" for name in INSIDE}
+    for kind, events, tags in (("images", journal.Images, seen), ("audio", journal.Audio, heard)):
+        assert set(journal.Tags()[kind]) == tags
+        for tag in tags:
             assert [event.step for event in events(tag)] == validations
 
 

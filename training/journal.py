@@ -1,7 +1,8 @@
-"""What a run tells: TensorBoard scalars, audio and spectrograms.
+"""What a run tells: TensorBoard scalars, audio and pictures.
 
 With `tensorboard --logdir RUN/tensorboard` one sees every loss term, gradient norm and learning rate, the
-validation scores, and for a few fixed utterances noisy, enhanced and clean.
+validation scores, for a few fixed utterances noisy, enhanced and clean side by side, and of the first what the
+network does inside.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.crops import Example
 from models.checkpoint import CheckpointError
 from models.spectrogram import Spectrogram
+from training.pictures import spectrogram_picture
 
 SHOWN_EXAMPLES = 3
 """Validation utterances that can be listened to."""
@@ -43,12 +44,19 @@ class Journal:
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def example(self, example: Example, enhanced: np.ndarray, spectrogram: Spectrogram, rate: int, step: int) -> None:
-        """Show an utterance `[N]` in its three versions, to hear and to see."""
-        for version, wav in (("noisy", example.noisy), ("enhanced", enhanced), ("clean", example.clean)):
+        """Show an utterance `[N]` in its three versions, to hear, and to see in one picture in this order."""
+        versions = {"noisy": example.noisy, "enhanced": enhanced, "clean": example.clean}
+        for version, wav in versions.items():
             audible = wav / max(1.0, float(np.abs(wav).max()))
             with self._named_errors():
                 self._writer.add_audio(f"{example.id}/{version}", audible[None], step, sample_rate=rate)
-                self._writer.add_image(f"{example.id}/{version}", picture(wav, spectrogram), step)
+        self.pictures(example.id, {"spectrograms": spectrogram_picture(list(versions.values()), spectrogram)}, step)
+
+    def pictures(self, group: str, pictures: Mapping[str, np.ndarray], step: int) -> None:
+        """Show pictures `[3, height, width]` as `group/name`."""
+        with self._named_errors():
+            for name, picture in pictures.items():
+                self._writer.add_image(f"{group}/{name}", picture, step)
 
     def flush(self) -> None:
         """Bring all to the disk, before a checkpoint says that these steps are done."""
@@ -69,9 +77,11 @@ class Journal:
             raise CheckpointError(f"{self._folder}: cannot be written: {error.strerror}") from error
 
 
-@torch.no_grad()
-def picture(wav: np.ndarray, spectrogram: Spectrogram) -> np.ndarray:
-    """The compressed magnitudes of a waveform `[N]` as grey levels in 0..1, `[1, F, T]`, low frequencies below."""
-    device = spectrogram.window.device
-    mag = spectrogram(torch.from_numpy(wav).float()[None].to(device)).mag.flip(1).cpu().numpy()
-    return mag / max(float(mag.max()), 1e-9)
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, value) of each curve `group/name` that a run left in its folder; none where there are none."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    if not any(folder.glob("events.*")):
+        return {}
+    events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
+    return {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()[SCALARS]}

@@ -4,7 +4,7 @@ best.safetensors      the network with the highest validation PESQ
 latest.safetensors    the network as it was last saved
 latest.pt             the training state that `--resume` goes on from
 config.json           the configuration, with what the command line changed
-tensorboard/          losses, scores, audio, spectrograms
+tensorboard/          losses, scores, audio, pictures
 """
 
 from __future__ import annotations

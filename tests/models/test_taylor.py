@@ -26,7 +26,7 @@ def test_queries_and_keys_have_norm_one_in_each_head() -> None:
     module = TaylorAttention(8, {3: 2}).double()
     x = torch.randn(1, 5, 8, dtype=torch.float64)
     x[0, 2, :4] = 0
-    norms = module._normalized(x).unflatten(2, (2, 4)).norm(dim=3)
+    norms = module.normalized(x).unflatten(2, (2, 4)).norm(dim=3)
     assert norms[0, 2, 0] == 0
     norms[0, 2, 0] = 1
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)

@@ -13,7 +13,7 @@ from config import Config
 from data.crops import Example
 from models.spectrogram import Spectrogram
 from tests.fixtures.signals import speech_like, with_noise
-from training.journal import Journal, picture
+from training.journal import Journal, read_curves
 
 RATE = 16_000
 
@@ -62,34 +62,32 @@ def test_a_killed_run_s_curves_go_on_without_gap_or_overlap(tmp_path: Path) -> N
     assert [point.value for point in points] == [1] * 10 + [3] * 10
 
 
-def test_an_example_can_be_heard_and_seen_in_its_three_versions(tmp_path: Path, spectrogram: Spectrogram) -> None:
+def test_an_example_can_be_heard_in_its_three_versions_and_seen_in_one_picture(
+    tmp_path: Path, spectrogram: Spectrogram
+) -> None:
     clean = speech_like(0.5)
     example = Example("p1", clean.astype(np.float32), (3 * with_noise(clean, 5)).astype(np.float32))
     journal = Journal(tmp_path, 0)
     journal.example(example, np.zeros_like(example.clean), spectrogram, RATE, 4)
     journal.close()
     tags = read(tmp_path).Tags()
-    expected = {"p1/noisy", "p1/enhanced", "p1/clean"}
-    assert set(tags["audio"]) == set(tags["images"]) == expected
+    assert set(tags["audio"]) == {"p1/noisy", "p1/enhanced", "p1/clean"}
+    assert tags["images"] == ["p1/spectrograms"]
     sound = read(tmp_path).Audio("p1/clean")[0]
     assert (sound.step, sound.sample_rate, sound.length_frames) == (4, RATE, len(clean))
-    image = read(tmp_path).Images("p1/clean")[0]
-    assert (image.step, image.height, image.width) == (4, 256, len(clean) // 100 + 1)
+    image = read(tmp_path).Images("p1/spectrograms")[0]
+    frames, gap = len(clean) // 100 + 1, 4
+    assert (image.step, image.height, image.width) == (4, 256, 3 * frames + 2 * gap)
 
 
-def test_a_low_tone_is_a_line_near_the_bottom(spectrogram: Spectrogram) -> None:
-    tone = np.sin(2 * np.pi * 500 * np.arange(8000) / RATE)
-    image = picture(tone, spectrogram)
-    assert image.shape == (1, 256, 81)
-    assert image.min() >= 0
-    assert image.max() == 1
-    # Bin 16 of 0..255, counted from below.
-    assert image[0].mean(axis=1).argmax() == 255 - round(500 * 510 / RATE)
-
-
-@pytest.mark.parametrize("level", [0.0, 1e-12, 100.0])
-def test_any_level_has_a_finite_picture(spectrogram: Spectrogram, level: float) -> None:
-    image = picture(level * with_noise(speech_like(0.2), 5), spectrogram)
-    assert np.isfinite(image).all()
-    assert 0 <= image.min() <= image.max() <= 1
-    assert (image.max() > 0) == (level > 0)
+def test_a_run_s_curves_can_be_read_again(tmp_path: Path) -> None:
+    assert read_curves(tmp_path / "none") == read_curves(tmp_path) == {}
+    journal = Journal(tmp_path, 0)
+    write_steps(journal, 1, 2, 0.5)
+    journal.scalars("validation", {"pesq": 2.5}, 2)
+    journal.close()
+    assert read_curves(tmp_path) == {
+        "training/loss": [(1, 0.5), (2, 0.5)],
+        "training/rate": [(1, 1), (2, 2)],
+        "validation/pesq": [(2, 2.5)],
+    }
