@@ -121,10 +121,11 @@ def _harms(axes: Sequence[Axis], results: Results, names: Sequence[str]) -> str:
     titles = {axis.name: axis.title for axis in axes}
     lines = ["**Where it does harm**: the whole interval of the gain is below 0", ""]
     for name in names:
-        found = harms(axes, results, name)
-        listed = [
-            f"{titles[one.axis]} {one.label}: {LABELS[one.metric]} {_gain(one.gain, one.metric)}" for one in found
-        ]
+        found: dict[str, list[str]] = {}
+        for one in harms(axes, results, name):
+            place = found.setdefault(f"{titles[one.axis]} {one.label}", [])
+            place.append(f"{LABELS[one.metric]} {_gain(one.gain, one.metric)}")
+        listed = [f"{place}: {', '.join(gains)}" for place, gains in found.items()]
         lines.append(f"- {name}: {'; '.join(listed) or 'nowhere here'}")
     return "\n".join(lines)
 

@@ -41,10 +41,9 @@ def test_the_ratio_is_exact(snr: float) -> None:
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_silence_has_no_ratio(silent: int) -> None:
-    signals = [SPEECH, SPEECH]
-    signals[silent] = np.zeros(RATE)
+    speech, noise = ([SPEECH, np.zeros(RATE)], [np.zeros(RATE), SPEECH])[silent]
     with pytest.raises(ValueError, match="silence"):
-        with_noise(*signals, 5)
+        with_noise(speech, noise, 5)
 
 
 def test_levels_are_those_of_known_signals() -> None:

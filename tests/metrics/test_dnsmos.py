@@ -19,7 +19,7 @@ def test_the_package_is_asked_within_its_limits(monkeypatch: pytest.MonkeyPatch)
     def run(sample: np.ndarray, sr: int) -> dict[str, float]:
         assert sr == 16_000
         asked.append(sample)
-        return {name: np.float32(place) for place, name in enumerate(DNSMOS)} | {"other": 9}
+        return {name: float(place) for place, name in enumerate(DNSMOS)} | {"other": 9}
 
     package = ModuleType("speechmos.dnsmos")
     monkeypatch.setattr(package, "run", run, raising=False)

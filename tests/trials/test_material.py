@@ -63,10 +63,7 @@ def test_only_what_training_holds_out(folders: tuple[Path, Path], config: Config
 
 
 def test_a_group_that_is_in_training_as_a_whole_is_called_seen(folders: tuple[Path, Path]) -> None:
-    for seed in range(30):
-        pool = find_pool(*folders, seed)
-        if "b" in pool.seen:
-            break
+    pool = next(pool for seed in range(30) if "b" in (pool := find_pool(*folders, seed)).seen)
     assert pool.seen == {"b"}
     material = Material(pool, 100, 1.0, 0)
     material.add_groups()

@@ -47,7 +47,7 @@ def test_the_tables() -> None:
     assert "| noise | all files | 1.000 | +2.500 ± 2.054 |" in text
     # Means over both conditions: (1 − 1.06) / 2, (2 − 1.02) / 2, (3 − 0.98) / 2, (4 − 0.94) / 2.
     assert "| net | 4 | +0.13 | +0.75 | +1.37 | p1 -0.03, p2 +0.49, p3 +1.01 |" in text
-    assert "- net: noise loud: PESQ -1.00 ± 0.08; noise loud: STOI -1.000 ± 0.082" in text
+    assert "- net: noise loud: PESQ -1.00 ± 0.08, STOI -1.000 ± 0.082" in text
 
 
 def test_harm_is_what_is_certain() -> None:
