@@ -164,12 +164,20 @@ def add_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
 
 
 def room_response(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """A synthetic room's response at `rate` Hz, float32 `[N]`, and its early part: direct sound and first 50 ms.
-
-    The direct sound is 1; Gaussian noise that decays exponentially over a random T60 follows, at a random level.
-    """
+    """A random synthetic room's response at `rate` Hz, and its early part: as `decaying_response`."""
     decay = random.uniform(*REVERBERATION_TIME)
     ratio = random.uniform(*DIRECT_TO_REVERBERANT)
+    return decaying_response(random, rate, decay, ratio)
+
+
+def decaying_response(
+    random: np.random.Generator, rate: int, decay: float, ratio: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A synthetic room's response at `rate` Hz, float32 `[N]`, and its early part: direct sound and first 50 ms.
+
+    The direct sound is 1; Gaussian noise follows that decays exponentially, by 60 dB over `decay` seconds (T60), its
+    energy `ratio` dB below that of the direct sound.
+    """
     samples = round(decay * rate)
     tail = random.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
     tail *= 10 ** (-ratio / 20) / np.linalg.norm(tail)

@@ -1,0 +1,140 @@
+"""A whole run: what is chosen, measured and written; the command line is `scripts.robustness`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.atomic import replacing, write_text_atomically
+from data.codecs import available_codecs
+from data.file_lists import FileListError, audio_by_id
+from metrics.dnsmos import load_dnsmos
+from models.enhancer import Enhancer
+from trials.blind import blind_csv, blind_json, blind_markdown, measure_blind
+from trials.material import Material, find_pool
+from trials.measure import measure
+from trials.mixes import make_trial
+from trials.plan import ALL, BASE, NOT_HELD_OUT, Axis, all_conditions, make_axes
+from trials.summary import Results, as_csv, as_json, as_markdown
+
+
+def check_output(folder: Path) -> None:
+    """Make it; raises `FileListError` where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise FileListError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def plan(material: Material, names: Sequence[str]) -> tuple[list[Axis], list[str]]:
+    """The axes, and a line for each thing that is left out."""
+    left_out: list[str] = []
+    groups: dict[str, str] = {}
+    if "group" in names:
+        material.add_groups()
+        for group, ids in material.utterances.items():
+            if group != ALL and ids:
+                label = group + (NOT_HELD_OUT if group in material.pool.seen else "")
+                groups[label] = ALL if ids == material.utterances[ALL] else group
+    codecs, missing = available_codecs() if "codec" in names else ({}, [])
+    left_out += missing
+    axes = make_axes(names, material.noises, list(codecs), groups)
+    left_out += [f"{name}: left out: only one" for name in names if name not in {axis.name for axis in axes}]
+    return axes, left_out
+
+
+def describe(options: Namespace, material: Material, seeds: set[int]) -> dict[str, Any]:
+    """All that decides on the numbers, without paths."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in options.checkpoint_file}
+    return {
+        "files": len(material.utterances[ALL]),
+        "seconds": options.seconds,
+        "seed": options.seed,
+        "held_out": sorted(seeds) if options.held_out else None,
+        "base": asdict(BASE),
+        "checkpoints": digests,
+        "noise_files": len(material.pool.noise),
+    }
+
+
+def note(settings: Mapping[str, Any], material: Material) -> str:
+    """What was measured, in a line or two above the tables."""
+    held = "held out from training" if settings["held_out"] else "not only held out from training"
+    text = (
+        f"{settings['files']} utterances a condition, {settings['seconds']:g} s each at most, "
+        f"{settings['noise_files']} noise files; {held}; seed {settings['seed']}. "
+        "Base: 5 dB, noise files in turn, no room, −26 dBFS (RMS of the mix), not clipped, full band, not coded."
+    )
+    if material.pool.seen.intersection(material.utterances):
+        text += " Groups that are not held out are known to a checkpoint that was trained on these folders."
+    return text
+
+
+def write(
+    options: Namespace, axes: Sequence[Axis], results: Results, names: list[str], settings: Any, text: str
+) -> None:
+    """All files of the output folder; raises `OSError`."""
+    from trials.chart import draw  # late: matplotlib is an extra
+
+    folder: Path = options.output_dir
+    write_text_atomically(folder / "robustness.csv", as_csv(axes, results, names))
+    content = json.dumps(as_json(axes, results, names, settings), ensure_ascii=False)
+    write_text_atomically(folder / "robustness.json", content.replace('}, "', '},\n"') + "\n")
+    write_text_atomically(folder / "robustness.md", text)
+    for kind in ("png", "svg"):
+        with replacing(folder / f"robustness.{kind}") as stream:
+            stream.write(draw(axes, results, names, kind))
+
+
+def with_clean(options: Namespace, enhancers: Mapping[str, Enhancer], seeds: set[int]) -> list[str]:
+    """Measure mixes; returns a line for each file that failed. Raises `FileListError` and `OSError`."""
+    held_out_seed = min(seeds) if options.held_out else None
+    pool = find_pool(options.input_clean_wavs_dir, options.input_noise_dir, held_out_seed)
+    material = Material(pool, options.files, options.seconds, options.seed)
+    if not material.utterances[ALL]:
+        raise FileListError("\n".join(material.problems.values()))
+    material.read_noises()
+    axes, left_out = plan(material, options.conditions)
+    for line in left_out:
+        print(line, file=sys.stderr)
+    settings = describe(options, material, seeds)
+    names = list(enhancers)
+    conditions = {condition: len(material.utterances[condition.group]) for condition in all_conditions(axes)}
+    fingerprint = [settings, material.utterances, list(pool.noise)]
+    make = partial(make_trial, material, seed=options.seed)
+    parts = options.output_dir / "parts"
+    results = measure(conditions, make, enhancers, parts, fingerprint, options.jobs, options.quiet)
+    text = as_markdown(axes, results, names, [note(settings, material)])
+    write(options, axes, results, names, settings, text)
+    print(text, end="")
+    reasons = [f"{row.id}: {row.reason}" for rows in results.values() for row in rows if row.reason]
+    return [*material.problems.values(), *dict.fromkeys(reasons)]
+
+
+def without_clean(options: Namespace, enhancers: Mapping[str, Enhancer]) -> list[str]:
+    """Measure recordings by DNSMOS; returns a line for each that failed. Raises as `with_clean`, and `ImportError`."""
+    files = audio_by_id(options.input_noisy_wavs_dir)
+    dnsmos = load_dnsmos()
+    ids = list(files)
+    chosen = [ids[round(place)] for place in np.linspace(0, len(ids) - 1, min(options.files, len(ids)))]
+    names = list(enhancers)
+    rows, problems = measure_blind({id_: files[id_] for id_ in chosen}, enhancers, dnsmos, options.quiet)
+    if rows:
+        text = blind_markdown(rows, names)
+        write_text_atomically(options.output_dir / "robustness.csv", blind_csv(rows, names))
+        content = json.dumps(blind_json(rows, names), indent=1, ensure_ascii=False)
+        write_text_atomically(options.output_dir / "robustness.json", content + "\n")
+        write_text_atomically(options.output_dir / "robustness.md", text)
+        print(text, end="")
+    return problems
