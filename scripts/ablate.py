@@ -5,7 +5,8 @@
         -- --input_training_file training.txt
 
 Each variant is the base with one file of `configs/ablation/` put over it. What stands after `--` goes to `train.py`,
-the same for all: data, `--set …`, `--device`. All see the same crops in the same order, as the seed is the config's.
+the same for all: data, `--set …`, `--device`. All see the same crops in the same order, but for `other_seed`, which is
+the base once more and shows what chance alone changes.
 The network that each ends with enhances the test files through `inference.py`; nothing is selected. OUT gets a folder
 for each variant, and `ablation.md` and `ablation.json` with parameters, MACs, real-time factor, all metrics, and the
 paired difference to the base with its 95 % interval: that of the files, not of other seeds.
@@ -100,14 +101,15 @@ def choose_files(pairs: Sequence[Utterance], files: int | None, folder: Path) ->
 
 
 def call(folder: Path, stop: Stop, threads: int, deadline: float, script: str, *arguments: object) -> None:
-    """Run a script of this project, what it prints going to `folder/log.txt`; raises `AblationError`.
+    """Run a script of this project, what it prints going to a file with its name; raises `AblationError`.
 
     At the deadline (of the monotonic clock), or when the command is stopped, it is asked to save and leave.
     """
     command = [sys.executable, str(ROOT / script), *map(str, arguments), "--quiet"]
+    log_file = folder / Path(script).with_suffix(".log").name
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (
-        (folder / "log.txt").open("wb") as log,
+        log_file.open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process,
     ):
         while process.poll() is None:
@@ -119,7 +121,7 @@ def call(folder: Path, stop: Stop, threads: int, deadline: float, script: str, *
     if stop.code:
         raise AblationError(f"{folder.name}: stopped")
     if process.returncode != DONE and monotonic() < deadline:
-        lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines() or ["no message"]
+        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines() or ["no message"]
         raise AblationError(f"{folder.name}: {script} ended with code {process.returncode}: {lines[-1]}")
 
 

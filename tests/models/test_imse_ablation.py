@@ -64,6 +64,8 @@ BY_HAND = {
     "mala_without_magnitude": BASE,
     "mala_without_rotation": BASE,
     "softmax_bottleneck": BASE,
+    # The yardstick: what chance alone changes.
+    "other_seed": BASE,
     "mala_without_local": BASE - BLOCKS * (25 + 1) * WIDTHS,
     "mala_without_gate": BASE - BLOCKS * (SQUARES + WIDTHS),
     # An eighth of the channels meets each kernel, which has a bias.
