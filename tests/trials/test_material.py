@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import Config, MixConfig
-from data.codecs import delay_of
+from data.codecs import CODECS, delay_of, through_codec
 from data.conditions import RATE, clip_share, level_of, narrowband, telephone
 from data.file_lists import FileListError
 from data.mixing import decaying_response
@@ -116,7 +116,12 @@ def test_a_condition_changes_one_thing(folders: tuple[Path, Path]) -> None:
     for band, filtered in (("narrow", narrowband), ("telephone", telephone)):
         reference, heard = trial(band=band)
         assert np.corrcoef(reference, filtered(clean))[0, 1] == pytest.approx(1)
+        assert np.corrcoef(heard - reference, filtered(noisy - clean))[0, 1] == pytest.approx(1)  # so is the noise
         assert level_of(reference) - level_of(heard - reference) == pytest.approx(5, abs=1e-6)
+    narrow_codec = next(name for name in CODECS if "G.711" in name)
+    reference, heard = trial(codec=narrow_codec)
+    assert np.array_equal(reference, narrowband(clean))  # what this codec cannot carry is not asked for
+    assert np.array_equal(heard, through_codec(noisy, CODECS[narrow_codec]))
     silent_clean, silent = trial(snr=None)
     assert np.array_equal(silent_clean, silent)
 
