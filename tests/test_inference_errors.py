@@ -169,6 +169,21 @@ def test_scores_and_what_cannot_be_scored(tmp_path: Path, small_checkpoint: Path
     assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["2"] * 8
 
 
+def test_a_result_that_cannot_be_scored_is_a_failure_where_all_are_enhanced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_checkpoint: Path
+) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / f"clean/{name}.wav", speech_like(1))
+        save(tmp_path / f"noisy/{name}.wav", with_noise(speech_like(1), 10))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--input_noisy_wavs_dir=noisy", "--output_dir=out", "--input_clean_wavs_dir=clean", "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["inference.py", *arguments, f"--checkpoint_file={small_checkpoint}"])
+    assert (inference.main(), capfd.readouterr().err) == (0, "")
+    (tmp_path / "clean/b.wav").unlink()
+    assert inference.main() == 1
+    assert capfd.readouterr().err == "out/b.wav: has no clean version to score with\n"
+
+
 def run_main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     """Exit code and standard error of the command in this process, for cases too many to start each anew."""
     monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, arguments), "--quiet"])

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import inference
-from data.crops import Batch
+import train
+from data.crops import Batch, load_batches
 from data.processes import available_cores
 from models.checkpoint import load_checkpoint
 from tests.data.test_processes import wait_until
@@ -43,6 +44,7 @@ from tests.fixtures.training import (
     write_pairs,
 )
 from training.steps import Trainer
+from training.validation import Validation
 
 RUN_FILES = {"best.safetensors", "latest.safetensors", "latest.pt", "config.json"}
 LEARNT = ("magnitude", "phase", "complex", "metric", "discriminator", "loss")
@@ -314,34 +316,49 @@ def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(
     options = [*SHORT, f"--fine_tune={begin_with}", *settings(optim_learning_rate=1e-8, optim_ema_decay=0.5)]
     assert train_here(pairs, *options, "--checkpoint_path", tmp_path / "run").code == 0
     expected = load_checkpoint(begin_with)[0].state_dict()
-    for name in ("best", "latest"):
-        weights = load_checkpoint(tmp_path / f"run/{name}.safetensors")[0].state_dict()
-        for key, tensor in expected.items():
-            torch.testing.assert_close(weights[key], tensor, rtol=0, atol=1e-6)
-    assert not all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
+    run = tmp_path / "run"
+    best, latest = (load_checkpoint(run / f"{name}.safetensors")[0].state_dict() for name in ("best", "latest"))
+    for key, tensor in expected.items():
+        torch.testing.assert_close(best[key], tensor, rtol=0, atol=1e-6)
+        assert torch.equal(best[key], latest[key])  # validated once, at the end, and with the averaged weights
+    assert not all(torch.equal(best[key], tensor) for key, tensor in expected.items())
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["optim"]["learning_rate"], config["optim"]["ema_decay"]) == (1e-8, 0.5)
 
 
-def test_how_long_a_run_is_and_when_it_is_validated(pairs: Path, tmp_path: Path) -> None:
+def test_how_long_a_run_is_and_when_it_is_validated(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
+    begun: list[tuple[int, int]] = []  # epochs, and their first steps
+    monkeypatch.setattr(train, "load_batches", lambda *given: begun.append(given[2:4]) or load_batches(*given))
     # Two steps an epoch.
     options = [*SHORT, "--checkpoint_path", run, *settings(train_batch_size=4), "--max_steps=100"]
     ended = train_here(pairs, *options, "--training_epochs=2", "--validation_interval=0")
     assert (ended.code, re.findall(r"^step (\d+)", ended.output, re.MULTILINE)) == (0, ["2", "4"])
-    train = json.loads((run / "config.json").read_text())["train"]
-    assert (train["epochs"], train["validation_interval"]) == (2, 0)
-    # A run may be resumed for longer.
+    settled = json.loads((run / "config.json").read_text())["train"]
+    assert (settled["epochs"], settled["validation_interval"]) == (2, 0)
+    # A run may be resumed for longer. What was the best before, here by far, stays the best.
+    torch.save(torch.load(run / "latest.pt", weights_only=True) | {"best": 4.6}, run / "latest.pt")
+    best = (run / "best.safetensors").read_bytes()
     ended = train_here(pairs, *options, "--training_epochs=3", "--validation_interval=5", "--resume")
     assert (ended.code, re.findall(r"^step (\d+)", ended.output, re.MULTILINE)) == (0, ["5", "6"])
+    assert "(best)" not in ended.output and (run / "best.safetensors").read_bytes() == best
+    assert begun == [(0, 0), (1, 0), (2, 0)]
     (group,) = torch.load(run / "latest.pt", weights_only=True)["optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(5e-4 * 0.99**2, rel=1e-9)
 
 
-def test_the_validation_list_selects_only_when_asked(pairs: Path, tmp_path: Path) -> None:
+def test_the_validation_list_selects_only_when_asked(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    # The protocol of each validation, and the network that is scored at the end.
+    monkeypatch.setattr(train, "Validation", lambda *given: used.append(given[2]) or Validation(*given))
+    monkeypatch.setattr(train, "load_checkpoint", lambda path: used.append(path.name) or load_checkpoint(path))
     options = [*SHORT, "--input_validation_file=test.txt"]
     held_out = train_here(pairs, *options, "--checkpoint_path", tmp_path / "held_out")
-    assert held_out.code == 0
+    assert (held_out.code, used) == (0, ["overlap", "best.safetensors", "overlap"])
     assert "8 pairs to train on, 1 held out to select by" in held_out.errors
     step, at_end = held_out.output.splitlines()
     assert step.startswith("step 3: ")
@@ -350,6 +367,7 @@ def test_the_validation_list_selects_only_when_asked(pairs: Path, tmp_path: Path
     assert scores[1] not in step
     paper = train_here(pairs, *options, "--protocol=paper", "--checkpoint_path", tmp_path / "paper")
     assert paper.code == 0
+    assert used[3:] == ["paper"]
     assert "9 pairs to train on, 2 listed to select by" in paper.errors
     assert "selecting on test.txt: the best score there is optimistic" in paper.errors
     assert paper.output.startswith("step 3: ")

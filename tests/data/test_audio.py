@@ -204,6 +204,11 @@ def test_resampling_in_blocks_is_resampling_at_once(rates: tuple[int, int]) -> N
         expected = np.sin(2 * np.pi * frequency * middle)
         error = whole[target // 4 : target * 3 // 4, channel] - expected
         assert np.abs(error).max() < 1e-4
+    # To the last sample, of which many come only at the end: what is heard left is no part of the right.
+    steady = np.tile(np.array([0.5, -0.25], np.float32), (source // 4, 1))
+    left, right = np.concatenate(list(resample_blocks(iter([steady]), source, target, 2))).T
+    np.testing.assert_allclose(left, -2 * right, rtol=0, atol=1e-6)
+    assert left.min() > 0.2
 
 
 def test_one_sample_survives_resampling() -> None:

@@ -43,12 +43,14 @@ def test_idconv_filters_the_last_three_eighths_in_order_and_direction() -> None:
             assert isinstance(branch, nn.Conv2d)
             branch.weight.fill_(number)
             branch.bias.zero_() if branch.bias is not None else None
-        out = module(functional.pad(torch.ones(1, 8, 1, 1), (12, 12, 12, 12)))[0]
+        # An impulse in each channel, of 1 in the first and 8 in the last.
+        impulses = torch.arange(1.0, 9.0).reshape(1, 8, 1, 1)
+        out = module(functional.pad(impulses, (12, 12, 12, 12)))[0]
     for channel in range(5):
-        assert out[channel].sum() == 1
-    assert out[5, 11:14, 11:14].eq(1).all() and out[5].sum() == 9
-    assert out[6, 12, 7:18].eq(2).all() and out[6].sum() == 22  # one frame, eleven bins
-    assert out[7, 7:18, 12].eq(3).all() and out[7].sum() == 33  # eleven frames, one bin
+        assert out[channel, 12, 12] == out[channel].sum() == channel + 1
+    assert out[5, 11:14, 11:14].eq(6).all() and out[5].sum() == 6 * 9
+    assert out[6, 12, 7:18].eq(2 * 7).all() and out[6].sum() == 2 * 7 * 11  # one frame, eleven bins
+    assert out[7, 7:18, 12].eq(3 * 8).all() and out[7].sum() == 3 * 8 * 11  # eleven frames, one bin
 
 
 def test_double_bins_is_the_release_s_shuffle_and_strided_convolution() -> None:

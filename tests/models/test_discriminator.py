@@ -70,11 +70,17 @@ def test_any_bins_and_frames_give_a_quality_of_each_row(
     assert not torch.allclose(quality, discriminator(other, clean), atol=1e-4)
 
 
-def test_a_steep_slope_stays_between_0_and_1(discriminator: MetricDiscriminator) -> None:
+def test_the_slope_is_that_of_the_sigmoid(discriminator: MetricDiscriminator) -> None:
+    discriminator.eval()
+    clean, other = magnitudes(), magnitudes(seed=1)
+    logits = discriminator(clean, other).logit()
+    assert (logits.abs() > 1e-3).all()
     with torch.no_grad():
-        discriminator.slope.fill_(1e4)
-    quality = discriminator(magnitudes(), magnitudes(seed=1))
-    assert ((quality >= 0) & (quality <= 1)).all()
+        discriminator.slope.fill_(3)
+    assert torch.allclose(discriminator(clean, other).logit(), 3 * logits, atol=1e-5)
+    with torch.no_grad():
+        discriminator.slope.fill_(1e6)
+    assert torch.equal(discriminator(clean, other), (logits > 0).float())
 
 
 def test_dropout_keeps_seven_in_ten_and_their_sum() -> None:
