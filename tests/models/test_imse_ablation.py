@@ -117,6 +117,23 @@ def test_what_is_not_ablated_is_imse(config: Config) -> None:
         assert torch.equal(same(noisy).pha, paper(noisy).pha)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"mala_without_{part}" for part in ("magnitude", "rotation", "local", "gate")),
+        *(f"idconv_without_{part}" for part in ("square", "frequency", "time")),
+        "softmax_bottleneck",
+    ],
+)
+def test_what_only_lacks_a_part_begins_with_imse_s_weights(config: Config, name: str) -> None:
+    torch.manual_seed(0)
+    paper = build(config).state_dict()
+    torch.manual_seed(0)
+    ablation = build(load_config(ROOT / f"configs/ablation/{name}.json")).state_dict()
+    assert ablation.keys() <= paper.keys()
+    assert all(torch.equal(paper[weight], value) for weight, value in ablation.items())
+
+
 def attended(kind: str, rotated: bool, weights_of: str) -> tuple[Tensor, Tensor]:
     """What an attention gives on a map of 3 × 4 positions, and a plain double loop over them."""
     frames, bins, channels = 3, 4, 16
