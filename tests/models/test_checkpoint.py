@@ -186,9 +186,9 @@ def test_weights_of_another_kind(small_checkpoint: Path, tmp_path: Path, dtype: 
 
 
 def test_a_name_that_would_break_the_line(tmp_path: Path) -> None:
-    header = b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[0,9]}}'
+    header = b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
     (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "damaged" in message_of(tmp_path / "odd")
+    assert r"a; b" in message_of(tmp_path / "odd")
 
 
 def test_a_network_too_large_for_the_memory_is_not_built(published: Path) -> None:
