@@ -95,6 +95,8 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
         raise CheckpointError(
             f"{path}: a safetensors file, but damaged or cut short ({reason}); get it anew"
         ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's, with the stack of its C++ in the message
+        raise CheckpointError(f"{path}: holds a tensor whose shape PyTorch cannot take; get it anew") from error
     if "config" not in metadata:
         raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint of this project")
     try:

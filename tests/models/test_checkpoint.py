@@ -185,6 +185,12 @@ def test_weights_of_another_kind(small_checkpoint: Path, tmp_path: Path, dtype: 
     assert f"'{name}' holds {dtype}" in message_of(path)
 
 
+def test_a_shape_beyond_all_measure(tmp_path: Path) -> None:
+    header = b'{"weight":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "whose shape PyTorch cannot take" in message_of(tmp_path / "odd")
+
+
 def test_a_name_that_would_break_the_line(tmp_path: Path) -> None:
     header = b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
     (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
