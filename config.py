@@ -7,7 +7,6 @@ every network has or needs. The file is long, so that every setting is found in 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import json
@@ -21,6 +20,8 @@ LARGEST_NUMBER = 1e9
 
 MOST_BASES = 8
 """A configuration may stand on another, that on a third, and so on up to this."""
+
+_MOST_SHOWN = 60  # characters, of what a message quotes
 
 
 class ConfigError(Exception):
@@ -373,7 +374,7 @@ def _with_base(path: Path, depth: int = 0) -> Any:
     if not isinstance(content, dict) or "base" not in content:
         return content
     base = content.pop("base")
-    if not isinstance(base, str):
+    if not (isinstance(base, str) and base.isprintable()):
         raise ConfigError(str(path), [f"base: expected the path of a configuration, found {_shown(base)}"])
     if depth == MOST_BASES:
         raise ConfigError(str(path), [f"base: the {MOST_BASES + 1}th in a row; do they go in a circle?"])
@@ -390,16 +391,17 @@ def merge(base: Any, delta: Mapping[str, Any]) -> Any:
 
 
 def _overridden(content: Any, overrides: Sequence[str]) -> Any:
-    """The content with `section.key=value` assignments put into it."""
-    content = copy.deepcopy(content)
+    """Put `section.key=value` assignments into the content, and return it."""
     for assignment in overrides:
         place, equals, text = assignment.partition("=")
         section, dot, key = place.strip().partition(".")
         if not (equals and dot and section and key):
-            raise ConfigError(f"--set {assignment}", ["expected section.key=value, such as optim.learning_rate=1e-4"])
+            raise ConfigError(
+                f"--set {_shown_name(assignment)}", ["expected section.key=value, such as optim.learning_rate=1e-4"]
+            )
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text.strip()  # a word needs no quotes; what must be a number is refused with the section
         if isinstance(content, dict) and isinstance(content.setdefault(section, {}), dict):
             content[section][key] = value
@@ -417,11 +419,12 @@ def load_json(path: Path) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the key '{key}' is given twice")
-    return dict(pairs)
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key '{_shown_name(key)}' is given twice")
+        content[key] = value
+    return content
 
 
 def parse_config(content: Any, source: str) -> Config:
@@ -443,10 +446,11 @@ def parse_config(content: Any, source: str) -> Config:
             problems.append(f"{name}: expected an object, found {_shown(section)}")
             continue
         if name == "model":
-            section_type = MODEL_CONFIGS.get(str(section.get("name")))
+            network = section.get("name")
+            section_type = MODEL_CONFIGS.get(network) if isinstance(network, str) else None
             if section_type is None:
                 known = ", ".join(MODEL_CONFIGS)
-                problems.append(f"model.name: expected one of {known}, found {_shown(section.get('name'))}")
+                problems.append(f"model.name: expected one of {known}, found {_shown(network)}")
                 continue
         if parsed := _parse_section(section, section_type, name, problems):
             sections[name] = parsed
@@ -481,7 +485,7 @@ def _report_names(given: Mapping[str, Any], owner: type, what: str, prefix: str,
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
-            problems.append(f"{prefix}{key}: unknown {what}{hint}")
+            problems.append(f"{prefix}{_shown_name(key)}: unknown {what}{hint}")
     problems.extend(f"{prefix}{key}: missing" for key, needed in known.items() if needed and key not in given)
 
 
@@ -505,4 +509,13 @@ def _parse_section(section: dict[str, Any], section_type: type, name: str, probl
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value)[:60]
+    """A value in JSON, or how it begins: in one line, whatever it holds."""
+    try:
+        return "nothing" if value is None else json.dumps(value)[:_MOST_SHOWN]
+    except RecursionError:  # to read it may take less of the stack than to write it
+        return "lists or objects in one another"
+
+
+def _shown_name(name: str) -> str:
+    """A name as it stands in JSON, without the quotes."""
+    return json.dumps(name)[1:-1][:_MOST_SHOWN]

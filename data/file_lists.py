@@ -123,10 +123,10 @@ def file_list_line(*fields: str) -> str:
     """One line of a file list, without its line end, that `read_file_list` gives back as these fields.
 
     Raises `FileListError` for a field that the format cannot hold: with `|`, with a line break, with blanks
-    at an end, empty, or not in Unicode.
+    at an end, empty, with a character that no path has or that marks the start of a file, or not in Unicode.
     """
     for field in fields:
-        if "|" in field or field.splitlines() != [field.strip()]:
+        if any(mark in field for mark in "|\0\ufeff") or [field.strip()] != field.splitlines(keepends=True):
             raise FileListError(f"{field!r}: cannot stand in a file list (no '|', no line break, no blank at an end)")
         try:
             field.encode()
@@ -143,14 +143,16 @@ def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | 
     be used. Whether the audio files exist is for their reader to say.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FileListError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FileListError(f"{path}: not a text file in UTF-8") from error
+    if "\0" in text:  # which no path can hold
+        raise FileListError(f"{path}: not a text file: it holds a NUL")
     clean, noisy = _Folder("clean", clean_dir), _Folder("noisy", noisy_dir)
     utterances: dict[str, Utterance] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -30,6 +30,7 @@ DEFAULT_CHECKPOINT = _ROOT / "checkpoints" / "default.safetensors"
 LIVE_CHECKPOINT = _ROOT / "checkpoints" / "lite_rtse.safetensors"
 """What commands use where none is named, for files and for live sound: this project trained both."""
 
+_MOST_SHOWN = 100  # characters of a name
 _NOT_A_CHECKPOINT = (
     "not a checkpoint, or cut short; nothing in it was executed. Give a released file "
     "(scripts/download_published.py) or a *.safetensors of this project"
@@ -37,8 +38,9 @@ _NOT_A_CHECKPOINT = (
 # What torch's restricted unpickler raises on a damaged or hostile stream: it has no error of its own for most.
 UNPICKLING_ERRORS = (
     *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, MemoryError, AssertionError),
-    *(ValueError, TypeError, LookupError, AttributeError),
+    *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
 )
+_REAL_NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 class CheckpointError(Exception):
@@ -89,7 +91,12 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: a safetensors file, but damaged or cut short ({error}); get it anew") from error
+        reason = "; ".join(str(error).splitlines())
+        raise CheckpointError(
+            f"{path}: a safetensors file, but damaged or cut short ({reason}); get it anew"
+        ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's, with the stack of its C++ in the message
+        raise CheckpointError(f"{path}: holds a tensor whose shape PyTorch cannot take; get it anew") from error
     if "config" not in metadata:
         raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint of this project")
     try:
@@ -105,8 +112,10 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNPICKLING_ERRORS as error:
         raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}") from error
-    weights = content.get("generator") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(_is_weight(*entry) for entry in weights.items()):
+    # Not by methods of their own: a pickle can put something else in the place of those.
+    weights = dict.get(content, "generator") if isinstance(content, dict) else None
+    weights = dict(dict.items(weights)) if isinstance(weights, dict) else None
+    if weights is None or not all(_is_weight(*entry) for entry in weights.items()):
         raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
     network = published_network(weights)
     if network is None:
@@ -117,10 +126,13 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
 
 
 def _is_weight(name: object, value: object) -> bool:
-    """Whether an entry of a state dict is a name with real numbers that are there."""
-    if not (isinstance(name, str) and isinstance(value, Tensor)):
+    """Whether an entry of a state dict is a name with real numbers that are there, and nothing else."""
+    if not isinstance(name, str) or type(value) is not Tensor or vars(value):
         return False
-    return value.layout == torch.strided and value.is_floating_point() and value.device.type == "cpu"
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _REAL_NUMBERS:
+        return False
+    # With strides of 0 a few bytes would be any number of numbers.
+    return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _published_config(path: Path, paper_config: Path) -> Config:
@@ -141,10 +153,10 @@ def _check_fit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str,
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected]
     if missing or unknown:
-        example = (unknown or missing)[0]
+        example = ascii((unknown or missing)[0])[:_MOST_SHOWN]
         raise CheckpointError(
             f"{path}: another network's weights: {len(missing)} tensors are missing and {len(unknown)} are unknown, "
-            f"such as '{example}'; give a checkpoint of this network"
+            f"such as {example}; give a checkpoint of this network"
         )
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
@@ -152,5 +164,7 @@ def _check_fit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str,
                 f"{path}: '{name}' has shape {list(weights[name].shape)} where the configuration asks for "
                 f"{list(tensor.shape)}; give the configuration that belongs to it"
             )
+        if weights[name].dtype != tensor.dtype and not {weights[name].dtype, tensor.dtype} <= _REAL_NUMBERS:
+            raise CheckpointError(f"{path}: '{name}' holds {weights[name].dtype}, not real numbers; get it anew")
         if not weights[name].isfinite().all():
             raise CheckpointError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint")

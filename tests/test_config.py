@@ -127,6 +127,33 @@ def test_numbers_that_are_too_large(content: dict[str, Any], value: float) -> No
     assert len(problems_of(content)) == 1
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "\ud800", "\x1b[2J", "x" * 1000])
+def test_a_name_that_would_break_the_line_is_shown_in_json(content: dict[str, Any], name: str) -> None:
+    content["optim"][name] = content[name] = 1
+    shown = json.dumps(name)[1:-1][:60]
+    assert problems_of(content) == [f"{shown}: unknown section", f"optim.{shown}: unknown key"]
+
+
+def nested(depth: int) -> list[Any]:
+    content: list[Any] = []
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
+def test_lists_in_lists_that_reading_takes_and_writing_does_not(content: dict[str, Any]) -> None:
+    content["optim"] = content["train"]["seed"] = content["model"]["name"] = nested(5000)
+    assert [problem.partition(": ")[0] for problem in problems_of(content)] == ["model.name", "optim", "train.seed"]
+
+
+def test_lists_in_lists_are_refused_with_settings_too(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["speed"] = nested(800)
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path / "deep.json", content), ["train.epochs=" + "[" * 100_000])
+    shown = f'expected int, found "{"[" * 59}'
+    assert caught.value.problems == ["speed: unknown section", f"train.epochs: {shown}"]
+
+
 @pytest.mark.parametrize("wrong", [[], "text", None, 3, {"model": 3}, {"model": {"name": []}}, {}])
 def test_content_of_another_kind(wrong: Any) -> None:
     assert problems_of(wrong)
@@ -138,6 +165,7 @@ def test_content_of_another_kind(wrong: Any) -> None:
         ("{", "not valid JSON"),
         ('{"model": {}, "model": {}}', "given twice"),
         ("[" * 100_000, "not valid JSON"),
+        (r'{"a\nb": 1, "a\nb": 1}', r"the key 'a\\nb' is given twice$"),
     ],
 )
 def test_files_that_are_not_json(tmp_path: Path, text: str, reason: str) -> None:
@@ -190,6 +218,7 @@ def test_settings_of_the_command_line_replace_those_of_the_file(config: Config, 
         ("optim.learning_rat=1", "optim.learning_rat: unknown key (did you mean 'learning_rate'?)"),
         ("optim.learning_rate=fast", 'optim.learning_rate: expected float, found "fast"'),
         ("optim.learning_rate", "--set optim.learning_rate: expected section.key=value"),
+        ("learning\nrate=1", r"--set learning\nrate=1: expected section.key=value"),
         ("learning_rate=1", "--set learning_rate=1: expected section.key=value"),
         ("speed.high=1", "speed: unknown section"),
         ("train.metric_lag=2", "train.metric_lag: must be 0 or 1"),
@@ -234,6 +263,8 @@ def test_a_section_that_the_base_lacks_is_new(tmp_path: Path, content: dict[str,
 @pytest.mark.parametrize(
     ("delta", "problem"),
     [
+        ({"base": "a\nb"}, r'delta.json: base: expected the path of a configuration, found "a\nb"'),
+        ({"base": "\0"}, r'delta.json: base: expected the path of a configuration, found "\u0000"'),
         ({"base": 3}, "delta.json: base: expected the path of a configuration, found 3"),
         ({"base": "none.json"}, "none.json: cannot be read: No such file or directory"),
         ({"base": "delta.json"}, "delta.json: base: the 9th in a row; do they go in a circle?"),

@@ -106,13 +106,20 @@ def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
         read_file_list(path)
 
 
+def test_a_list_with_what_no_path_can_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileListError, match=r"list\.txt: not a text file: it holds a NUL"):
+        read_file_list(write_list(tmp_path, "a|c.wav|n\0.wav\n"))
+
+
 @pytest.mark.parametrize("name", ["missing.txt", ""])
 def test_a_list_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileListError, match="cannot be read"):
         read_file_list(tmp_path / name)
 
 
-@pytest.mark.parametrize("field", ["a|b", "a\nb", "a\u2028b", " a", "a ", "", "a\udcff"])
+@pytest.mark.parametrize(
+    "field", ["a|b", "a\nb", "a\u2028b", " a", "a ", "", "a\n", "a\u2028", "\0", "\ufeffa", "a\udcff"]
+)
 def test_a_line_refuses_what_reading_would_not_give_back(field: str) -> None:
     with pytest.raises(FileListError, match="cannot stand in a file list"):
         file_list_line("id", field)

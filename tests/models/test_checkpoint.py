@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch._tensor import _rebuild_from_type_v2
+from torch._utils import _rebuild_parameter
 
 from config import Config, ImseConfig
 from models import build
@@ -110,6 +113,8 @@ def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
     metadata = {"config": json.dumps(small_config.to_dict())}
     safetensors.torch.save_file({"lstm.weight": torch.zeros(3)}, path, metadata=metadata)
     assert "'lstm.weight'" in message_of(path)
+    safetensors.torch.save_file({"lstm\n\u2028weight": torch.zeros(3)}, path, metadata=metadata)
+    assert r"'lstm\n\u2028weight'" in message_of(path)
     safetensors.torch.save_file({"lstm.weight": torch.zeros(3)}, path)
     assert "without a configuration" in message_of(path)
 
@@ -131,11 +136,65 @@ def test_a_published_tensor_of_an_impossible_shape(published: Path, suffix: str)
         {"a.mala.qkvo.weight": torch.zeros(2, 2).to_sparse()},
         {"a.mala.qkvo.weight": torch.zeros(2, device="meta")},
         {"a.mala.qkvo.weight": torch.zeros(2, dtype=torch.complex64)},
+        {"a.mala.qkvo.weight": torch.zeros(2, dtype=torch.float8_e4m3fn)},
+        {"a.mala.qkvo.weight": torch.zeros(1).expand(1000)},
+        {"a.mala.qkvo.weight": torch.nn.Parameter(torch.zeros(2))},
     ],
 )
 def test_entries_that_are_no_weights(tmp_path: Path, weights: dict) -> None:
     torch.save({"generator": weights}, tmp_path / "odd")
     assert "without a 'generator' state dict" in message_of(tmp_path / "odd")
+
+
+class Rebuilt:
+    """Unpickles as a call of what torch's restricted unpickler allows."""
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.parts
+
+
+PARAMETER = (torch.zeros(2), False, OrderedDict())
+WITHOUT_CHUNK = Rebuilt(_rebuild_from_type_v2, (_rebuild_parameter, torch.nn.Parameter, PARAMETER, {"chunk": 3}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Rebuilt(OrderedDict, (), {"get": 3}),
+        {"generator": Rebuilt(OrderedDict, (), {"items": 3})},
+        {"generator": {"a.mala.qkvo.weight": WITHOUT_CHUNK}},
+        {"generator": Rebuilt(bytearray, (2**70,))},
+    ],
+)  # fmt: skip
+def test_objects_with_other_methods_and_sizes(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "odd")
+    assert message_of(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int32, torch.complex64, torch.bool])
+def test_weights_of_another_kind(small_checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = safetensors.torch.load_file(small_checkpoint)
+    with safetensors.safe_open(small_checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    name = next(iter(weights))
+    path = tmp_path / "other"
+    safetensors.torch.save_file({**weights, name: weights[name].to(dtype)}, path, metadata=metadata)
+    assert f"'{name}' holds {dtype}" in message_of(path)
+
+
+def test_a_shape_beyond_all_measure(tmp_path: Path) -> None:
+    header = b'{"weight":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "whose shape PyTorch cannot take" in message_of(tmp_path / "odd")
+
+
+def test_a_name_that_would_break_the_line(tmp_path: Path) -> None:
+    header = b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+    (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert r"a; b" in message_of(tmp_path / "odd")
 
 
 def test_a_network_too_large_for_the_memory_is_not_built(published: Path) -> None:
