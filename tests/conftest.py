@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,15 @@ from models import build
 from models.checkpoint import save_checkpoint
 from models.enhancer import Enhancer
 from tests.fixtures.commands import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _thread_count_of_its_own() -> Iterator[None]:
+    """A command that runs within a test sets PyTorch's threads for that test alone."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
