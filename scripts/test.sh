@@ -7,4 +7,5 @@ bash scripts/setup.sh dev
 .venv/bin/ruff check
 .venv/bin/ruff format --check
 .venv/bin/basedpyright
-.venv/bin/pytest "$@"
+# Two processes of one thread each: most tests are too small for PyTorch to share.
+OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile "$@"
