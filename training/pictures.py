@@ -72,6 +72,8 @@ def _attention_picture(pass_: Pass) -> np.ndarray:
         limit = max(float(np.percentile(np.abs(each), _SHOWN_PERCENTILE)) for each in maps)
         row = _in_a_row([_coloured(0.5 + 0.5 * each / max(limit, 1e-9), _SIGNED) for each in maps])
         rows.append(row.swapaxes(1, 2))
+    widest = max(row.shape[1] for row in rows)  # a softmax attention has no linear one beside it
+    rows = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     marked = _in_a_row(rows).swapaxes(1, 2)
     bins = pass_.noisy.mag.shape[1]
     for top in range(0, marked.shape[1], bins + _GAP):

@@ -104,6 +104,16 @@ def test_a_network_without_such_an_attention_has_its_mask_alone() -> None:
     assert set(inner_pictures(build(config), config, NOISY, CPU)) == {"mask"}
 
 
+def test_a_stage_with_one_attention_leaves_the_place_of_the_other_white() -> None:
+    torch.manual_seed(0)
+    config = load_config(ROOT / "configs/ablation/softmax_bottleneck.json", ["model.channels=8"])
+    attention = inner_pictures(build(config), config, NOISY[:8000], CPU)["attention"]
+    _, bottleneck, _ = np.split(attention[:, : 3 * (BINS + GAP) - GAP], [BINS + GAP, 2 * (BINS + GAP)], axis=1)
+    frames = (attention.shape[2] - GAP) // 2
+    assert (bottleneck[:, :, frames:] == 255).all()
+    assert not (bottleneck[:, :, :frames] == 255).all()
+
+
 def test_a_network_that_has_become_nan_has_pictures(small_config: Config) -> None:
     network = build(small_config)
     for parameter in network.parameters():
