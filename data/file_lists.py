@@ -8,9 +8,12 @@ are completed from the folders given beside the list. Names pair whatever their 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset([
@@ -18,6 +21,8 @@ AUDIO_SUFFIXES = frozenset([
     ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist",
 ])
 # fmt: on
+
+Item = TypeVar("Item")
 
 
 class FileListError(Exception):
@@ -80,12 +85,23 @@ def plan_outputs(source: Path, output_dir: Path) -> list[tuple[Path, Path]]:
     outputs = [(path, output_dir / path.relative_to(root)) for path in files]
     if {path.resolve() for path in files} & {target.resolve() for _, target in outputs}:
         raise FileListError(f"{output_dir}: results would replace their inputs; choose another output folder")
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output_dir).close()  # fails once, where every file would
-    except OSError as error:
-        raise FileListError(f"{output_dir}: cannot be written: {error.strerror}") from error
+    make_output_dir(output_dir)
     return outputs
+
+
+def make_output_dir(folder: Path) -> None:
+    """Make the folder; raises `FileListError` where nothing can be written into it, once, before every file would."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise FileListError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items in their order, the first and the last among them; all where there are not more."""
+    places = np.linspace(0, len(items) - 1, min(len(items), count))
+    return [items[round(float(place))] for place in places]
 
 
 def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 _SIZE_INCHES = (3.6, 2.5)
 _HISTOGRAM_BINS = 24
 _MARKERS = "osD^vP*X"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # the same picture of the same scores
     "font.family": "sans-serif",
@@ -29,6 +29,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.6,
 }
+"""Of all pictures of scores."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def scatter(positions: Sequence[float], series: Sequence[Series], x_label: str, 
 
 def _svg(draw: Callable[[Axes], None]) -> bytes:
     stream = BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(_SIZE_INCHES, layout="constrained")
         draw(figure.add_subplot())
         figure.savefig(stream, format="svg", metadata={"Date": None})

@@ -32,14 +32,13 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import ConfigError, load_config, load_json, merge, parse_config
 from data.atomic import write_text_atomically
-from data.file_lists import FileListError, Utterance, pair_folders
+from data.file_lists import FileListError, Utterance, evenly_spaced, pair_folders
 from data.processes import available_cores
 from metrics.paired import paired_test
 from metrics.scores import METRICS, PairScores, score_pairs
@@ -89,10 +88,9 @@ def read_variants(base: Path, ablations: Sequence[Path]) -> list[Variant]:
 
 def choose_files(pairs: Sequence[Utterance], files: int | None, folder: Path) -> list[Utterance]:
     """So many of the pairs, evenly spaced; their noisy files are linked in a folder for `inference.py`."""
-    chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), files or len(pairs)))
     shutil.rmtree(folder, ignore_errors=True)
     linked: list[Utterance] = []
-    for pair in (pairs[round(index)] for index in chosen):
+    for pair in evenly_spaced(pairs, files or len(pairs)):
         link = folder / f"{pair.id}{pair.noisy.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(pair.noisy.resolve())

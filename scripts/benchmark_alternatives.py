@@ -29,7 +29,7 @@ from tqdm import tqdm
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.atomic import write_text_atomically
 from data.audio import AudioError, AudioFormat, read_audio, write_audio
-from data.file_lists import FileListError, Utterance, pair_folders
+from data.file_lists import FileListError, Utterance, evenly_spaced, pair_folders
 from data.processes import available_cores
 from metrics.scores import METRICS, score_pairs
 from metrics.signals import RATE
@@ -163,8 +163,7 @@ def main() -> int:
         parser.error("--threads, --files: must be 1 or more")
     try:
         pairs = pair_folders(options.clean_wav_dir, options.noisy_wav_dir).pairs
-        chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), options.files or len(pairs)))
-        figures = measure(options, [pairs[round(index)] for index in chosen])
+        figures = measure(options, evenly_spaced(pairs, options.files or len(pairs)))
     except (FileListError, CheckpointError, AudioError) as error:
         print(error, file=sys.stderr)
         return SOME_FAILED if isinstance(error, AudioError) else WRONG_COMMAND_LINE

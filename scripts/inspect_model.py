@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +32,7 @@ from config import Config
 from data.atomic import replacing
 from data.audio import AudioError, AudioReader, resample_blocks
 from data.crops import SILENT_POWER
+from data.file_lists import FileListError, make_output_dir
 from metrics.scores import MAX_LENGTH_DIFFERENCE
 from models import inspection
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
@@ -147,15 +147,6 @@ def read_run(folder: Path) -> Curves:
     return curves
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder; raises `InputError` where nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}; try another --output_dir") from error
-
-
 def draw(
     options: argparse.Namespace, enhancer: Enhancer, config: Config, versions: dict[str, np.ndarray], curves: Curves
 ) -> dict[str, bytes]:
@@ -191,9 +182,9 @@ def main(arguments: list[str] | None = None) -> int:
         network, config = load_checkpoint(options.checkpoint_file or best)
         versions = read_versions(options, config)
         curves = read_run(options.run_dir) if options.run_dir else {}
-        check_folder(options.output_dir)
+        make_output_dir(options.output_dir)
         files = draw(options, Enhancer(network, config), config, versions, curves)
-    except (CheckpointError, AudioError, InputError) as error:
+    except (CheckpointError, AudioError, FileListError, InputError) as error:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE
     try:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
-from data.file_lists import FileListError, Utterance, audio_by_id
+from data.file_lists import FileListError, Utterance, audio_by_id, make_output_dir
 from data.processes import available_cores
 from listening.versions import Version, common_ids
 from metrics.composite import VARIANTS
@@ -50,10 +49,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if find_spec("matplotlib") is None:
         parser.error("needs matplotlib: pip install -e '.[report]'")
     try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.output_dir).close()
-    except OSError as error:
-        parser.error(f"argument --output_dir: {options.output_dir}: cannot be written: {error.strerror}")
+        make_output_dir(options.output_dir)
+    except FileListError as error:
+        parser.error(f"argument --output_dir: {error}")
     return options
 
 

@@ -27,7 +27,7 @@ import torch
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.codecs import CodecError
 from data.conditions import RATE
-from data.file_lists import FileListError
+from data.file_lists import FileListError, make_output_dir
 from data.processes import available_cores
 from models.acceleration import fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError
@@ -35,7 +35,7 @@ from models.enhancer import Enhancer
 from models.pipeline import Load
 from training.stop import TERMINATED
 from trials.plan import AXES
-from trials.run import check_output, with_clean, without_clean
+from trials.run import with_clean, without_clean
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     keep_freed_memory()
     try:
-        check_output(options.output_dir)
+        make_output_dir(options.output_dir)
         enhancers, seeds = load_all(options)
         if options.input_noisy_wavs_dir:
             problems = without_clean(options, enhancers)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from listening.charts import STYLE
 from metrics.summary import LABELS
 from trials.plan import NOT_HELD_OUT, REVERB_ALONE, Axis
 from trials.summary import Results, enhanced_mean, gain_of, noisy_mean
@@ -24,18 +24,6 @@ _MARKERS = "osD^vP"
 _NOISY_COLOUR = "#444444"
 _SPREAD = 0.12  # between the checkpoints' marks, in steps of the axis, so that their bars do not hide each other
 _HALF_STEP = 0.35
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "robustness",  # the same picture of the same scores
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-}
-
 ORDERED = ("snr", "level", "clipping", "reverb", REVERB_ALONE)
 """Axes with an order: their marks are joined."""
 
@@ -46,7 +34,7 @@ def draw(axes: Sequence[Axis], results: Results, names: Sequence[str], kind: str
     lines = -(-len(axes) // columns)
     width, height = _PANEL_INCHES
     stream = BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure((width * columns, 0.5 + height * 2 * lines), layout="constrained")
         panels = figure.subplots(2 * lines, columns, squeeze=False)
         for panel in panels.flat:

@@ -14,7 +14,7 @@ import numpy as np
 from data.audio import AudioError
 from data.conditions import RATE, babble, pink_noise, white_noise
 from data.crops import SILENT_POWER, fit_segment, mean_power, random_start
-from data.file_lists import FileListError, audio_by_id
+from data.file_lists import FileListError, audio_by_id, evenly_spaced
 from data.held_out import hold_out_files, hold_out_speakers, speaker_of
 from data.mixing import NEARLY_SILENT
 from data.recordings import Recordings
@@ -187,9 +187,7 @@ class Material:
 
     def _choose(self, ids: Sequence[str]) -> list[str]:
         """`files` of them, evenly spaced, that can be read."""
-        chosen = np.linspace(0, len(ids) - 1, min(self._files, len(ids)))
-        picked = [ids[round(float(index))] for index in chosen] if ids else []
-        return [id_ for id_ in picked if self._read(self.pool.speech[id_]) is not None]
+        return [id_ for id_ in evenly_spaced(ids, self._files) if self._read(self.pool.speech[id_]) is not None]
 
     def _samples_of(self, id_: str) -> np.ndarray:
         return self._recordings.samples(self.pool.speech[id_]).astype(np.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.atomic import replacing, write_text_atomically
 from data.codecs import available_codecs
-from data.file_lists import FileListError, audio_by_id
+from data.file_lists import FileListError, audio_by_id, evenly_spaced
 from metrics.dnsmos import load_dnsmos
 from models.enhancer import Enhancer
 from trials.blind import blind_csv, blind_json, blind_markdown, measure_blind
@@ -26,15 +23,6 @@ from trials.measure import measure
 from trials.mixes import make_trial
 from trials.plan import ALL, BASE, NOT_HELD_OUT, Axis, all_conditions, make_axes
 from trials.summary import Results, as_csv, as_json, as_markdown
-
-
-def check_output(folder: Path) -> None:
-    """Make it; raises `FileListError` where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise FileListError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def plan(material: Material, names: Sequence[str]) -> tuple[list[Axis], list[str]]:
@@ -126,8 +114,7 @@ def without_clean(options: Namespace, enhancers: Mapping[str, Enhancer]) -> list
     """Measure recordings by DNSMOS; returns a line for each that failed. Raises as `with_clean`, and `ImportError`."""
     files = audio_by_id(options.input_noisy_wavs_dir)
     dnsmos = load_dnsmos()
-    ids = list(files)
-    chosen = [ids[round(place)] for place in np.linspace(0, len(ids) - 1, min(options.files, len(ids)))]
+    chosen = evenly_spaced(list(files), options.files)
     names = list(enhancers)
     rows, problems = measure_blind({id_: files[id_] for id_ in chosen}, enhancers, dnsmos, options.quiet)
     if rows:

@@ -10,6 +10,7 @@ from data.file_lists import (
     FileListError,
     Utterance,
     audio_by_id,
+    evenly_spaced,
     file_list_line,
     find_audio,
     pair_folders,
@@ -174,3 +175,11 @@ def test_a_folder_comes_before_the_path_in_the_list(tmp_path: Path) -> None:
     assert read_file_list(path, noisy_dir=tmp_path / "enhanced") == [
         Utterance("a", Path("clean/a.wav"), tmp_path / "enhanced" / "a.flac")
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(1, "a"), (2, "ae"), (3, "ace"), (4, "abde"), (5, "abcde"), (9, "abcde")]
+)
+def test_some_of_many_are_evenly_spaced(count: int, chosen: str) -> None:
+    assert "".join(evenly_spaced("abcde", count)) == chosen
+    assert evenly_spaced("", count) == []
