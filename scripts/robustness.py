@@ -15,7 +15,6 @@ Exit codes: 0 all done, 1 some files failed (each named), 2 command line wrong.
 
 from __future__ import annotations
 
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -33,7 +32,6 @@ from models.acceleration import fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError
 from models.enhancer import Enhancer
 from models.pipeline import Load
-from training.stop import TERMINATED
 from trials.plan import AXES
 from trials.run import with_clean, without_clean
 
@@ -119,5 +117,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as at Ctrl-C, nothing is left half written
     run(main)
