@@ -76,10 +76,16 @@ class _PlainTensors(nn.Module):
         """The enhanced magnitude and phase; with a state, also the next one."""
         noisy = Spectra(mag, pha)
         if not isinstance(self.network, StreamingNetwork):
-            return tuple(self.network(noisy))
+            return _no_inputs(self.network(noisy), noisy)
         before = _nested(state, like=self.example_state) if state else self.network.initial_state(mag.shape[0])
         enhanced, after = self.network.stream(noisy, before)
-        return (*enhanced, *_flat(after).values()) if state else tuple(enhanced)
+        enhanced = _no_inputs(enhanced, noisy)
+        return (*enhanced, *_flat(after).values()) if state else enhanced
+
+
+def _no_inputs(enhanced: Spectra, noisy: Spectra) -> tuple[Tensor, ...]:
+    """The enhanced spectra, where a part that is the noisy one is computed: a graph's outputs are not its inputs."""
+    return tuple(part + 0 if part is given else part for part, given in zip(enhanced, noisy, strict=True))
 
 
 def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:

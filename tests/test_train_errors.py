@@ -165,7 +165,7 @@ ONE_LINE = [
     (["--set=train.epochs"], "--set train.epochs: expected section.key=value, such as optim.learning_rate=1e-4"),
     (["--training_epochs=0"], f"{PAPER}: train.epochs: must be above 0"),
     (["--validation_interval=-1"], f"{PAPER}: train.validation_interval: must not be negative"),
-    (["--max_steps=0"], "train.py: --max_steps: must be 1 or more"),
+    (["--max_steps=0"], "train.py: --max_steps, --num_workers: must be 1 or more"),
     (["--num_workers=0"], "train.py: --num_workers: must be 1 or more"),
     (["--device=tpu"], "train.py: --device tpu: cannot be used"),
     (["--protocol=paper"], "train.py: --protocol paper: needs --input_validation_file"),

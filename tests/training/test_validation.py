@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -99,3 +99,17 @@ def test_processes_share_the_utterances(config: Config, counted: list[Pair], mon
     assert len(validated.enhanced) == 1
     assert validated.scores["pesq"] == (0 + 8) / 2  # the mean over the rows of both
     assert math.isnan(validated.scores["stoi"])
+
+
+def test_an_utterance_whose_scoring_fails_is_named_and_the_others_have_scores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object) -> Iterator[tuple[int, object]]:
+        yield 1, ImportError("no module named pesq")
+        yield 0, {"pesq": 2.5, "stoi": 0.9}
+
+    monkeypatch.setattr(validation, "run_in_processes", run)
+    first, second = validation.score_all([(each.clean, each.noisy) for each in EXAMPLES])
+    assert first == {"pesq": 2.5, "stoi": 0.9}
+    assert math.isnan(second["pesq"]) and math.isnan(second["stoi"])
+    assert capsys.readouterr().err == "validation: utterance 1 could not be scored: no module named pesq\n"
