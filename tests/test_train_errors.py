@@ -166,7 +166,7 @@ ONE_LINE = [
     (["--training_epochs=0"], f"{PAPER}: train.epochs: must be above 0"),
     (["--validation_interval=-1"], f"{PAPER}: train.validation_interval: must not be negative"),
     (["--max_steps=0"], "train.py: --max_steps, --num_workers: must be 1 or more"),
-    (["--num_workers=0"], "train.py: --num_workers: must be 1 or more"),
+    (["--num_workers=0"], "train.py: --max_steps, --num_workers: must be 1 or more"),
     (["--device=tpu"], "train.py: --device tpu: cannot be used"),
     (["--protocol=paper"], "train.py: --protocol paper: needs --input_validation_file"),
     (["--resume", "--overwrite"], "train.py: --resume: not with --overwrite or --fine_tune"),
