@@ -1,6 +1,7 @@
 """From waveform to compressed spectra and back: the one STFT pair, used by every network, in training and inference.
 
-Section 3.1 of the IMSE paper and its release: magnitude ** 0.3, phase of the uncompressed STFT.
+Section 3.1 of the IMSE paper and its release: magnitude ** 0.3, phase of the uncompressed STFT. `models.streaming`
+computes the same hop by hop.
 """
 
 from __future__ import annotations

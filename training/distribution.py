@@ -23,7 +23,7 @@ LONGEST_WAIT = timedelta(weeks=4)
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of this run: this one's number from 0, how many there are, and this one's device."""
+    """The processes of this run: this one's number from 0, how many there are, and where this one's tensors are."""
 
     rank: int
     ranks: int
