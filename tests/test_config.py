@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,37 @@ def test_files_that_are_not_json(tmp_path: Path, text: str, reason: str) -> None
     path.write_text(text)
     with pytest.raises(ConfigError, match=reason):
         load_config(path)
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("endless", "not a file; give a JSON file"),
+        ("pipe", "not a file; give a JSON file"),  # which nobody writes to
+        ("folder", "not a file; give a JSON file"),
+        ("large", "no configuration: larger than 1000000 bytes"),
+    ],
+)
+def test_what_is_no_file_or_too_large_is_not_read_to_its_end(
+    tmp_path: Path, kind: str, problem: str, base: bool
+) -> None:
+    path = tmp_path / kind
+    {
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "large": lambda: path.write_text("{}".ljust(1_000_001)),
+    }[kind]()
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path / "delta.json", {"base": kind}) if base else path)
+    assert str(caught.value) == f"{path}: {problem}"
+
+
+def test_a_file_may_be_as_large_as_that(tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(config.to_dict()).ljust(1_000_000))
+    assert load_config(path) == config
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
