@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from config import Config, ConfigError, parse_config
-from data.atomic import replacing, write_text_atomically
+from data.atomic import remove_leftovers, replacing, write_text_atomically
 from models.checkpoint import UNPICKLING_ERRORS, CheckpointError, save_checkpoint
 
 CHANGEABLE = {("train", "epochs"), ("train", "validation_interval"), ("train", "save_interval")}
@@ -41,10 +41,13 @@ class RunFolder:
         )
         there = [file for file in (self.state, self.latest, self.best) if file.exists()]
         if resume and not self.state.exists():
-            raise CheckpointError(f"{self.state}: no such file, so there is nothing to resume; leave --resume out")
+            # A run that was killed within its first save has left a network.
+            begin = "begin anew with --overwrite" if there else "leave --resume out"
+            raise CheckpointError(f"{self.state}: no such file, so there is nothing to resume; {begin}")
         if there and not resume and not overwrite:
+            go_on = "go on with --resume, " if self.state in there else ""
             raise CheckpointError(
-                f"{path}: holds another run ({there[0].name}); go on with --resume, replace it with --overwrite, "
+                f"{path}: holds another run ({there[0].name}); {go_on}replace it with --overwrite, "
                 "or choose another --checkpoint_path"
             )
 
@@ -63,10 +66,14 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def save(self, network: nn.Module, config: Config, state: Mapping[str, Any]) -> None:
-        """Write the latest network and state; raises `CheckpointError`, and the earlier ones then stay."""
+        """Write the latest network and state; raises `CheckpointError`, and the earlier ones then stay.
+
+        What an earlier process of this run left half written when it was killed goes before.
+        """
         content = io.BytesIO()
         torch.save(dict(state) | {"config": config.to_dict()}, content)
         try:
+            remove_leftovers(self.path)
             with replacing(self.state) as stream:
                 stream.write(content.getbuffer())
                 stream.flush()
