@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from torch import nn
 from config import Config, ConfigError, parse_config
 from data.atomic import remove_leftovers, replacing, write_text_atomically
 from models.checkpoint import UNPICKLING_ERRORS, CheckpointError, save_checkpoint
+from training.state import entries_of
 
 CHANGEABLE = {("train", "epochs"), ("train", "validation_interval"), ("train", "save_interval")}
 """Settings that may differ when a run is resumed: those that do not change a step."""
@@ -86,13 +88,17 @@ class RunFolder:
     def load_state(self, config: Config) -> dict[str, Any]:
         """The state to go on from; raises `CheckpointError` where it is damaged or of another configuration."""
         try:
-            state = torch.load(self.state, map_location="cpu", weights_only=True)
-        except UNPICKLING_ERRORS as error:
+            with ZipFile(self.state) as file:  # PyTorch stores without compression, and looks at no checksum
+                damaged = any(part.compress_type != ZIP_STORED for part in file.infolist()) or file.testzip()
+            state = entries_of(torch.load(self.state, map_location="cpu", weights_only=True))
+        except (*UNPICKLING_ERRORS, BadZipFile) as error:
             message = f"{self.state}: not a training state, or cut short; start again without --resume"
             raise CheckpointError(message) from error
+        if damaged:
+            raise CheckpointError(f"{self.state}: damaged; start again without --resume")
         try:
-            before = parse_config(state.get("config") if isinstance(state, dict) else None, "its configuration")
-        except ConfigError as error:
+            before = parse_config(state.get("config"), "its configuration")
+        except (ConfigError, *UNPICKLING_ERRORS) as error:  # which anything but JSON's values may give
             message = f"{self.state}: not a training state of this version; start again without --resume"
             raise CheckpointError(message) from error
         if changed := changed_settings(before.to_dict(), config.to_dict()):
