@@ -1,4 +1,4 @@
-"""Five training steps in double precision, as many processes as torchrun starts; rank 0 saves the weights.
+"""Five training steps in double precision, as many processes as torchrun starts; rank 0 saves the weights and figures.
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.training.step_in_double OUT BATCH_SIZE
 
@@ -56,11 +56,12 @@ def main() -> None:
     with PesqLabels(1) as labels:
         trainer = Trainer(config, group, labels)
         parts = config.train.batch_size, group.rank, group.ranks, 1
-        for batch in in_double(load_batches(Utterances(), config.train.seed, 0, 0, *parts)):
-            trainer.step(batch, 0)
+        batches = in_double(load_batches(Utterances(), config.train.seed, 0, 0, *parts))
+        figures = [trainer.step(batch, 0) for batch in batches]
         state = trainer.state_dict()  # from all ranks
     if group.leads:
-        torch.save({name: state[name] for name in ("network", "discriminator", "steps_done")}, sys.argv[1])
+        saved = {name: state[name] for name in ("network", "discriminator", "steps_done")}
+        torch.save(saved | {"figures": figures}, sys.argv[1])
     group.close()
 
 
