@@ -27,15 +27,19 @@ def problems_of(content: Any) -> list[str]:
 
 
 def test_the_papers_recipe(config: Config) -> None:
-    assert (config.stft.bins, config.stft.hop_size, config.data.segment_size) == (256, 100, 30_700)
-    assert (config.loss.magnitude, config.loss.phase, config.loss.complex, config.loss.metric) == (
-        0.9,
-        0.3,
-        0.1,
-        0.05,
-    )
-    assert (config.optim.learning_rate, config.optim.adam_b1, config.optim.lr_decay) == (5e-4, 0.8, 0.99)
-    assert (config.train.epochs, config.train.batch_size) == (100, 2)
+    """Every value of the released configuration, the loss weights and the length of the paper, and what both imply."""
+    recipe = {
+        "model": {"name": "imse", "channels": 16, "beta": 2.0},
+        "stft": {"n_fft": 510, "hop_size": 100, "win_size": 510, "compress_factor": 0.3},
+        "data": {"sampling_rate": 16_000, "segment_size": 30_700},
+        "loss": {"metric": 0.05, "magnitude": 0.9, "phase": 0.3, "complex": 0.1},
+        "optim": {"learning_rate": 5e-4, "adam_b1": 0.8, "adam_b2": 0.99, "lr_decay": 0.99},
+        "train": {"epochs": 100, "batch_size": 2, "validation_interval": 1000, "seed": 1234},
+    }
+    content = config.to_dict()
+    assert {name: {key: content[name][key] for key in section} for name, section in recipe.items()} == recipe
+    assert (config.stft.bins, config.stft.window, config.data.normalize_level) == (256, "hann", True)
+    assert (config.optim.weight_decay, config.train.metric_lag) == (0.01, 0)  # AdamW's own decay; labels at once
 
 
 def test_a_configuration_survives_the_way_to_a_dictionary_and_back(config: Config) -> None:
