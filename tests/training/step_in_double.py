@@ -59,9 +59,10 @@ def main() -> None:
         batches = in_double(load_batches(Utterances(), config.train.seed, 0, 0, *parts))
         figures = [trainer.step(batch, 0) for batch in batches]
         state = trainer.state_dict()  # from all ranks
+        second_is_there = group.any(group.rank == 1)  # as where a signal reaches one of them
     if group.leads:
         saved = {name: state[name] for name in ("network", "discriminator", "steps_done")}
-        torch.save(saved | {"figures": figures}, sys.argv[1])
+        torch.save(saved | {"figures": figures, "second_is_there": second_is_there}, sys.argv[1])
     group.close()
 
 

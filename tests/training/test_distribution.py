@@ -31,6 +31,7 @@ def saved_by(out: Path, processes: int) -> dict[str, Any]:
 def test_two_processes_with_half_the_batch_each_end_with_the_weights_of_one(tmp_path: Path) -> None:
     alone, together = saved_by(tmp_path / "1.pt", 1), saved_by(tmp_path / "2.pt", 2)
     assert alone["steps_done"] == together["steps_done"] == STEPS
+    assert (alone["second_is_there"], together["second_is_there"]) == (False, True)
     for part in ("network", "discriminator"):
         for name, weight in alone[part].items():
             assert weight.dtype == torch.float64
