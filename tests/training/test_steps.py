@@ -100,6 +100,21 @@ def test_both_optimisers_follow_the_learning_rate(make: Make) -> None:
         assert (weights(part) - old).abs().max().item() == pytest.approx(0.00005, rel=0.05)
 
 
+def test_weight_decay_takes_its_share_of_every_weight(make: Make) -> None:
+    decaying, plain = make(weight_decay=2.0), make(weight_decay=0.0)
+    before = weights(plain.network), weights(plain.discriminator)
+    for trainer in (decaying, plain):
+        trainer.step(BATCHES[0], 0)
+    share = 0.0005 * 2
+    taken = (
+        weights(plain.network) - weights(decaying.network),
+        weights(plain.discriminator) - weights(decaying.discriminator),
+    )
+    assert torch.allclose(taken[1], share * before[1], atol=1e-6)
+    # Another discriminator's opinion turns the first step of a few weights over, whose gradient is nearly zero.
+    assert torch.isclose(taken[0], share * before[0], atol=1e-6).float().mean() > 0.95
+
+
 def test_the_norm_that_is_told_is_that_before_clipping(make: Make) -> None:
     free, clipped = make(), make(grad_clip=0.01)
     told = [trainer.step(BATCHES[0], 0) for trainer in (free, clipped)]
