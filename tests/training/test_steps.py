@@ -130,16 +130,19 @@ def test_the_norm_that_is_told_is_that_before_clipping(make: Make) -> None:
 
 
 def test_averaged_weights_by_hand(make: Make) -> None:
-    trainer = make(ema_decay=0.5)
+    trainer = make(ema_decay=0.75)
     assert torch.equal(weights(trainer.best_network), weights(trainer.network))
     trainer.step(BATCHES[0], 0)
     first = weights(trainer.network)
     assert torch.equal(weights(trainer.best_network), first)  # there is nothing before it to average with
     trainer.step(BATCHES[1], 0)
     second = weights(trainer.network)
-    assert torch.allclose(weights(trainer.best_network), (first + second) / 2, atol=1e-7)
+    assert torch.allclose(weights(trainer.best_network), (3 * first + second) / 4, atol=1e-7)
+    average = weights(trainer.best_network)
+    trainer.step(NOT_FINITE, 0)
+    assert torch.equal(weights(trainer.best_network), average)
     trainer.step(BATCHES[2], 0)
-    expected = (first + second) / 4 + weights(trainer.network) / 2
+    expected = (9 * first + 3 * second) / 16 + weights(trainer.network) / 4
     assert torch.allclose(weights(trainer.best_network), expected, atol=1e-7)
     assert trainer.best_network.state_dict().keys() == trainer.network.state_dict().keys()
 
