@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
@@ -89,13 +90,13 @@ class RunFolder:
         """The state to go on from; raises `CheckpointError` where it is damaged or of another configuration."""
         try:
             with ZipFile(self.state) as file:  # PyTorch stores without compression, and looks at no checksum
-                damaged = any(part.compress_type != ZIP_STORED for part in file.infolist()) or file.testzip()
-            state = entries_of(torch.load(self.state, map_location="cpu", weights_only=True))
+                if any(part.compress_type != ZIP_STORED for part in file.infolist()) or file.testzip():
+                    raise CheckpointError(f"{self.state}: damaged; start again without --resume")
+            with catch_warnings(action="ignore"):  # of odd pickles
+                state = entries_of(torch.load(self.state, map_location="cpu", weights_only=True))
         except (*UNPICKLING_ERRORS, BadZipFile) as error:
             message = f"{self.state}: not a training state, or cut short; start again without --resume"
             raise CheckpointError(message) from error
-        if damaged:
-            raise CheckpointError(f"{self.state}: damaged; start again without --resume")
         try:
             before = parse_config(state.get("config"), "its configuration")
         except (ConfigError, *UNPICKLING_ERRORS) as error:  # which anything but JSON's values may give

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import train
 from cli import DONE
+from models.checkpoint import is_plain_tensor
 from models.spectrogram import Spectra
 from tests.fixtures.fuzzing import CASES, damaged, try_all
 from tests.fixtures.recordings import files_below
@@ -109,7 +110,7 @@ def odd_tensors() -> st.SearchStrategy[Tensor]:
 
 def like(value: object) -> list[object]:
     """What is almost the value that a state has."""
-    if isinstance(value, Tensor):
+    if is_plain_tensor(value) and value.dtype in (torch.float32, torch.int64):
         alike = [value.double(), -value, value * math.nan, value[None], value.flatten(), nn.Parameter(value.float())]
         return [*alike, value.to("meta"), torch.zeros((), dtype=value.dtype).expand(value.shape), value.clone()]
     if isinstance(value, dict):
