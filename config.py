@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any, get_args, get_type_hints
 
 LARGEST_NUMBER = 1e9
 """No setting is beyond it, and none is infinite."""
+
+LARGEST_FILE = 1_000_000
+"""Bytes of a configuration; ours have a thousand. Beyond it is something else, perhaps without an end."""
 
 MOST_BASES = 8
 """A configuration may stand on another, that on a third, and so on up to this."""
@@ -422,9 +426,15 @@ def _overridden(content: Any, overrides: Sequence[str]) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """Read a JSON file; raises `ConfigError` where it is missing or not JSON, or gives a key twice."""
+    """Read a JSON file; raises `ConfigError` for what is no file, too large, not JSON, or gives a key twice."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for who writes to it
+            raise ConfigError(str(path), ["not a file; give a JSON file"])
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(str(path), [f"no configuration: larger than {LARGEST_FILE} bytes"])
+        return json.loads(content.decode(), object_pairs_hook=_unique_keys)
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
     except (ValueError, RecursionError) as error:

@@ -38,6 +38,7 @@ from training.journal import SHOWN_EXAMPLES, Journal
 from training.labels import PesqLabels
 from training.pictures import inner_pictures
 from training.run_folder import RunFolder
+from training.state import fitted
 from training.steps import Trainer
 from training.stop import Stop
 from training.validation import Validation
@@ -251,16 +252,18 @@ class Run:
     def _load(self) -> None:
         state = self.folder.load_state(self.config)
         total_batch = self.config.train.batch_size * self.group.ranks
-        for name, here in (("crops", self.data.fingerprint), ("total_batch", total_batch)):
-            if state.get(name) != here:
-                what = {"crops": "other training data", "total_batch": f"a batch of {state.get(name)} in total"}[name]
-                raise CheckpointError(f"{self.folder.state}: comes from a run on {what}; give it what it had")
+        kinds = {"crops": "", "total_batch": 0, "best": 0.0, "validated": 0}
         try:
+            before = {name: fitted(state[name], kind, name) for name, kind in kinds.items()}
+            for name, here in (("crops", self.data.fingerprint), ("total_batch", total_batch)):
+                if before[name] != here:
+                    batch = f"a batch of {before[name]} in total"
+                    what = {"crops": "other training data", "total_batch": batch}[name]
+                    raise CheckpointError(f"{self.folder.state}: comes from a run on {what}; give it what it had")
             self.trainer.load_state_dict(state)
-            self.best, self.validated = state["best"], state["validated"]
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.folder.state}: does not fit this run ({reason}); start anew") from error
+            self.best, self.validated = before["best"], before["validated"]
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.folder.state}: does not fit this run ({error}); start anew") from error
 
 
 def score_at_end(run_: Run) -> None:

@@ -7,11 +7,14 @@ to a hidden temporary file beside its place, flushed to the disk and renamed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part")
 
 
 @contextmanager
@@ -31,6 +34,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written in a folder that no other writes to; raises `OSError`."""
+    for path in folder.glob(".*.part"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -22,6 +22,9 @@ AUDIO_SUFFIXES = frozenset([
 ])
 # fmt: on
 
+LARGEST_LIST = 2**28
+"""Bytes: a million utterances and more. Beyond it is no list, but a recording or a device without an end."""
+
 Item = TypeVar("Item")
 
 
@@ -155,11 +158,15 @@ def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | 
     """Read a file list; in a folder given here files are looked up by their ids, whatever path the list names.
 
     So the list of the noisy test set also serves for the enhanced one. Raises `FileListError` for a missing,
-    undecodable or empty list, for a line that cannot be completed or names an id twice, and for a folder that cannot
-    be used. Whether the audio files exist is for their reader to say.
+    undecodable, endless or empty list, for a line that cannot be completed or names an id twice, and for a folder
+    that cannot be used. Whether the audio files exist is for their reader to say.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:  # may be a pipe
+            content = stream.read(LARGEST_LIST + 1)
+        if len(content) > LARGEST_LIST:
+            raise FileListError(f"{path}: not a file list: larger than {LARGEST_LIST} bytes")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise FileListError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

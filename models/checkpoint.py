@@ -12,7 +12,7 @@ import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -127,9 +127,12 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
 
 def _is_weight(name: object, value: object) -> bool:
     """Whether an entry of a state dict is a name with real numbers that are there, and nothing else."""
-    if not isinstance(name, str) or type(value) is not Tensor or vars(value):
-        return False
-    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _REAL_NUMBERS:
+    return isinstance(name, str) and is_plain_tensor(value) and value.dtype in _REAL_NUMBERS
+
+
+def is_plain_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether what a file gave are numbers on the CPU that are all there, and nothing else."""
+    if type(value) is not Tensor or vars(value) or value.layout != torch.strided or value.device.type != "cpu":
         return False
     # With strides of 0 a few bytes would be any number of numbers.
     return value.nbytes <= value.untyped_storage().nbytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,19 @@ def problems_of(content: Any) -> list[str]:
 
 
 def test_the_papers_recipe(config: Config) -> None:
-    assert (config.stft.bins, config.stft.hop_size, config.data.segment_size) == (256, 100, 30_700)
-    assert (config.loss.magnitude, config.loss.phase, config.loss.complex, config.loss.metric) == (
-        0.9,
-        0.3,
-        0.1,
-        0.05,
-    )
-    assert (config.optim.learning_rate, config.optim.adam_b1, config.optim.lr_decay) == (5e-4, 0.8, 0.99)
-    assert (config.train.epochs, config.train.batch_size) == (100, 2)
+    """Every value of the released configuration, the loss weights and the length of the paper, and what both imply."""
+    recipe = {
+        "model": {"name": "imse", "channels": 16, "beta": 2.0},
+        "stft": {"n_fft": 510, "hop_size": 100, "win_size": 510, "compress_factor": 0.3},
+        "data": {"sampling_rate": 16_000, "segment_size": 30_700},
+        "loss": {"metric": 0.05, "magnitude": 0.9, "phase": 0.3, "complex": 0.1},
+        "optim": {"learning_rate": 5e-4, "adam_b1": 0.8, "adam_b2": 0.99, "lr_decay": 0.99},
+        "train": {"epochs": 100, "batch_size": 2, "validation_interval": 1000, "seed": 1234},
+    }
+    content = config.to_dict()
+    assert {name: {key: content[name][key] for key in section} for name, section in recipe.items()} == recipe
+    assert (config.stft.bins, config.stft.window, config.data.normalize_level) == (256, "hann", True)
+    assert (config.optim.weight_decay, config.train.metric_lag) == (0.01, 0)  # AdamW's own decay; labels at once
 
 
 def test_a_configuration_survives_the_way_to_a_dictionary_and_back(config: Config) -> None:
@@ -173,6 +178,37 @@ def test_files_that_are_not_json(tmp_path: Path, text: str, reason: str) -> None
     path.write_text(text)
     with pytest.raises(ConfigError, match=reason):
         load_config(path)
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("endless", "not a file; give a JSON file"),
+        ("pipe", "not a file; give a JSON file"),  # which nobody writes to
+        ("folder", "not a file; give a JSON file"),
+        ("large", "no configuration: larger than 1000000 bytes"),
+    ],
+)
+def test_what_is_no_file_or_too_large_is_not_read_to_its_end(
+    tmp_path: Path, kind: str, problem: str, base: bool
+) -> None:
+    path = tmp_path / kind
+    {
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "large": lambda: path.write_text("{}".ljust(1_000_001)),
+    }[kind]()
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path / "delta.json", {"base": kind}) if base else path)
+    assert str(caught.value) == f"{path}: {problem}"
+
+
+def test_a_file_may_be_as_large_as_that(tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(config.to_dict()).ljust(1_000_000))
+    assert load_config(path) == config
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -231,12 +231,19 @@ def test_runs_that_cannot_be_resumed(holding: Path) -> None:
     assert line.startswith("run/latest.pt: comes from a run on other training data")
     whole = (holding / "run/latest.pt").read_bytes()
     state = torch.load(holding / "run/latest.pt", weights_only=True)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # in a weight, which reads as another
     for content, words in (
+        (bytes(flipped), "damaged; start again without --resume"),
         (whole[:-1000], "not a training state, or cut short; start again without --resume"),
         (whole[:1000], "not a training state, or cut short"),
         (b"", "not a training state, or cut short"),
         ({"generator": {}}, "not a training state"),
         (state | {"total_batch": 8}, "comes from a run on a batch of 8 in total"),
+        (state | {"total_batch": torch.zeros(3)}, "does not fit this run (total_batch: not int)"),
+        (state | {"best": "4.6"}, "does not fit this run (best: not float)"),
+        (state | {"config": {"model": {"name": torch.zeros(3)}}}, "not a training state of this version"),
+        (state | {"steps_done": -3}, "does not fit this run (steps_done: not from 0 to 9007199254740992)"),
         ({name: state[name] for name in state if name != "optimizer"}, "does not fit this run ('optimizer')"),
     ):
         path = holding / "run/latest.pt"

@@ -26,13 +26,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import nn
 
 from config import Config, ConfigError, parse_config
-from data.atomic import replacing, write_text_atomically
+from data.atomic import remove_leftovers, replacing, write_text_atomically
 from models.checkpoint import UNPICKLING_ERRORS, CheckpointError, save_checkpoint
+from training.state import entries_of
 
 CHANGEABLE = {("train", "epochs"), ("train", "validation_interval"), ("train", "save_interval")}
 """Settings that may differ when a run is resumed: those that do not change a step."""
@@ -52,10 +55,13 @@ class RunFolder:
         )
         there = [file for file in (self.state, self.latest, self.best) if file.exists()]
         if resume and not self.state.exists():
-            raise CheckpointError(f"{self.state}: no such file, so there is nothing to resume; leave --resume out")
+            # A run that was killed within its first save has left a network.
+            begin = "begin anew with --overwrite" if there else "leave --resume out"
+            raise CheckpointError(f"{self.state}: no such file, so there is nothing to resume; {begin}")
         if there and not resume and not overwrite:
+            go_on = "go on with --resume, " if self.state in there else ""
             raise CheckpointError(
-                f"{path}: holds another run ({there[0].name}); go on with --resume, replace it with --overwrite, "
+                f"{path}: holds another run ({there[0].name}); {go_on}replace it with --overwrite, "
                 "or choose another --checkpoint_path"
             )
 
@@ -74,10 +80,14 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def save(self, network: nn.Module, config: Config, state: Mapping[str, Any]) -> None:
-        """Write the latest network and state; raises `CheckpointError`, and the earlier ones then stay."""
+        """Write the latest network and state; raises `CheckpointError`, and the earlier ones then stay.
+
+        What an earlier process of this run left half written when it was killed goes before.
+        """
         content = io.BytesIO()
         torch.save(dict(state) | {"config": config.to_dict()}, content)
         try:
+            remove_leftovers(self.path)
             with replacing(self.state) as stream:
                 stream.write(content.getbuffer())
                 stream.flush()
@@ -90,13 +100,17 @@ class RunFolder:
     def load_state(self, config: Config) -> dict[str, Any]:
         """The state to go on from; raises `CheckpointError` where it is damaged or of another configuration."""
         try:
-            state = torch.load(self.state, map_location="cpu", weights_only=True)
-        except UNPICKLING_ERRORS as error:
+            with ZipFile(self.state) as file:  # PyTorch stores without compression, and looks at no checksum
+                if any(part.compress_type != ZIP_STORED for part in file.infolist()) or file.testzip():
+                    raise CheckpointError(f"{self.state}: damaged; start again without --resume")
+            with catch_warnings(action="ignore"):  # of odd pickles
+                state = entries_of(torch.load(self.state, map_location="cpu", weights_only=True))
+        except (*UNPICKLING_ERRORS, BadZipFile) as error:
             message = f"{self.state}: not a training state, or cut short; start again without --resume"
             raise CheckpointError(message) from error
         try:
-            before = parse_config(state.get("config") if isinstance(state, dict) else None, "its configuration")
-        except ConfigError as error:
+            before = parse_config(state.get("config"), "its configuration")
+        except (ConfigError, *UNPICKLING_ERRORS) as error:  # which anything but JSON's values may give
             message = f"{self.state}: not a training state of this version; start again without --resume"
             raise CheckpointError(message) from error
         if changed := changed_settings(before.to_dict(), config.to_dict()):

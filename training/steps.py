@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from config import Config, OptimConfig
@@ -27,6 +27,7 @@ from models.losses import Speech, loss_terms, weighted_sum
 from models.spectrogram import Spectra, Spectrogram
 from training.distribution import Group
 from training.labels import Pending, PesqLabels
+from training.state import fitted, load_optimizer
 
 _DROPOUTS_A_STEP = 3
 _COUNTS = ("steps_done", "skipped", "skipped_in_a_row", "unlabelled")
@@ -182,14 +183,23 @@ class Trainer:
         return parts | counts | {"waiting": self.group.gather(waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; raises `RuntimeError`, `KeyError` or `ValueError` at another's."""
+        """Go on where `state_dict` was taken; raises `KeyError` or `ValueError` at another's, and at anything else."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, Optimizer):
+                load_optimizer(part, state[name], name)
+            else:
+                part.load_state_dict(fitted(state[name], part.state_dict(), name))
         for name in _COUNTS:
-            setattr(self, name, state[name])
-        waiting = state["waiting"][self.group.rank]
-        if waiting:
-            self._waiting = Labelled(**{name: tensor.to(self.group.device) for name, tensor in waiting.items()})
+            setattr(self, name, fitted(state[name], 0, name))
+        waiting = state["waiting"]
+        if type(waiting) is not list or len(waiting) != self.group.ranks:
+            raise ValueError("waiting: of another number of processes")
+        if waiting[self.group.rank] is not None:
+            train, segment = self.config.train, self.config.data.segment_size
+            mag = self.spectrogram(torch.zeros(train.batch_size, segment, device=self.group.device)).mag
+            expected = {"clean_mag": mag, "enhanced_mag": mag, "labels": torch.zeros(train.batch_size)}
+            own = fitted(waiting[self.group.rank], expected, "waiting")
+            self._waiting = Labelled(**{name: tensor.to(self.group.device) for name, tensor in own.items()})
 
     def _parts(self) -> dict[str, Any]:
         parts = {

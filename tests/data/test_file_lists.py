@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,21 @@ def test_a_list_with_what_no_path_can_hold_is_named(tmp_path: Path) -> None:
 def test_a_list_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileListError, match="cannot be read"):
         read_file_list(tmp_path / name)
+
+
+def test_a_list_without_an_end_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(FileListError, match=r"list\.txt: not a file list: larger than 268435456 bytes"):
+        read_file_list(path)
+
+
+def test_a_list_may_come_from_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    os.mkfifo(path)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(path.write_bytes, "\ufeffa|c.wav|n.wav\r\nb|c.wav|n.wav".encode())
+        assert [utterance.id for utterance in read_file_list(path)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

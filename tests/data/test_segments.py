@@ -35,6 +35,12 @@ def test_overlapping_windows_by_hand() -> None:
         Window(450, 1000, 625, 1275, 200),
         Window(900, 1000, 1075, 1900, 200),
     ]
+    # Windows of one and a half segments, half of that apart, faded over as much.
+    assert PROTOCOLS["overlap"](3000, 1000) == [
+        Window(0, 1500, 0, 1500, 0),
+        Window(750, 1500, 750, 2250, 750),
+        Window(1500, 1500, 1500, 3000, 750),
+    ]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

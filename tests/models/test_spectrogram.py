@@ -29,6 +29,15 @@ def test_a_sine_on_a_bin_has_the_magnitude_and_phase_of_theory(spectrogram: Spec
     assert math.remainder(difference, 2 * math.pi) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("hann", [0, 0.5, 1, 0.5]), ("sqrt_hann", [0, 0.5**0.5, 1, 0.5**0.5]), ("hamming", [0.08, 0.54, 1, 0.54])],
+)
+def test_windows_by_hand(name: str, values: list[float]) -> None:
+    window = Spectrogram(StftConfig(4, 1, 4, 1.0, name)).window
+    assert torch.allclose(window, torch.tensor(values), atol=1e-7)
+
+
 @pytest.mark.parametrize("samples", [1, 2, 99, 100, 255, 256, 511, 1234, 30_700])
 def test_the_round_trip_gives_back_any_length(spectrogram: Spectrogram, samples: int) -> None:
     wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))

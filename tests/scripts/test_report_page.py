@@ -281,7 +281,7 @@ def test_short_and_silent_files_play_too(browser: Browser, chirps: Path) -> None
         browser.open(name)
         browser.press(SPACE)
         browser.wait(lambda: browser.position > 0, f"{name} to play")
-        assert all(image.size["width"] > 100 for image in browser.all(".frame img"))
+        assert all(image.size["width"] > 100 for image in browser.some(".frame img"))
     assert browser.run("return [...document.images].every((image) => image.naturalWidth > 0)")
     assert browser.messages() == []
 
@@ -325,11 +325,11 @@ def test_what_a_screen_reader_is_told(browser: Browser, chirps: Path) -> None:
     assert browser.one(".transport input").get_attribute("aria-valuetext") == "0.0 of 4.0 seconds"
     nameless = [
         element.get_attribute("outerHTML")
-        for element in browser.all("button, input, select")
+        for element in browser.some("button, input, select")
         if element.is_displayed() and not element.accessible_name
     ]
     assert nameless == []
-    assert all(image.get_attribute("alt") for image in browser.all("img"))
+    assert all(image.get_attribute("alt") for image in browser.some("img"))
     assert browser.texts("#table thead th") == ["file", "seconds", "input SNR"]
 
 
@@ -341,7 +341,7 @@ def test_the_page_fits_a_phone(browser: Browser, scored: Path) -> None:
         browser.open("a")
         assert browser.run("return document.documentElement.scrollWidth") <= 390
         assert browser.one(".panel").size["width"] <= 390
-        assert all(button.size["height"] >= 40 for button in browser.all(".player button"))
+        assert all(button.size["height"] >= 40 for button in browser.some(".player button"))
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -1,4 +1,4 @@
-"""Five training steps in double precision, as many processes as torchrun starts; rank 0 saves the weights.
+"""Five training steps in double precision, as many processes as torchrun starts; rank 0 saves the weights and figures.
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.training.step_in_double OUT BATCH_SIZE
 
@@ -56,11 +56,13 @@ def main() -> None:
     with PesqLabels(1) as labels:
         trainer = Trainer(config, group, labels)
         shares = {"batch_size": config.train.batch_size, "rank": group.rank, "ranks": group.ranks}
-        for batch in in_double(load_batches(Utterances(), config.train.seed, 0, 0, **shares, workers=1)):
-            trainer.step(batch, 0)
+        batches = in_double(load_batches(Utterances(), config.train.seed, 0, 0, **shares, workers=1))
+        figures = [trainer.step(batch, 0) for batch in batches]
         state = trainer.state_dict()  # from all ranks
+        second_is_there = group.any(group.rank == 1)  # as where a signal reaches one of them
     if group.leads:
-        torch.save({name: state[name] for name in ("network", "discriminator", "steps_done")}, sys.argv[1])
+        saved = {name: state[name] for name in ("network", "discriminator", "steps_done")}
+        torch.save(saved | {"figures": figures, "second_is_there": second_is_there}, sys.argv[1])
     group.close()
 
 

@@ -58,7 +58,8 @@ def test_another_run_s_folder_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).touch()
     message = message_of(lambda: RunFolder(tmp_path))
     assert str(tmp_path) in message and left in message
-    assert "--resume" in message and "--overwrite" in message
+    assert "--overwrite" in message
+    assert ("--resume" in message) == (left == "latest.pt")  # without the state there is nothing to go on from
     assert RunFolder(tmp_path, overwrite=True).path == tmp_path
     assert files_below(tmp_path) == {left}
 
@@ -69,9 +70,18 @@ def test_a_folder_with_other_files_is_taken(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path, run: RunFolder) -> None:
-    assert "nothing to resume" in message_of(lambda: RunFolder(tmp_path / "none", resume=True))
+    message = message_of(lambda: RunFolder(tmp_path / "none", resume=True))
+    assert message.endswith("nothing to resume; leave --resume out")
     run.state.unlink()
-    assert "nothing to resume" in message_of(lambda: RunFolder(run.path, resume=True))
+    message = message_of(lambda: RunFolder(run.path, resume=True))
+    assert message.endswith("nothing to resume; begin anew with --overwrite")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_save(run: RunFolder, config: Config) -> None:
+    for name in (".0123456789abcdef.part", ".notes.part"):
+        (run.path / name).touch()
+    run.save(NETWORK, config, STATE)
+    assert files_below(run.path) == {"config.json", "latest.pt", "latest.safetensors", ".notes.part"}
 
 
 def test_an_overwritten_run_leaves_nothing(run: RunFolder, config: Config) -> None:

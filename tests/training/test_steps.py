@@ -100,6 +100,21 @@ def test_both_optimisers_follow_the_learning_rate(make: Make) -> None:
         assert (weights(part) - old).abs().max().item() == pytest.approx(0.00005, rel=0.05)
 
 
+def test_weight_decay_takes_its_share_of_every_weight(make: Make) -> None:
+    decaying, plain = make(weight_decay=2.0), make(weight_decay=0.0)
+    before = weights(plain.network), weights(plain.discriminator)
+    for trainer in (decaying, plain):
+        trainer.step(BATCHES[0], 0)
+    share = 0.0005 * 2
+    taken = (
+        weights(plain.network) - weights(decaying.network),
+        weights(plain.discriminator) - weights(decaying.discriminator),
+    )
+    assert torch.allclose(taken[1], share * before[1], atol=1e-6)
+    # Another discriminator's opinion turns the first step of a few weights over, whose gradient is nearly zero.
+    assert torch.isclose(taken[0], share * before[0], atol=1e-6).float().mean() > 0.95
+
+
 def test_the_norm_that_is_told_is_that_before_clipping(make: Make) -> None:
     free, clipped = make(), make(grad_clip=0.01)
     told = [trainer.step(BATCHES[0], 0) for trainer in (free, clipped)]
@@ -115,21 +130,24 @@ def test_the_norm_that_is_told_is_that_before_clipping(make: Make) -> None:
 
 
 def test_averaged_weights_by_hand(make: Make) -> None:
-    trainer = make(ema_decay=0.5)
+    trainer = make(ema_decay=0.75)
     assert torch.equal(weights(trainer.kept_network), weights(trainer.network))
     trainer.step(BATCHES[0], 0)
     first = weights(trainer.network)
     assert torch.equal(weights(trainer.kept_network), first)  # there is nothing before it to average with
     trainer.step(BATCHES[1], 0)
     second = weights(trainer.network)
-    assert torch.allclose(weights(trainer.kept_network), (first + second) / 2, atol=1e-7)
+    assert torch.allclose(weights(trainer.kept_network), (3 * first + second) / 4, atol=1e-7)
+    average = weights(trainer.kept_network)
+    trainer.step(NOT_FINITE, 0)
+    assert torch.equal(weights(trainer.kept_network), average)
     trainer.step(BATCHES[2], 0)
-    expected = (first + second) / 4 + weights(trainer.network) / 2
+    expected = (9 * first + 3 * second) / 16 + weights(trainer.network) / 4
     assert torch.allclose(weights(trainer.kept_network), expected, atol=1e-7)
     assert trainer.kept_network.state_dict().keys() == trainer.network.state_dict().keys()
 
 
-def test_without_averaging_the_best_network_is_the_last(make: Make) -> None:
+def test_without_averaging_the_kept_network_is_the_last(make: Make) -> None:
     trainer = make()
     assert trainer.kept_network is trainer.network
 
@@ -165,7 +183,7 @@ def test_another_run_s_state_is_refused(make: Make, config: Config) -> None:
     state = trainer.state_dict()
     with pytest.raises(KeyError):
         make(ema_decay=0.5).load_state_dict(state)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"network\..*weight: not torch.float32 of shape"):
         Trainer(config, ALONE, GivenLabels()).load_state_dict(state)
 
 
