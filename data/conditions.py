@@ -1,7 +1,7 @@
-"""What happens to speech on its way into a recording, one thing at a time: noise, level, clipping, bands.
+"""What happens to speech on its way into a recording, one thing at a time: level, clipping, bands; and made-up noise.
 
 Each function takes mono samples `[N]` in float64 at 16 kHz, 1.0 being full scale, and gives new ones without delay.
-Rooms are in `data.mixing`, codecs in `data.codecs`.
+Adding noise, and rooms, are in `data.mixing`, codecs in `data.codecs`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,6 @@ TELEPHONE_BAND = (300.0, 3400.0)
 """Hz: the band of an analogue telephone line (ITU-T G.712), here at −6 dB."""
 
 _TAPS = 511  # edges 100 Hz wide: 50 dB down from 250 Hz below and 3450 Hz above
-
-
-def with_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Speech plus noise `[N]`, the mean power of the noise `snr` dB below that of the speech, both over all samples.
-
-    Raises `ValueError` where either is silent: there is no ratio.
-    """
-    powers = mean_power(speech), mean_power(noise)
-    if min(powers) <= SILENT_POWER:
-        raise ValueError("no signal-to-noise ratio with silence")
-    return speech + noise * ((powers[0] / powers[1]) ** 0.5 * 10 ** (-snr / 20))
 
 
 def level_of(signal: np.ndarray) -> float:

@@ -6,7 +6,8 @@ is to give back is the speech with the room's early reflections, which belong to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +77,13 @@ class MixedCrops:
 
     def _draw_speech(self, random: np.random.Generator, speech: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A crop `[segment]` of speech as it is to be given back, and as it is heard in the room."""
-        start = _draw_start(random, speech, self._data.segment_size)
+        start = draw_start(random, speech, self._data.segment_size)
         dry = fit_segment(speech[start:], self._data.segment_size)
         if random.random() >= self._mix.reverb_share:
             return dry, dry
         whole, early = room_response(random, self._data.sampling_rate)
         # What was said before the crop still sounds in it.
-        before = speech[max(start - len(whole) + 1, 0) : start]
-        heard = np.concatenate([before, dry])
-        span = slice(len(before), len(heard))
-        return fftconvolve(heard, early)[span], fftconvolve(heard, whole)[span]
+        return in_room(speech[max(start - len(whole) + 1, 0) : start], dry, whole, early)
 
 
 class MixedExamples(Sequence[Example]):
@@ -126,18 +124,13 @@ class _Noises:
         self._ends = np.cumsum([min(_seconds(path), LONGEST_NOISE) for path in paths])
 
     def draw(self, random: np.random.Generator, samples: int) -> np.ndarray:
-        """A random piece `[samples]`, one with sound if that is found soon; short noises are repeated."""
-        piece = np.zeros(samples, np.float32)
-        for _ in range(1 + _REDRAWS):
+        """A random piece `[samples]` of a random file; raises `AudioError`."""
+        return draw_piece(random, self._draw_files(random), samples)
+
+    def _draw_files(self, random: np.random.Generator) -> Iterator[np.ndarray]:
+        while True:
             place = random.random() * self._ends[-1]
-            noise = self._recordings.samples(self._paths[np.searchsorted(self._ends, place, side="right")])
-            if len(noise) < samples:
-                noise = np.resize(noise, samples + len(noise) - 1)  # a whole period to begin in
-            start = random_start(random, len(noise), samples)
-            piece = noise[start : start + samples]
-            if mean_power(piece) > SILENT_POWER:
-                break
-        return piece
+            yield self._recordings.samples(self._paths[np.searchsorted(self._ends, place, side="right")])
 
 
 def _seconds(path: Path) -> float:
@@ -145,8 +138,8 @@ def _seconds(path: Path) -> float:
         return reader.frames / reader.format.rate
 
 
-def _draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -> int:
-    """Where a crop begins; one that is nearly silent beside its utterance is drawn again, some times."""
+def draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -> int:
+    """Where a crop of `segment` samples begins in speech `[N]`; a nearly silent one is drawn again, some times."""
     least = NEARLY_SILENT * mean_power(speech)
     start = 0
     for _ in range(1 + _REDRAWS):
@@ -156,11 +149,43 @@ def _draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -
     return start
 
 
+def draw_piece(random: np.random.Generator, sounds: Iterable[np.ndarray], samples: int) -> np.ndarray:
+    """A random piece `[samples]` of the first of `sounds`; a silent one is drawn again, some times, from the next.
+
+    A sound that is shorter than the piece is repeated, from anywhere in it.
+    """
+    piece = np.zeros(samples)
+    for sound in islice(sounds, 1 + _REDRAWS):
+        if len(sound) < samples:
+            sound = np.resize(sound, samples + len(sound) - 1)  # a whole period to begin in
+        start = random_start(random, len(sound), samples)
+        piece = sound[start : start + samples]
+        if mean_power(piece) > SILENT_POWER:
+            break
+    return piece
+
+
 def add_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Speech plus noise, float32 `[N]`, the noise scaled to `snr` dB below the speech; as it is if either is silent."""
+    """Speech plus noise `[N]`, both in float32 or both in float64, the noise scaled to `snr` dB below the speech.
+
+    The ratio is that of the mean powers over all samples. Where either is silent there is none, and the noise is added
+    as it is.
+    """
     powers = mean_power(speech), mean_power(noise)
     scale = (powers[0] / powers[1]) ** 0.5 * 10 ** (-snr / 20) if min(powers) > SILENT_POWER else 1
-    return speech + noise * np.float32(scale)
+    return speech + noise * scale
+
+
+def in_room(
+    before: np.ndarray, speech: np.ndarray, whole: np.ndarray, early: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Speech `[N]` as it sounds by the early part of a room's response, and by the whole of it.
+
+    What was said `before` still sounds in it.
+    """
+    dry = np.concatenate([before, speech])
+    span = slice(len(before), len(dry))
+    return fftconvolve(dry, early)[span], fftconvolve(dry, whole)[span]
 
 
 def room_response(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:

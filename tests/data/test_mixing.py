@@ -14,7 +14,7 @@ from config import DataConfig, MixConfig
 from data.audio import AudioError
 from data.crops import mean_power
 from data.file_lists import FileListError
-from data.mixing import MixedCrops, MixedExamples, check_mix, room_response
+from data.mixing import MixedCrops, MixedExamples, add_noise, check_mix, decaying_response, in_room, room_response
 from data.recordings import Recordings
 from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
@@ -51,6 +51,22 @@ def mixing(
 def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
     """dB, of signals in float32."""
     return 10 * np.log10(mean_power(clean) / mean_power(noisy.astype(np.float64) - clean))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("snr", [-10.0, 0.0, 5.0, 20.0])
+def test_the_ratio_is_exact_in_the_precision_of_the_signals(snr: float, kind: type) -> None:
+    noise = np.random.default_rng(0).uniform(-3, 3, len(SPEECH)).astype(kind)
+    noisy = add_noise(SPEECH.astype(kind), noise, snr)
+    assert noisy.dtype == kind
+    added = noisy - SPEECH.astype(kind)
+    assert 10 * np.log10(mean_power(SPEECH) / mean_power(added)) == pytest.approx(snr, abs=1e-5)
+    assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("speech", "noise"), [(0, 1), (1, 0)])
+def test_silence_has_no_ratio(speech: int, noise: int) -> None:
+    assert np.array_equal(add_noise(speech * SPEECH, noise * SPEECH, 5), SPEECH)
 
 
 @pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
@@ -168,6 +184,17 @@ def test_a_room_sounds_on_from_before_the_crop(tmp_path: Path, monkeypatch: pyte
         for name, expected in echoed.items():
             piece = factor * expected[start : start + SEGMENT]
             np.testing.assert_allclose(getattr(crop, name), piece, atol=1e-3)
+
+
+def test_what_was_said_before_sounds_in_a_room() -> None:
+    # An impulse 800 samples before, which is 50 ms: the last of the early reflections falls on the first sample.
+    before = np.zeros(1000)
+    before[200] = 1
+    whole, early = decaying_response(np.random.default_rng(7), RATE, 0.5, 0)
+    assert len(early) == 801
+    given_back, heard = in_room(before, np.zeros(4000), whole, early)
+    np.testing.assert_allclose(heard, whole[800:4800], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(given_back, [early[800]] + [0] * 3999, rtol=0, atol=1e-7)
 
 
 def test_the_share_of_crops_in_a_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
