@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from scipy.signal import fftconvolve, firwin
 
-from data.crops import SILENT_POWER, mean_power
+from data.levels import SILENT_POWER, mean_power
 
 RATE = 16_000
 """Hz, of all signals here."""

@@ -15,8 +15,9 @@ from scipy.signal import fftconvolve
 
 from config import DataConfig, MixConfig
 from data.audio import AudioReader
-from data.crops import SILENT_POWER, Crop, Example, fit_segment, level_factor, mean_power, random_start
+from data.crops import Crop, Example, fit_segment, random_start
 from data.file_lists import FileListError
+from data.levels import SILENT_POWER, level_factor, mean_power
 from data.recordings import Recordings
 
 _REDRAWS = 10

@@ -13,9 +13,9 @@ import numpy as np
 
 from data.audio import AudioError
 from data.conditions import RATE, babble, pink_noise, white_noise
-from data.crops import SILENT_POWER, mean_power
 from data.file_lists import FileListError, audio_by_id, evenly_spaced
 from data.held_out import hold_out_files, hold_out_speakers, speaker_of
+from data.levels import SILENT_POWER, mean_power
 from data.mixing import NEARLY_SILENT, draw_piece, draw_start
 from data.recordings import Recordings
 from trials.plan import ALL, SYNTHETIC_NOISES

@@ -12,8 +12,8 @@ import pytest
 import data.mixing
 from config import DataConfig, MixConfig
 from data.audio import AudioError
-from data.crops import mean_power
 from data.file_lists import FileListError
+from data.levels import mean_power
 from data.mixing import MixedCrops, MixedExamples, add_noise, check_mix, decaying_response, in_room, room_response
 from data.recordings import Recordings
 from tests.fixtures.recordings import NOISE, RATE, save
