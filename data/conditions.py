@@ -26,14 +26,11 @@ TELEPHONE_BAND = (300.0, 3400.0)
 _TAPS = 511  # edges 100 Hz wide: 50 dB down from 250 Hz below and 3450 Hz above
 
 
-def level_of(signal: np.ndarray) -> float:
-    """Level in dBFS: RMS over all samples, pauses included; 0 dBFS is an RMS of 1.0. −inf for silence."""
-    with np.errstate(divide="ignore"):
-        return float(10 * np.log10(mean_power(signal)))
-
-
 def gain_to(signal: np.ndarray, level: float) -> float:
-    """The factor that brings a signal to `level` dBFS as in `level_of`; 1 for silence. Nothing is clipped."""
+    """The factor that brings a signal to a level in dBFS; 1 for silence. Nothing is clipped.
+
+    The level is the RMS over all samples, pauses included; 0 dBFS is an RMS of 1.0.
+    """
     power = mean_power(signal)
     return float(10 ** (level / 20) / power**0.5) if power > SILENT_POWER else 1.0
 

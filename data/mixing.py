@@ -82,7 +82,8 @@ class MixedCrops:
         dry = fit_segment(speech[start:], self._data.segment_size)
         if random.random() >= self._mix.reverb_share:
             return dry, dry
-        whole, early = room_response(random, self._data.sampling_rate)
+        decay, ratio = random.uniform(*REVERBERATION_TIME), random.uniform(*DIRECT_TO_REVERBERANT)
+        whole, early = room_response(random, self._data.sampling_rate, decay, ratio)
         # What was said before the crop still sounds in it.
         return in_room(speech[max(start - len(whole) + 1, 0) : start], dry, whole, early)
 
@@ -189,16 +190,7 @@ def in_room(
     return fftconvolve(dry, early)[span], fftconvolve(dry, whole)[span]
 
 
-def room_response(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random synthetic room's response at `rate` Hz, and its early part: as `decaying_response`."""
-    decay = random.uniform(*REVERBERATION_TIME)
-    ratio = random.uniform(*DIRECT_TO_REVERBERANT)
-    return decaying_response(random, rate, decay, ratio)
-
-
-def decaying_response(
-    random: np.random.Generator, rate: int, decay: float, ratio: float
-) -> tuple[np.ndarray, np.ndarray]:
+def room_response(random: np.random.Generator, rate: int, decay: float, ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """A synthetic room's response at `rate` Hz, float32 `[N]`, and its early part: direct sound and first 50 ms.
 
     The direct sound is 1; Gaussian noise follows that decays exponentially, by 60 dB over `decay` seconds (T60), its

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.codecs import CODECS, through_codec
 from data.conditions import NARROW_RATE, RATE, clip_share, gain_to, narrowband, telephone
-from data.mixing import add_noise, decaying_response, in_room
+from data.mixing import add_noise, in_room, room_response
 from trials.material import Material
 from trials.plan import Condition
 
@@ -48,7 +48,7 @@ def make_trial(material: Material, condition: Condition, index: int, seed: int) 
     reference = heard = speech.samples
     if condition.t60:
         random = np.random.default_rng([seed, index, _ROOM])
-        response = decaying_response(random, RATE, condition.t60, DIRECT_TO_REVERBERANT)
+        response = room_response(random, RATE, condition.t60, DIRECT_TO_REVERBERANT)
         reference, heard = in_room(speech.before, speech.samples, *response)
     in_band = BANDS[condition.band]
     reference, noisy = in_band(reference), in_band(heard)

@@ -14,14 +14,13 @@ from data.conditions import (
     clip_share,
     from_narrow,
     gain_to,
-    level_of,
     narrowband,
     pink_noise,
     telephone,
     to_narrow,
     white_noise,
 )
-from tests.fixtures.signals import speech_like
+from tests.fixtures.signals import level_of, speech_like
 
 SPEECH = speech_like(1)
 

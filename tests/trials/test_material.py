@@ -10,12 +10,12 @@ import pytest
 
 from config import Config, MixConfig
 from data.codecs import CODECS, delay_of, through_codec
-from data.conditions import RATE, clip_share, level_of, narrowband, telephone
+from data.conditions import RATE, clip_share, narrowband, telephone
 from data.file_lists import FileListError
-from data.mixing import decaying_response, in_room
+from data.mixing import in_room, room_response
 from data.recordings import Recordings
 from tests.fixtures.recordings import save
-from tests.fixtures.signals import speech_like
+from tests.fixtures.signals import level_of, speech_like
 from training.data import read_mixes
 from trials.material import MOST_CATEGORIES, Material, categories_of, find_pool
 from trials.mixes import _ROOM, DIRECT_TO_REVERBERANT, make_trial
@@ -142,7 +142,7 @@ def test_a_trial_in_a_room_has_what_was_said_before_it(folders: tuple[Path, Path
     crop = material.speech(ALL, 0, RATE // 2)
     assert len(crop.before) > 1000
     made = make_trial(material, replace(BASE, t60=0.5, snr=None), 0, 3)
-    response = decaying_response(np.random.default_rng([3, 0, _ROOM]), RATE, 0.5, DIRECT_TO_REVERBERANT)
+    response = room_response(np.random.default_rng([3, 0, _ROOM]), RATE, 0.5, DIRECT_TO_REVERBERANT)
     heard, cut_off = (in_room(before, crop.samples, *response)[1] for before in (crop.before, crop.before[:0]))
     # But for its level.
     assert np.corrcoef(made.noisy, heard)[0, 1] == pytest.approx(1, abs=1e-9)
