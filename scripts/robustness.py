@@ -33,9 +33,9 @@ from models.acceleration import fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError
 from models.enhancer import Enhancer
 from models.pipeline import Load
+from robustness.plan import AXES
+from robustness.run import with_clean, without_clean
 from training.stop import TERMINATED
-from trials.plan import AXES
-from trials.run import with_clean, without_clean
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:

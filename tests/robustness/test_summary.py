@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from metrics.scores import METRICS
+from robustness import measure as measuring
+from robustness.blind import BlindRow, blind_csv, blind_json, blind_markdown
+from robustness.chart import draw
+from robustness.measure import Job, Row, measure, score
+from robustness.mixes import Trial
+from robustness.plan import AXES, BASE, Axis, Condition, all_conditions, make_axes
+from robustness.summary import as_csv, as_json, as_markdown, harms, speaker_gains
 from tests.fixtures.signals import speech_like, with_noise
-from trials import measure as measuring
-from trials.blind import BlindRow, blind_csv, blind_json, blind_markdown
-from trials.chart import draw
-from trials.measure import Job, Row, measure, score
-from trials.mixes import Trial
-from trials.plan import AXES, BASE, Axis, Condition, all_conditions, make_axes
-from trials.summary import as_csv, as_json, as_markdown, harms, speaker_gains
 
 LOUD = replace(BASE, snr=10.0)
 AXIS = Axis("noise", "noise", {"all files": BASE, "loud": LOUD})

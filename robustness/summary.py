@@ -15,8 +15,8 @@ from data.held_out import speaker_of
 from metrics.paired import PairedTest, paired_test
 from metrics.scores import METRICS
 from metrics.summary import LABELS, mean_with_interval
-from trials.measure import Row
-from trials.plan import BASE, Axis, Condition
+from robustness.measure import Row
+from robustness.plan import BASE, Axis, Condition
 
 Results = Mapping[Condition, Sequence[Row]]
 

@@ -18,7 +18,7 @@ from data.held_out import hold_out_files, hold_out_speakers, speaker_of
 from data.levels import SILENT_POWER, mean_power
 from data.mixing import NEARLY_SILENT, draw_piece, draw_start
 from data.recordings import Recordings
-from trials.plan import ALL, SYNTHETIC_NOISES
+from robustness.plan import ALL, SYNTHETIC_NOISES
 
 MOST_CATEGORIES = 12
 """Noise categories with the most files that are tried; a folder of many names is not many kinds of noise."""

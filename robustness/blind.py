@@ -19,7 +19,7 @@ from metrics.paired import paired_test
 from metrics.signals import RATE, ScoreError
 from metrics.summary import mean_with_interval
 from models.enhancer import Enhancer
-from trials.measure import enhance
+from robustness.measure import enhance
 
 
 @dataclass(frozen=True)

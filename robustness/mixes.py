@@ -15,8 +15,8 @@ import numpy as np
 from data.codecs import CODECS, through_codec
 from data.conditions import NARROW_RATE, RATE, clip_share, gain_to, narrowband, telephone
 from data.mixing import add_noise, in_room, room_response
-from trials.material import Material
-from trials.plan import Condition
+from robustness.material import Material
+from robustness.plan import Condition
 
 DIRECT_TO_REVERBERANT = 0.0
 """dB between the direct sound and all that follows, in every room: as far away as its critical distance."""

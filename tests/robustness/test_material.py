@@ -14,12 +14,12 @@ from data.conditions import RATE, clip_share, narrowband, telephone
 from data.file_lists import FileListError
 from data.mixing import in_room, room_response
 from data.recordings import Recordings
+from robustness.material import MOST_CATEGORIES, Material, categories_of, find_pool
+from robustness.mixes import _ROOM, DIRECT_TO_REVERBERANT, make_trial
+from robustness.plan import ALL, BASE, Condition
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import level_of, speech_like
 from training.data import read_mixes
-from trials.material import MOST_CATEGORIES, Material, categories_of, find_pool
-from trials.mixes import _ROOM, DIRECT_TO_REVERBERANT, make_trial
-from trials.plan import ALL, BASE, Condition
 
 
 @pytest.fixture(scope="module")

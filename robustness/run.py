@@ -17,12 +17,12 @@ from data.codecs import available_codecs
 from data.file_lists import FileListError, audio_by_id, evenly_spaced
 from metrics.dnsmos import load_dnsmos
 from models.enhancer import Enhancer
-from trials.blind import blind_csv, blind_json, blind_markdown, measure_blind
-from trials.material import Material, find_pool
-from trials.measure import measure
-from trials.mixes import make_trial
-from trials.plan import ALL, BASE, NOT_HELD_OUT, Axis, all_conditions, make_axes
-from trials.summary import Results, as_csv, as_json, as_markdown
+from robustness.blind import blind_csv, blind_json, blind_markdown, measure_blind
+from robustness.material import Material, find_pool
+from robustness.measure import measure
+from robustness.mixes import make_trial
+from robustness.plan import ALL, BASE, NOT_HELD_OUT, Axis, all_conditions, make_axes
+from robustness.summary import Results, as_csv, as_json, as_markdown
 
 
 def plan(material: Material, names: Sequence[str]) -> tuple[list[Axis], list[str]]:
@@ -73,7 +73,7 @@ def write(
     options: Namespace, axes: Sequence[Axis], results: Results, names: list[str], settings: Any, text: str
 ) -> None:
     """All files of the output folder; raises `OSError`."""
-    from trials.chart import draw  # late: matplotlib is an extra
+    from robustness.chart import draw  # late: matplotlib is an extra
 
     folder: Path = options.output_dir
     write_text_atomically(folder / "robustness.csv", as_csv(axes, results, names))

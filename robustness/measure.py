@@ -22,8 +22,8 @@ from data.processes import run_in_processes
 from metrics.scores import METRICS, score_signals
 from metrics.signals import ScoreError
 from models.enhancer import Enhancer, LevelMeter
-from trials.mixes import Trial
-from trials.plan import Condition
+from robustness.mixes import Trial
+from robustness.plan import Condition
 
 _VERSION = 1
 """Goes up when the same settings make other mixes or scores."""
