@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,31 @@ from robustness.measure import measure
 from robustness.mixes import make_trial
 from robustness.plan import ALL, BASE, NOT_HELD_OUT, Axis, all_conditions, make_axes
 from robustness.summary import Results, as_csv, as_json, as_markdown
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured on mixes, and where it is written.
+
+    checkpoints: the files of the networks; their contents tell one run from another.
+    held_out_seed: of a training on these folders, to take only what it holds out; None to take all.
+    files: utterances a condition; seconds: of each, at most.
+    conditions: names of `plan.AXES`.
+    seed: of crops, noises and rooms.
+    jobs: processes that score.
+    """
+
+    speech_dir: Path
+    noise_dir: Path
+    output_dir: Path
+    checkpoints: Sequence[Path]
+    held_out_seed: int | None
+    files: int
+    seconds: float
+    conditions: Sequence[str]
+    seed: int
+    jobs: int
+    quiet: bool
 
 
 def plan(material: Material, names: Sequence[str]) -> tuple[list[Axis], list[str]]:
@@ -42,26 +66,26 @@ def plan(material: Material, names: Sequence[str]) -> tuple[list[Axis], list[str
     return axes, left_out
 
 
-def describe(options: Namespace, material: Material, seeds: set[int]) -> dict[str, Any]:
-    """All that decides on the numbers, without paths."""
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in options.checkpoint_file}
+def describe(settings: Settings, material: Material) -> dict[str, Any]:
+    """All that decides on the numbers, without paths, as JSON has it."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in settings.checkpoints}
     return {
         "files": len(material.utterances[ALL]),
-        "seconds": options.seconds,
-        "seed": options.seed,
-        "held_out": sorted(seeds) if options.held_out else None,
+        "seconds": settings.seconds,
+        "seed": settings.seed,
+        "held_out": None if settings.held_out_seed is None else [settings.held_out_seed],
         "base": asdict(BASE),
         "checkpoints": digests,
         "noise_files": len(material.pool.noise),
     }
 
 
-def note(settings: Mapping[str, Any], material: Material) -> str:
+def note(settings: Settings, material: Material) -> str:
     """What was measured, in a line or two above the tables."""
-    held = "held out from training" if settings["held_out"] else "not only held out from training"
+    held = "not only held out from training" if settings.held_out_seed is None else "held out from training"
     text = (
-        f"{settings['files']} utterances a condition, {settings['seconds']:g} s each at most, "
-        f"{settings['noise_files']} noise files; {held}; seed {settings['seed']}. "
+        f"{len(material.utterances[ALL])} utterances a condition, {settings.seconds:g} s each at most, "
+        f"{len(material.pool.noise)} noise files; {held}; seed {settings.seed}. "
         "Base: 5 dB, noise files in turn, no room, −26 dBFS (RMS of the mix), not clipped, full band, not coded."
     )
     if material.pool.seen.intersection(material.utterances):
@@ -69,15 +93,12 @@ def note(settings: Mapping[str, Any], material: Material) -> str:
     return text
 
 
-def write(
-    options: Namespace, axes: Sequence[Axis], results: Results, names: list[str], settings: Any, text: str
-) -> None:
+def write(folder: Path, axes: Sequence[Axis], results: Results, names: list[str], described: object, text: str) -> None:
     """All files of the output folder; raises `OSError`."""
     from robustness.chart import draw  # late: matplotlib is an extra
 
-    folder: Path = options.output_dir
     write_text_atomically(folder / "robustness.csv", as_csv(axes, results, names))
-    content = json.dumps(as_json(axes, results, names, settings), ensure_ascii=False)
+    content = json.dumps(as_json(axes, results, names, described), ensure_ascii=False)
     write_text_atomically(folder / "robustness.json", content.replace('}, "', '},\n"') + "\n")
     write_text_atomically(folder / "robustness.md", text)
     for kind in ("png", "svg"):
@@ -85,43 +106,47 @@ def write(
             stream.write(draw(axes, results, names, kind))
 
 
-def with_clean(options: Namespace, enhancers: Mapping[str, Enhancer], seeds: set[int]) -> list[str]:
+def with_clean(settings: Settings, enhancers: Mapping[str, Enhancer]) -> list[str]:
     """Measure mixes; returns a line for each file that failed. Raises `FileListError` and `OSError`."""
-    held_out_seed = min(seeds) if options.held_out else None
-    pool = find_pool(options.input_clean_wavs_dir, options.input_noise_dir, held_out_seed)
-    material = Material(pool, options.files, options.seconds, options.seed)
+    pool = find_pool(settings.speech_dir, settings.noise_dir, settings.held_out_seed)
+    material = Material(pool, settings.files, settings.seconds, settings.seed)
     if not material.utterances[ALL]:
         raise FileListError("\n".join(material.problems.values()))
     material.read_noises()
-    axes, left_out = plan(material, options.conditions)
+    axes, left_out = plan(material, settings.conditions)
     for line in left_out:
         print(line, file=sys.stderr)
-    settings = describe(options, material, seeds)
+    described = describe(settings, material)
     names = list(enhancers)
     conditions = {condition: len(material.utterances[condition.group]) for condition in all_conditions(axes)}
-    fingerprint = [settings, material.utterances, list(pool.noise)]
-    make = partial(make_trial, material, seed=options.seed)
-    parts = options.output_dir / "parts"
-    results = measure(conditions, make, enhancers, parts, fingerprint, options.jobs, options.quiet)
+    fingerprint = [described, material.utterances, list(pool.noise)]
+    make = partial(make_trial, material, seed=settings.seed)
+    parts = settings.output_dir / "parts"
+    results = measure(conditions, make, enhancers, parts, fingerprint, settings.jobs, settings.quiet)
     text = as_markdown(axes, results, names, [note(settings, material)])
-    write(options, axes, results, names, settings, text)
+    write(settings.output_dir, axes, results, names, described, text)
     print(text, end="")
     reasons = [f"{row.id}: {row.reason}" for rows in results.values() for row in rows if row.reason]
     return [*material.problems.values(), *dict.fromkeys(reasons)]
 
 
-def without_clean(options: Namespace, enhancers: Mapping[str, Enhancer]) -> list[str]:
-    """Measure recordings by DNSMOS; returns a line for each that failed. Raises as `with_clean`, and `ImportError`."""
-    files = audio_by_id(options.input_noisy_wavs_dir)
+def without_clean(
+    noisy_dir: Path, output_dir: Path, count: int, enhancers: Mapping[str, Enhancer], quiet: bool
+) -> list[str]:
+    """Measure `count` recordings by DNSMOS; returns a line for each that failed.
+
+    Raises as `with_clean`, and `ImportError`.
+    """
+    files = audio_by_id(noisy_dir)
     dnsmos = load_dnsmos()
-    chosen = evenly_spaced(list(files), options.files)
+    chosen = evenly_spaced(list(files), count)
     names = list(enhancers)
-    rows, problems = measure_blind({id_: files[id_] for id_ in chosen}, enhancers, dnsmos, options.quiet)
+    rows, problems = measure_blind({id_: files[id_] for id_ in chosen}, enhancers, dnsmos, quiet)
     if rows:
         text = blind_markdown(rows, names)
-        write_text_atomically(options.output_dir / "robustness.csv", blind_csv(rows, names))
+        write_text_atomically(output_dir / "robustness.csv", blind_csv(rows, names))
         content = json.dumps(blind_json(rows, names), indent=1, ensure_ascii=False)
-        write_text_atomically(options.output_dir / "robustness.json", content + "\n")
-        write_text_atomically(options.output_dir / "robustness.md", text)
+        write_text_atomically(output_dir / "robustness.json", content + "\n")
+        write_text_atomically(output_dir / "robustness.md", text)
         print(text, end="")
     return problems
