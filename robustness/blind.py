@@ -50,9 +50,9 @@ def measure_blind(
 
 
 def blind_markdown(rows: Sequence[BlindRow], names: Sequence[str]) -> str:
-    """The means before, and the gains with the half of their 95 % interval."""
+    """The means before, and the gains ± the half-widths of their 95 % confidence intervals."""
     lines = [
-        f"**DNSMOS** of {len(rows)} files: noisy, and what each checkpoint adds (with the half of its 95 % interval)",
+        f"**DNSMOS** of {len(rows)} files: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
         "",
         f"| | noisy | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(names)}",

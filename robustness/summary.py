@@ -86,7 +86,7 @@ def as_markdown(axes: Sequence[Axis], results: Results, names: Sequence[str], no
 
 def _table(axes: Sequence[Axis], results: Results, names: Sequence[str], metric: str) -> str:
     lines = [
-        f"**{LABELS[metric]}**: noisy, and what each checkpoint adds (with the half of its 95 % interval)",
+        f"**{LABELS[metric]}**: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
         "",
         f"| | | noisy | {' | '.join(names)} |",
         f"|---|---|---|{'---|' * len(names)}",
