@@ -126,7 +126,7 @@ def with_clean(settings: Settings, enhancers: Mapping[str, Enhancer]) -> list[st
     text = as_markdown(axes, results, names, [note(settings, material)])
     write(settings.output_dir, axes, results, names, described, text)
     print(text, end="")
-    reasons = [f"{row.id}: {row.reason}" for rows in results.values() for row in rows if row.reason]
+    reasons = [f"{each.id}: {each.reason}" for scores in results.values() for each in scores if each.reason]
     return [*material.problems.values(), *dict.fromkeys(reasons)]
 
 
@@ -141,11 +141,11 @@ def without_clean(
     dnsmos = load_dnsmos()
     chosen = evenly_spaced(list(files), count)
     names = list(enhancers)
-    rows, problems = measure_blind({id_: files[id_] for id_ in chosen}, enhancers, dnsmos, quiet)
-    if rows:
-        text = blind_markdown(rows, names)
-        write_text_atomically(output_dir / "robustness.csv", blind_csv(rows, names))
-        content = json.dumps(blind_json(rows, names), indent=1, ensure_ascii=False)
+    scores, problems = measure_blind({id_: files[id_] for id_ in chosen}, enhancers, dnsmos, quiet)
+    if scores:
+        text = blind_markdown(scores, names)
+        write_text_atomically(output_dir / "robustness.csv", blind_csv(scores, names))
+        content = json.dumps(blind_json(scores, names), indent=1, ensure_ascii=False)
         write_text_atomically(output_dir / "robustness.json", content + "\n")
         write_text_atomically(output_dir / "robustness.md", text)
         print(text, end="")
