@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-DONE, SOME_FAILED, WRONG_COMMAND_LINE, INTERRUPTED = 0, 1, 2, 130
+DONE, SOME_FAILED, WRONG_COMMAND_LINE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+"""Exit codes of all commands; the last two are those of programs that Ctrl-C or SIGTERM has ended."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -29,7 +31,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its code; Ctrl-C and a closed pipe end it without a traceback."""
+    """Run a command and exit with its code; Ctrl-C, SIGTERM and a closed pipe end it without a traceback.
+
+    Each ends the blocks that are open, so that nothing is left half written.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         code = main()
         sys.stdout.flush()

@@ -36,10 +36,29 @@ Checks = Mapping[str, bool]
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """What IMSE and MUSE share: base width (16 in the papers) and the largest value of the magnitude mask (2)."""
+class NetworkConfig:
+    """What the settings of every network have in common: its name, and what can be wrong with them."""
 
     name: str
+
+    def checks(self) -> Checks:
+        """What must hold of the values, by what to say where it does not."""
+        return {}
+
+    def bins_problem(self, bins: int) -> str:
+        """What is wrong with that number of frequency bins for the network, or nothing."""
+        del bins
+        return ""
+
+
+@dataclass(frozen=True)
+class UNetConfig(NetworkConfig):
+    """What IMSE and MUSE share.
+
+    channels: base width, 16 in the papers.
+    beta: largest value of the magnitude mask, 2 in the papers (their name for it; MALA's β is another).
+    """
+
     channels: int
     beta: float
 
@@ -51,7 +70,7 @@ class UNetConfig:
         }
 
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins, or nothing."""
+        """What is wrong with that number of frequency bins for the network, or nothing."""
         return "the network needs a multiple of 8, to halve them three times" if bins % 8 else ""
 
 
@@ -100,14 +119,13 @@ class MuseConfig(UNetConfig):
 
 
 @dataclass(frozen=True)
-class LiteRtseConfig:
+class LiteRtseConfig(NetworkConfig):
     """The network Lite-RTSE.
 
     multi_order: "repeated" for one 7×7 convolution before each of the block's gates, as in the unofficial release;
         "single" for one convolution before all of them, as in the paper's figure.
     """
 
-    name: str
     multi_order: str = "repeated"
 
     def checks(self) -> Checks:
@@ -115,32 +133,24 @@ class LiteRtseConfig:
         return {"multi_order: must be repeated or single": self.multi_order in ("repeated", "single")}
 
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins, or nothing."""
+        """What is wrong with that number of frequency bins for the network, or nothing."""
         return "" if bins <= 4097 else "the network takes 4097 at most"
 
 
 @dataclass(frozen=True)
-class CnunetConfig:
+class CnunetConfig(NetworkConfig):
     """The network CNUNet.
 
     released_skips: connect the real and the imaginary decoder as the release does, which takes three of the skip
         connections from the other part; off, as evidently intended.
     """
 
-    name: str
     released_skips: bool = False
 
-    def checks(self) -> Checks:
-        """Nothing can be wrong with the values."""
-        return {}
-
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins, or nothing."""
+        """What is wrong with that number of frequency bins for the network, or nothing."""
         return "the network needs a multiple of 256 beside that at 0 Hz" if bins % 256 != 1 or bins == 1 else ""
 
-
-ModelConfig = ImseConfig | ImseAblationConfig | MuseConfig | LiteRtseConfig | CnunetConfig
-"""The section `model`: one class for each network."""
 
 WINDOWS = ("hann", "hamming", "sqrt_hann")
 
@@ -237,10 +247,13 @@ class MixConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the generator's loss terms (`models.losses`, and `metric` from the discriminator).
+    """Weights of the generator's loss terms, functions of `models.losses` but for `metric`; at 0 a term is left out.
 
-    The first four are those of IMSE and MUSE; a term with weight 0 is not computed, and without `metric` there is no
-    discriminator.
+    metric: what the discriminator, which learns PESQ, says of the enhanced speech; without it there is none.
+    magnitude, complex: squared errors of the compressed spectra; phase: IP + GD + IAF. With `metric` IMSE's and MUSE's.
+    consistency, time: MP-SENet's consistency of the spectra, and the error of the waveform.
+    magnitude_l1, complex_l1: CNUNet's, of the uncompressed spectra of the waveform.
+    compressed_magnitude, compressed_complex, si_sdr: GTCRN's, with which Lite-RTSE is trained here.
     """
 
     metric: float = 0.0
@@ -331,21 +344,21 @@ class TrainConfig:
         }
 
 
-MODEL_CONFIGS: Mapping[str, type[ModelConfig]] = {
+MODEL_CONFIGS: Mapping[str, type[NetworkConfig]] = {
     "imse": ImseConfig,
     "imse_ablation": ImseAblationConfig,
     "muse": MuseConfig,
     "lite_rtse": LiteRtseConfig,
     "cnunet": CnunetConfig,
 }
-"""The networks by the name that `model.name` gives."""
+"""The settings of each network, by the name that `model.name` gives; `models.NETWORKS` has the networks."""
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole configuration, section by section."""
 
-    model: ModelConfig
+    model: NetworkConfig
     stft: StftConfig
     data: DataConfig
     loss: LossConfig
@@ -467,7 +480,7 @@ def _section_type(hint: Any) -> type:
 
 
 def _clashes(
-    model: ModelConfig | None = None,
+    model: NetworkConfig | None = None,
     stft: StftConfig | None = None,
     data: DataConfig | None = None,
     **_: Any,

@@ -12,7 +12,6 @@ a clean folder the scores follow. Exit codes: 0 all done, 1 some files failed (e
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -32,7 +31,6 @@ from models.onnx_export import ExportError
 from models.pipeline import Load, enhance_file, enhance_files, without_done
 from models.streaming import Stream, StreamError
 from training.distribution import Group, join_for_files, rank_count
-from training.stop import TERMINATED
 
 WITH_STREAM = ("stream", "checkpoint_file", "backend", "device", "quiet")
 
@@ -44,7 +42,7 @@ def parse_arguments() -> Namespace:
     add("--input_noisy_wavs_dir", metavar="IN", help="folder, file, or - for standard input")
     add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not needed with -")
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="clean versions: print the scores too")
-    add("--resume", action="store_true", help="leave out files with a result that is whole and not older than they are")
+    add("--resume", action="store_true", help="skip files that have a whole result already, not older than they are")
     add("--checkpoint_file", type=Path, metavar="CKPT", help="default: this project's own")
     add("--protocol", choices=PROTOCOLS, help="how signals are cut; default: overlap")
     add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input, enhanced to standard output")
@@ -125,7 +123,7 @@ def main() -> int:
             return DONE
         enhancer = fast_enhancer(network, config, device, protocol, load, options.bf16, options.compile)
         if options.input_noisy_wavs_dir == "-":
-            pipe_file(lambda source, target: enhance_file(source, target, enhancer, protocol, load, "standard input"))
+            pipe_file(lambda source, target: enhance_file(source, target, enhancer, protocol, load))
             return DONE
         jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
         clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
@@ -145,5 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as at Ctrl-C, nothing is left half written
     run(main)

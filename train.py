@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
+from cli import DONE, SOME_FAILED, TERMINATED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import Config, ConfigError, load_config
 from data.audio import AudioError
 from data.crops import Batch, PairedExamples, check_pairs, load_batches, steps_per_epoch
@@ -39,7 +39,7 @@ from training.labels import PesqLabels
 from training.pictures import inner_pictures
 from training.run_folder import RunFolder
 from training.steps import Trainer
-from training.stop import TERMINATED, Stop
+from training.stop import Stop
 from training.validation import Validation
 
 ROOT = Path(__file__).resolve().parent
@@ -73,7 +73,8 @@ def parse_arguments() -> Namespace:
     add("--training_epochs", type=int, help="instead of the config's train.epochs")
     add("--validation_interval", type=int, help="instead of the config's train.validation_interval; 0: every epoch")
     add("--max_steps", type=int, help="stop after this many steps")
-    add("--protocol", choices=("held_out", "paper"), default="held_out", help="what selects; default: %(default)s")
+    selecting = "what selects: speakers held out, or the validation list, cut as the paper does; default: %(default)s"
+    add("--protocol", choices=("held_out", "paper"), default="held_out", help=selecting)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda; default: %(default)s")
     add(
         "--num_workers",
@@ -90,10 +91,8 @@ def parse_arguments() -> Namespace:
         parser.error("--resume: not with --overwrite or --fine_tune")
     if options.protocol == "paper" and not options.input_validation_file:
         parser.error("--protocol paper: needs --input_validation_file, the list to select on")
-    if options.max_steps is not None and options.max_steps < 1:
-        parser.error("--max_steps: must be 1 or more")
-    if options.num_workers < 1:
-        parser.error("--num_workers: must be 1 or more")
+    if any(number is not None and number < 1 for number in (options.max_steps, options.num_workers)):
+        parser.error("--max_steps, --num_workers: must be 1 or more")
     parser.check_device(options.device)
     return options
 
@@ -119,14 +118,13 @@ def read_config(options: Namespace) -> Config:
 
 def read_data(options: Namespace, config: Config, recordings: Recordings) -> Data:
     """The crops to train on and the utterances to select by; raises `FileListError` or `AudioError`."""
-    recordings_of = recordings, options.num_workers, options.quiet
+    loading = {"recordings": recordings, "workers": options.num_workers, "quiet": options.quiet}
     listed = read_file_list(options.input_validation_file) if options.input_validation_file else []
     check_pairs(listed)  # now, also where it is scored only at the end
     if config.mix:
-        return read_mixes(options.input_clean_wavs_dir, options.input_noise_dir, config, config.mix, *recordings_of)
-    folders = options.input_clean_wavs_dir, options.input_noisy_wavs_dir
-    pairs = read_file_list(options.input_training_file, *folders)
-    return read_pairs(pairs, listed if options.protocol == "paper" else None, config, *recordings_of)
+        return read_mixes(options.input_clean_wavs_dir, options.input_noise_dir, config, **loading)
+    pairs = read_file_list(options.input_training_file, options.input_clean_wavs_dir, options.input_noisy_wavs_dir)
+    return read_pairs(pairs, listed if options.protocol == "paper" else None, config, **loading)
 
 
 class Run:
@@ -202,8 +200,11 @@ class Run:
         train, group = self.config.train, self.group
         while self.trainer.steps_done < self.last_step:
             epoch, first = divmod(self.trainer.steps_done, self.epoch_steps)
-            parts = train.batch_size, group.rank, group.ranks, self.options.num_workers
-            with closing(load_batches(self.data.source, train.seed, epoch, first, *parts)) as batches:
+            batches = load_batches(
+                self.data.source, train.seed, epoch, first,
+                batch_size=train.batch_size, rank=group.rank, ranks=group.ranks, workers=self.options.num_workers,
+            )  # fmt: skip
+            with closing(batches):
                 for batch in batches:
                     yield epoch, batch
                     if self.trainer.steps_done == self.last_step:
@@ -214,7 +215,7 @@ class Run:
 
     def _validate(self) -> None:
         """Score the held-out utterances, keep the network if it is the best, and tell."""
-        step, network = self.trainer.steps_done, self.trainer.best_network
+        step, network = self.trainer.steps_done, self.trainer.kept_network
         validated = self.validation.run(network)
         self.validated = step
         score = validated.scores["pesq"]
@@ -245,7 +246,7 @@ class Run:
         }
         if self.journal:
             self.journal.flush()
-            self.folder.save(self.trainer.best_network, self.config, state)
+            self.folder.save(self.trainer.kept_network, self.config, state)
 
     def _load(self) -> None:
         state = self.folder.load_state(self.config)

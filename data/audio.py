@@ -1,6 +1,6 @@
 """Read, write and resample audio files in blocks: any rate, any channel count, any length, in bounded memory.
 
-Every file that this project reads or writes goes through this module, so that each kind of bad file is
+Every audio file that this project reads or writes goes through this module, so that each kind of bad file is
 refused in one place with one clear line (`AudioError`), and an output file appears under its final name
 only when it is whole.
 """
@@ -60,15 +60,14 @@ class AudioReader:
     Parameters
     ----------
     source: path of the file.
-    name: what error messages call the file; its path by default.
 
     `frames` is the length in samples a channel that the header promises, and the true one once all is read.
     Raises `AudioError` where the file is not audio, holds no samples or damaged ones (see `blocks`), or is
     cut short; the last only for formats that tell: WAV, FLAC, MP3.
     """
 
-    def __init__(self, source: Path, name: str | None = None) -> None:
-        self.name = name or str(source)
+    def __init__(self, source: Path) -> None:
+        self.name = str(source)
         try:
             with ExitStack() as stack:
                 stream = stack.enter_context(source.open("rb"))

@@ -127,6 +127,7 @@ def load_batches(
     seed: int,
     epoch: int,
     first_step: int,
+    *,
     batch_size: int,
     rank: int,
     ranks: int,

@@ -43,12 +43,19 @@ def standard_streams() -> Iterator[tuple[BufferedReader, BufferedWriter]]:
 
 
 def pipe_file(convert: Callable[[Path, Path], None]) -> None:
-    """Standard input to standard output through two files, from and to which `convert` works."""
+    """Standard input to standard output through two files, from and to which `convert` works.
+
+    Where it raises `AudioError`, the message names the stream instead of the file.
+    """
     with standard_streams() as (source, target), tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "in"), Path(folder, "out")
         with before.open("wb") as stream:
             shutil.copyfileobj(source, stream)
-        convert(before, after)
+        try:
+            convert(before, after)
+        except AudioError as error:
+            message = str(error).replace(str(before), "standard input").replace(str(after), "standard output")
+            raise AudioError(message) from error
         with after.open("rb") as stream:
             shutil.copyfileobj(stream, target)
 

@@ -24,8 +24,11 @@ OVERLAP_FADE = 0.5
 SHORTEST_WINDOW = 1 / 3
 """A signal that is shorter than this share of a window is followed by zeros."""
 
-WHOLE_LIMIT = 160
-"""Segments that are taken in one pass at most: five minutes, for which IMSE needs some 11 GB."""
+WHOLE_LIMIT = 300 * 16_000
+"""Samples that are taken in one pass at most: five minutes, for which IMSE needs some 11 GB."""
+
+_SEVERAL_SEGMENTS = 10
+"""Of a signal that is longer than any protocol's window."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,11 @@ def spread_windows(samples: int, length: int, hop_share: float, fade_share: floa
 def plan_whole(samples: int, segment: int) -> list[Window]:
     """One window over everything: memory grows with the signal.
 
-    Raises `MemoryError` for a signal of more than `WHOLE_LIMIT` segments.
+    Raises `MemoryError` for a signal of more than `WHOLE_LIMIT` samples.
     """
-    if samples > WHOLE_LIMIT * segment:
-        raise MemoryError(f"it has {samples} samples; one pass takes {WHOLE_LIMIT * segment} at most")
+    del segment
+    if samples > WHOLE_LIMIT:
+        raise MemoryError(f"it has {samples} samples; one pass takes {WHOLE_LIMIT} at most")
     return [Window(0, samples, 0, samples)]
 
 
@@ -109,7 +113,7 @@ PROTOCOLS: dict[str, Callable[[int, int], list[Window]]] = {
 
 def repeated_length(protocol: str, segment: int) -> int | None:
     """Samples of the windows that signals of all lengths share; None for protocol "whole", which has none."""
-    return None if protocol == "whole" else PROTOCOLS[protocol](WHOLE_LIMIT * segment, segment)[0].length
+    return None if protocol == "whole" else PROTOCOLS[protocol](_SEVERAL_SEGMENTS * segment, segment)[0].length
 
 
 def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import nn
 
 from config import Config
@@ -11,10 +14,18 @@ from models.imse_ablation import AblatedIMSE
 from models.lite_rtse import LiteRTSE
 from models.muse import MUSE
 
-__all__ = ["build"]
+__all__ = ["NETWORKS", "build"]
+
+NETWORKS: Mapping[str, Callable[[Any, int], nn.Module]] = {
+    "imse": IMSE,
+    "imse_ablation": AblatedIMSE,
+    "muse": MUSE,
+    "lite_rtse": LiteRTSE,
+    "cnunet": CNUNet,
+}
+"""What makes each network of its settings and the number of frequency bins, by the name that `model.name` gives."""
 
 
 def build(config: Config) -> nn.Module:
     """The network that `config.model` names, with fresh random weights: `Spectra` → `Spectra`."""
-    networks = {"imse": IMSE, "imse_ablation": AblatedIMSE, "muse": MUSE, "lite_rtse": LiteRTSE, "cnunet": CNUNet}
-    return networks[config.model.name](config.model, config.stft.bins)
+    return NETWORKS[config.model.name](config.model, config.stft.bins)

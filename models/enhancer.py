@@ -1,7 +1,13 @@
 """From noisy samples to enhanced samples: how a network is applied to sound.
 
 Each channel's level is normalised, where the configuration says so; its windows become spectra, are enhanced, and
-become samples again; the windows are joined and the level restored.
+become samples again; the windows are joined and the level restored:
+
+    enhancer = Enhancer(*load_checkpoint(path))
+    enhanced = enhancer.enhance_signal(noisy)
+
+`Plan` cuts and joins, `Enhancer.enhance_rows` computes. Signals in memory go through `Enhancer.enhance`; the files of
+inference.py through `models.pipeline`, which does the same with windows of several files in one batch.
 """
 
 from __future__ import annotations
@@ -60,10 +66,15 @@ class LevelMeter:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one signal goes through the network: its windows, and what brings each channel to the network's level."""
+    """How one signal goes through the network: its windows, and what brings each channel to the network's level.
+
+    protocol, rate: what the windows come from, and their samples a second.
+    """
 
     windows: Sequence[Window]
     factors: np.ndarray
+    protocol: str
+    rate: int
 
     def cut(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Blocks `[n, channels]` of the signal → its windows `[length, channels]` at the network's level."""
@@ -105,7 +116,8 @@ class Enhancer(nn.Module):
 
         Raises `MemoryError` where the signal is too long for the protocol.
         """
-        return Plan(PROTOCOLS[protocol](level.samples, self.segment), self.factors(level))
+        windows = PROTOCOLS[protocol](level.samples, self.segment)
+        return Plan(windows, self.factors(level), protocol, self.rate)
 
     def enhance(self, blocks: Iterable[np.ndarray], level: LevelMeter, protocol: str) -> Iterator[np.ndarray]:
         """A signal in blocks `[n, channels]` at this enhancer's rate → the enhanced signal, likewise in blocks.
@@ -115,6 +127,11 @@ class Enhancer(nn.Module):
         """
         plan = self.plan(level, protocol)
         yield from plan.join(self.enhance_windows(plan.cut(blocks)))
+
+    def enhance_signal(self, noisy: np.ndarray, protocol: str = "overlap") -> np.ndarray:
+        """A whole signal `[N]` of one channel at this enhancer's rate → the enhanced one, float32 `[N]`."""
+        blocks = [np.asarray(noisy, np.float32)[:, None]]
+        return np.concatenate(list(self.enhance(blocks, LevelMeter().measure(blocks), protocol)))[:, 0]
 
     def enhance_windows(self, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Windows `[length, channels]` at the network's level, all of one length → enhanced, several at a time."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -151,12 +152,13 @@ TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
     "compressed_magnitude": compressed_magnitude,
     "compressed_complex": compressed_complex,
 }
-"""The terms that need clean and enhanced speech only, by their name in the configuration."""
+"""The terms that need clean and enhanced speech only, by the name of their weight in `config.LossConfig`."""
 
 
 def loss_terms(weights: LossConfig, clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> dict[str, Tensor]:
-    """The terms of `TERMS` with a weight above 0, each a scalar, unweighted."""
-    return {name: term(clean, enhanced, spectrogram) for name, term in TERMS.items() if getattr(weights, name) > 0}
+    """The terms with a weight above 0, each a scalar, unweighted; without `metric`."""
+    wanted = [name for name, weight in asdict(weights).items() if weight > 0 and name != "metric"]
+    return {name: TERMS[name](clean, enhanced, spectrogram) for name in wanted}
 
 
 def weighted_sum(weights: LossConfig, terms: Mapping[str, Tensor]) -> Tensor:

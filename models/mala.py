@@ -1,8 +1,9 @@
 """MALA, magnitude-aware linear attention: global context at a cost that grows linearly with the positions.
 
 Linear attention, as usually written, divides by the query's response to the mean key and so forgets the query's
-magnitude. MALA scales by β = 1 + 1/z and subtracts γ = z times the mean value instead, with
-z = q · mean(k) / √d: the weights still sum to one, and a larger query gives a sharper distribution.
+magnitude. MALA (Fan et al. 2025, arXiv 2507.00698; IMSE's equation of it) scales by β = 1 + 1/z and subtracts γ = z
+times the mean value instead, with z = q · mean(k) / √d: a larger query gives a sharper distribution. The weights of a
+query would still sum to one, were it not for the rotation, which takes away from the mean key but not from z.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class MALA(nn.Module):
         return torch.baddbmm((q * rotary.cos) @ kv, q * rotary.sin, self.quarter_turn @ kv)
 
     def with_magnitude(self, response: Tensor, z: Tensor, mean_v: Tensor) -> Tensor:
-        """response · β − γ · mean_v with β = 1 + 1/z and γ = z: what sets MALA apart from linear attention."""
-        # In two passes over the positions instead of five.
-        scaled = torch.addcdiv(response, response, z + Z_FLOOR)
-        return torch.addcmul(scaled, z, mean_v, value=-1)
+        """β · response − γ · mean_v with β = 1 + 1/z and γ = z: what sets MALA apart from linear attention."""
+        # Each line is one pass over the positions; β and γ written out would be five.
+        scaled = torch.addcdiv(response, response, z + Z_FLOOR)  # β · response = response + response / z
+        return torch.addcmul(scaled, z, mean_v, value=-1)  # … − γ · mean_v

@@ -16,9 +16,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ from torch.export import Dim
 from config import Config
 from models import lite_rtse
 from models.checkpoint import CheckpointError
-from models.lite_rtse import LiteRTSE, State
 from models.onnx_runtime import CONFIG_KEY, SPECTRA_INPUTS, OnnxNetwork, StreamingOnnxNetwork, network_of, open_session
 from models.spectrogram import Spectra, Spectrogram
+from models.streaming import StreamingNetwork
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -38,7 +39,7 @@ OPSET = 18
 """The one that PyTorch's exporter writes without a conversion; onnxruntime knows it since 1.14."""
 
 LSTM_NODE_SINCE = "2.8"
-"""The first PyTorch that can put a node of ONNX's own into a graph, which Lite-RTSE's LSTMs need."""
+"""The first PyTorch that can put a node of ONNX's own into a graph, which LSTMs need."""
 
 IN_MEMORY = "the exported network"
 """What messages call a graph that is not in a file."""
@@ -69,13 +70,14 @@ class _PlainTensors(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.example_state = network.initial_state(EXAMPLE_BATCH) if isinstance(network, StreamingNetwork) else None
 
     def forward(self, mag: Tensor, pha: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The enhanced magnitude and phase; with a state, also the next one."""
         noisy = Spectra(mag, pha)
-        if not isinstance(self.network, LiteRTSE):
+        if not isinstance(self.network, StreamingNetwork):
             return tuple(self.network(noisy))
-        before = _nested(state) if state else self.network.initial_state(mag.shape[0])
+        before = _nested(state, like=self.example_state) if state else self.network.initial_state(mag.shape[0])
         enhanced, after = self.network.stream(noisy, before)
         return (*enhanced, *_flat(after).values()) if state else tuple(enhanced)
 
@@ -90,11 +92,12 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
     Raises `ExportError` where the network cannot stream or the graph computes something else, and `CheckpointError`
     where a package is missing.
     """
-    if stream and not isinstance(network, LiteRTSE):
+    if stream and not isinstance(network, StreamingNetwork):
         raise ExportError(f"{type(network).__name__} cannot stream: it needs the whole signal; export it without")
-    if isinstance(network, LiteRTSE) and torch.__version__ < LSTM_NODE_SINCE:
-        raise ExportError(f"exporting Lite-RTSE needs PyTorch {LSTM_NODE_SINCE} or newer; this is {torch.__version__}")
-    state = _flat(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, LiteRTSE) else {}
+    name = type(network).__name__
+    if torch.__version__ < LSTM_NODE_SINCE and any(isinstance(part, nn.LSTM) for part in network.modules()):
+        raise ExportError(f"exporting {name} needs PyTorch {LSTM_NODE_SINCE} or newer; this is {torch.__version__}")
+    state = _flat(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
     model = _simplified(_recorded(network, config.stft.bins, state))
     entry = model.metadata_props.add()
     entry.key, entry.value = CONFIG_KEY, json.dumps(config.to_dict())
@@ -108,7 +111,7 @@ def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> OnnxNe
 
     Raises `ExportError` and `CheckpointError` as `export` does.
     """
-    content = export(network, config, stream=isinstance(network, LiteRTSE))
+    content = export(network, config, stream=isinstance(network, StreamingNetwork))
     return network_of(open_session(content, threads, IN_MEMORY))
 
 
@@ -146,17 +149,20 @@ def _enhanced(exported: OnnxNetwork, noisy: Spectra) -> Spectra:
     return Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
 
 
-def _flat(state: State) -> dict[str, Tensor]:
-    """A state's tensors by name."""
-    *of_lstms, past = state
-    named = dict(zip(State._fields, of_lstms, strict=False))
-    return named | {f"past_{index}": each for index, each in enumerate(past)}
+def _flat(state: Any) -> dict[str, Tensor]:
+    """By name, the tensors of a state: a named tuple of tensors and of tuples of them, which are numbered."""
+    named: dict[str, Tensor] = {}
+    for name, part in state._asdict().items():
+        named |= (
+            {f"{name}_{index}": each for index, each in enumerate(part)} if isinstance(part, tuple) else {name: part}
+        )
+    return named
 
 
-def _nested(tensors: Sequence[Tensor]) -> State:
-    """The state of which these are the tensors, in order."""
-    of_lstms = len(State._fields) - 1
-    return State(*tensors[:of_lstms], past=tuple(tensors[of_lstms:]))
+def _nested(tensors: Sequence[Tensor], like: Any) -> Any:
+    """The state, of the form of `like`, of which these are the tensors, in order."""
+    rest = iter(tensors)
+    return like._make(tuple(islice(rest, len(part))) if isinstance(part, tuple) else next(rest) for part in like)
 
 
 def _recorded(network: nn.Module, bins: int, state: Mapping[str, Tensor]) -> bytes:

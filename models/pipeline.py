@@ -45,7 +45,7 @@ class Load:
 
     @classmethod
     def choose(cls, device: str, protocol: str, batch_size: int | None, threads: int | None) -> Load:
-        """What suits a device, but for what the user has chosen; one at a time of windows that have no limit.
+        """What suits the device, but for what the user has chosen; whole signals, of any length, one at a time.
 
         A CPU's caches hold one window of IMSE: four in a batch take it 1.5 to 2 times as long each.
         """
@@ -57,7 +57,7 @@ class Load:
 class Opened:
     """A file whose windows follow; who has no use for them any more says so by `abandoned`."""
 
-    name: str
+    source: Path
     format: AudioFormat
     frames: int
     plan: Plan
@@ -83,18 +83,9 @@ Item = Opened | list[Row] | AudioError | Mark
 """What is read: for each file `Opened`, the rows of each window, and a mark; or, at any place, the error."""
 
 
-def enhance_file(
-    source: Path, target: Path, enhancer: Enhancer, protocol: str, load: Load | None = None, name: str = ""
-) -> None:
-    """Enhance one audio file.
-
-    `name` is what messages call the source. Raises `AudioError`, and `target` is then as it was before.
-    """
-
-    def write(items: Iterator[Item]) -> None:
-        write_next(items, target, enhancer.rate, protocol)
-
-    take_through([(source, name)], enhancer, protocol, load or Load(), write)
+def enhance_file(source: Path, target: Path, enhancer: Enhancer, protocol: str, load: Load | None = None) -> None:
+    """Enhance one audio file; raises `AudioError`, and `target` is then as it was before."""
+    take_through([source], enhancer, protocol, load or Load(), lambda items: write_next(items, target))
 
 
 def enhance_files(
@@ -106,12 +97,12 @@ def enhance_files(
     def write_all(items: Iterator[Item]) -> None:
         for _, target in tqdm(jobs, unit="file", disable=quiet):
             try:
-                write_next(items, target, enhancer.rate, protocol)
+                write_next(items, target)
             except AudioError as error:
                 failures[target] = str(error)
                 tqdm.write(str(error), file=sys.stderr)
 
-    take_through([(source, "") for source, _ in jobs], enhancer, protocol, load or Load(), write_all)
+    take_through([source for source, _ in jobs], enhancer, protocol, load or Load(), write_all)
     return failures
 
 
@@ -135,8 +126,8 @@ def without_done(jobs: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     return left
 
 
-def write_next(items: Iterator[Item], target: Path, rate: int, protocol: str) -> None:
-    """Write the result, from windows at `rate` Hz, of the file whose items come next, and take all of them.
+def write_next(items: Iterator[Item], target: Path) -> None:
+    """Write the result of the file whose items come next, and take all of them.
 
     Raises `AudioError` where it cannot be read, enhanced or written.
     """
@@ -145,11 +136,11 @@ def write_next(items: Iterator[Item], target: Path, rate: int, protocol: str) ->
         raise opened
     assert isinstance(opened, Opened)
     pieces = _rest_of_file(items)
-    kept = opened.format
+    kept, plan = opened.format, opened.plan
     try:
         with AudioWriter(target, kept) as writer:
             results = (np.stack([row.enhanced.result() for row in rows], axis=1) for rows in pieces)
-            enhanced = resample_blocks(opened.plan.join(results), rate, kept.rate, kept.channels)
+            enhanced = resample_blocks(plan.join(results), plan.rate, kept.rate, kept.channels)
             for block in fit_length(enhanced, opened.frames):
                 writer.write(block)
     except (AudioError, MemoryError, torch.OutOfMemoryError) as error:
@@ -159,7 +150,7 @@ def write_next(items: Iterator[Item], target: Path, rate: int, protocol: str) ->
                 pass
         if isinstance(error, AudioError):
             raise
-        raise _too_long(opened.name, protocol, error) from error
+        raise _too_long(opened.source, plan.protocol, error) from error
 
 
 def _rest_of_file(items: Iterator[Item]) -> Iterator[list[Row]]:
@@ -172,55 +163,62 @@ def _rest_of_file(items: Iterator[Item]) -> Iterator[list[Row]]:
         yield item
 
 
-def _too_long(name: str, protocol: str, error: Exception) -> AudioError:
-    return AudioError(f"{name}: too long for --protocol {protocol} ({error}); use overlap")
+def _too_long(source: Path, protocol: str, error: Exception) -> AudioError:
+    return AudioError(f"{source}: too long for --protocol {protocol} ({error}); use overlap")
+
+
+@dataclass
+class _Belts:
+    """What the three threads of a run hand on: to the writer all `items`, to who computes `batches` of their rows.
+
+    `stop` is set where one of them ends before its time, for the others to end too.
+    """
+
+    items: Queue[Item]
+    batches: Queue[list[Row] | None] = field(default_factory=Queue)
+    stop: Event = field(default_factory=Event)
 
 
 def take_through(
-    sources: Sequence[tuple[Path, str]],
-    enhancer: Enhancer,
-    protocol: str,
-    load: Load,
-    write: Callable[[Iterator[Item]], None],
+    sources: Sequence[Path], enhancer: Enhancer, protocol: str, load: Load, write: Callable[[Iterator[Item]], None]
 ) -> None:
-    """Read files, given by path and name, enhance their windows, and let `write` take all that comes, in order.
+    """Read files, enhance their windows, and let `write` take all that comes, in order.
 
     `write` runs in a thread of its own; what it raises is raised here. All threads have ended when this returns.
     """
-    patience = PATIENCE * load.batch_size
     # Longer than the patience: who waits for a window must not keep away those that it waits for.
-    queue: Queue[Item] = Queue(patience + READ_AHEAD)
-    batches: Queue[list[Row] | None] = Queue()
-    stop = Event()
-
-    def read() -> None:
-        try:
-            found = _read_files(sources, enhancer, protocol, stop)
-            for item in in_batches(found, load.batch_size, patience, batches.put):
-                queue.put(item)
-        finally:
-            queue.put(Mark.END_OF_ALL)
-
-    def write_then_end() -> None:
-        items = iter(queue.get, Mark.END_OF_ALL)
-        try:
-            write(items)
-        finally:
-            stop.set()
-            for _ in items:  # room for what the reader may still put there
-                pass
-            batches.put(None)
-
+    belts = _Belts(Queue(PATIENCE * load.batch_size + READ_AHEAD))
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(2) as others:
-        reading, writing = others.submit(read), others.submit(write_then_end)
+        reading = others.submit(_read_all, sources, enhancer, protocol, load.batch_size, belts)
+        writing = others.submit(_write_all, write, belts)
         try:
             torch.set_num_threads(load.threads)
-            _compute(batches, enhancer, stop)
+            _compute(belts.batches, enhancer, belts.stop)
         finally:
             torch.set_num_threads(threads)
     reading.result()  # raises what ended it, which is why the writer found no more
     writing.result()
+
+
+def _read_all(sources: Sequence[Path], enhancer: Enhancer, protocol: str, batch_size: int, belts: _Belts) -> None:
+    try:
+        found = _read_files(sources, enhancer, protocol, belts.stop)
+        for item in in_batches(found, batch_size, PATIENCE * batch_size, belts.batches.put):
+            belts.items.put(item)
+    finally:
+        belts.items.put(Mark.END_OF_ALL)
+
+
+def _write_all(write: Callable[[Iterator[Item]], None], belts: _Belts) -> None:
+    items = iter(belts.items.get, Mark.END_OF_ALL)
+    try:
+        write(items)
+    finally:
+        belts.stop.set()
+        for _ in items:  # room for what the reader may still put there
+            pass
+        belts.batches.put(None)
 
 
 def _compute(batches: Queue[list[Row] | None], enhancer: Enhancer, stop: Event) -> None:
@@ -255,28 +253,28 @@ def _enhance_batch(enhancer: Enhancer, rows: list[Row]) -> None:
         _enhance_batch(enhancer, [row])
 
 
-def _read_files(sources: Sequence[tuple[Path, str]], enhancer: Enhancer, protocol: str, stop: Event) -> Iterator[Item]:
-    for source, name in sources:
+def _read_files(sources: Sequence[Path], enhancer: Enhancer, protocol: str, stop: Event) -> Iterator[Item]:
+    for source in sources:
         if stop.is_set():
             return
         try:
-            yield from _read_file(source, name, enhancer, protocol, stop)
+            yield from _read_file(source, enhancer, protocol, stop)
             yield Mark.END_OF_FILE
         except AudioError as error:
             yield error
         except MemoryError as error:
-            yield _too_long(name or str(source), protocol, error)
+            yield _too_long(source, protocol, error)
 
 
-def _read_file(source: Path, name: str, enhancer: Enhancer, protocol: str, stop: Event) -> Iterator[Item]:
+def _read_file(source: Path, enhancer: Enhancer, protocol: str, stop: Event) -> Iterator[Item]:
     """Read a file twice, block by block: for its level, then for its windows. Raises `AudioError`, `MemoryError`."""
 
-    with AudioReader(source, name) as reader:
+    with AudioReader(source) as reader:
         blocks = takewhile(lambda _: not stop.is_set(), reader.blocks(LEVEL_BLOCK))
         level = LevelMeter().measure(_at_rate_of(enhancer, blocks, reader.format))
-        opened = Opened(reader.name, reader.format, reader.frames, enhancer.plan(level, protocol))
+        opened = Opened(source, reader.format, reader.frames, enhancer.plan(level, protocol))
     yield opened
-    with AudioReader(source, name) as reader:
+    with AudioReader(source) as reader:
         for piece in opened.plan.cut(_at_rate_of(enhancer, reader.blocks(), reader.format)):
             if opened.abandoned or stop.is_set():
                 break

@@ -31,7 +31,10 @@ class StreamError(Exception):
 
 @runtime_checkable
 class StreamingNetwork(Protocol):
-    """A network that takes its frames in pieces; what it keeps between them is its own affair."""
+    """A network that takes its frames in pieces, and keeps a state between them.
+
+    The state is a named tuple of tensors and of tuples of tensors, which in an ONNX file are inputs and outputs.
+    """
 
     def initial_state(self, batch: int) -> Any:
         """The state before the first frame of `batch` signals."""

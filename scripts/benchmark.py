@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
-from config import Config, ConfigError, load_config
+from config import MODEL_CONFIGS, Config, ConfigError, load_config
 from data.atomic import write_text_atomically
 from metrics.signals import RATE
 from models import build
@@ -42,7 +42,7 @@ from scripts.benchmark_streaming import measure_stream, stream_as_text
 from tests.models.plain_muse import has_plain_network, plain_network
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ALL_NETWORKS = [CONFIGS / f"{name}.json" for name in ("imse", "muse", "lite_rtse", "cnunet")]
+ALL_NETWORKS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
 
 Form = Callable[[Spectra], Spectra]
 

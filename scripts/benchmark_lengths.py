@@ -150,7 +150,7 @@ def measure_case(
     if case.form != "plain":
         keep_freed_memory()
     enhancer = enhancer_of(config, case, onnx_file)
-    longest = WHOLE_LIMIT * config.data.segment_size / enhancer.rate if case.protocol == "whole" else np.inf
+    longest = WHOLE_LIMIT / enhancer.rate if case.protocol == "whole" else np.inf
     costs: list[Cost] = []
     for length in sorted(lengths):
         if length > longest or (costs and costs[-1].real_time_factor * length > limit):

@@ -115,6 +115,13 @@ def turn_lengths(steps: int) -> list[int]:
     return [0, *(min(TURN, steps - done) for done in range(0, steps, TURN))]
 
 
+def crops_in_memory(utterances: list[Utterance], config: Config, workers: int) -> PairedCrops:
+    """The crops of pairs whose audio is decoded already."""
+    recordings = Recordings(config.data.sampling_rate, keep=True)
+    recordings.load([path for pair in utterances for path in (pair.clean, pair.noisy)], workers, quiet=True)
+    return PairedCrops(utterances, recordings, config.data, config.train.seed)
+
+
 def measure_forms(
     config: Config, utterances: list[Utterance], device: torch.device, steps: int, bf16: bool, compiled: bool
 ) -> tuple[dict[str, Form], int]:
@@ -125,10 +132,8 @@ def measure_forms(
     # As in a corpus, an epoch is longer than the run: at its end the plain loop's worker would start anew.
     utterances = utterances * -(-taken * batch_size // len(utterances))
     order = epoch_order(seed, 0, len(utterances)).tolist()
-    recordings = Recordings(config.data.sampling_rate, keep=True)
     workers = min(4, available_cores())
-    recordings.load([path for pair in utterances for path in (pair.clean, pair.noisy)], workers, quiet=True)
-    source = PairedCrops(utterances, recordings, config.data, seed)
+    source = crops_in_memory(utterances, config, workers)
     forms: dict[str, Form] = {}
 
     def plain(trainer: PlainTrainer) -> Form:
@@ -136,7 +141,9 @@ def measure_forms(
         return Form(lambda: trainer.step(next(batches)))
 
     def ours(trainer: Trainer) -> Form:
-        batches = stack.enter_context(closing(load_batches(source, seed, 0, 0, batch_size, 0, 1, workers)))
+        batches = stack.enter_context(
+            closing(load_batches(source, seed, 0, 0, batch_size=batch_size, rank=0, ranks=1, workers=workers))
+        )
         return Form(lambda: trainer.step(next(batches), 0), trainer.state_dict)  # which waits for labels
 
     with ExitStack() as stack:

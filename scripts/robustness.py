@@ -15,7 +15,6 @@ Exit codes: 0 all done, 1 some files failed (each named), 2 command line wrong.
 
 from __future__ import annotations
 
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -35,7 +34,6 @@ from models.enhancer import Enhancer
 from models.pipeline import Load
 from robustness.plan import AXES
 from robustness.run import Settings, with_clean, without_clean
-from training.stop import TERMINATED
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
@@ -139,5 +137,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as at Ctrl-C, nothing is left half written
     run(main)

@@ -331,7 +331,7 @@ def test_how_long_a_run_is_and_when_it_is_validated(
 ) -> None:
     run = tmp_path / "run"
     begun: list[tuple[int, int]] = []  # epochs, and their first steps
-    monkeypatch.setattr(train, "load_batches", lambda *given: begun.append(given[2:4]) or load_batches(*given))
+    monkeypatch.setattr(train, "load_batches", lambda *a, **b: begun.append(a[2:4]) or load_batches(*a, **b))
     # Two steps an epoch.
     options = [*SHORT, "--checkpoint_path", run, *settings(train_batch_size=4), "--max_steps=100"]
     ended = train_here(pairs, *options, "--training_epochs=2", "--validation_interval=0")

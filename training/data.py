@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, MixConfig
+from config import Config
 from data.crops import CropSource, Example, PairedCrops, PairedExamples, check_pairs, check_sound
 from data.file_lists import Utterance, audio_by_id
 from data.held_out import hold_out_files, hold_out_speakers
@@ -36,11 +36,11 @@ def read_pairs(
     workers: int,
     quiet: bool,
 ) -> Data:
-    """Pairs of clean and noisy recordings; a part of the speakers is held out unless `selected_on` is given.
+    """Pairs of clean and noisy recordings; a part of the speakers is held out unless `selected_on` is given, checked.
 
     Raises `FileListError` where pairs do not belong together, `AudioError` where a file cannot be read.
     """
-    check_pairs([*pairs, *(selected_on or [])])
+    check_pairs(pairs)
     if selected_on:
         training, judged = pairs, selected_on
     else:
@@ -57,15 +57,16 @@ def read_mixes(
     speech_dir: Path,
     noise_dir: Path,
     config: Config,
-    mix: MixConfig,
     recordings: Recordings,
     workers: int,
     quiet: bool,
 ) -> Data:
-    """Clean speech and noise to mix; a part of the speakers and of the noises is held out.
+    """Clean speech and noise to mix as `config.mix` says; a part of the speakers and of the noises is held out.
 
     Raises `FileListError` where a folder has too little, `AudioError` where a file cannot be read.
     """
+    mix = config.mix
+    assert mix is not None
     files, noises = audio_by_id(speech_dir), audio_by_id(noise_dir)
     speech_ids, noise_ids = list(files), list(noises)
     speech, noise = list(files.values()), list(noises.values())

@@ -1,10 +1,21 @@
 """What a run leaves in its folder, each file whole at any moment.
 
 best.safetensors      the network with the highest validation PESQ
-latest.safetensors    the network as it was last saved
+latest.safetensors    the network as it was last saved; with `optim.ema_decay` its averaged weights, as in best
 latest.pt             the training state that `--resume` goes on from
 config.json           the configuration, with what the command line changed
 tensorboard/          losses, scores, audio, pictures
+
+A network's file holds its weights and the configuration (`models.checkpoint`). The state holds, by these keys:
+
+network, optimizer, discriminator, discriminator_optimizer, average     what `state_dict` gives of each that there is
+steps_done, skipped, skipped_in_a_row, unlabelled                       counts of steps, and of crops without a label
+waiting               with `train.metric_lag` the batch of each process that has yet to teach the discriminator
+best, validated       the best PESQ so far, and the step of the last validation
+crops, total_batch    what the data is known by, and the crops of a step: a resumed run must have the same
+config                the configuration
+
+Everything random follows from the seed and the step's number, so there are no random states among them.
 """
 
 from __future__ import annotations

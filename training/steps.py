@@ -1,7 +1,7 @@
 """One training step: enhance a batch, teach the discriminator the PESQ of the result, improve the generator.
 
     trainer = Trainer(config, group, labels)
-    figures = trainer.step(batch)        # every loss term and gradient norm by name
+    figures = trainer.step(batch, epoch)        # every loss term and gradient norm by name
 
 The step computes; the loop in train.py decides when, and logs.
 """
@@ -72,7 +72,7 @@ class Trainer:
         self._waiting: Labelled | None = None
 
     @property
-    def best_network(self) -> nn.Module:
+    def kept_network(self) -> nn.Module:
         """The network to validate and keep: its averaged weights where they are kept, else the last ones."""
         return self.average.module if self.average else self.network
 

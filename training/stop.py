@@ -5,27 +5,25 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
-from cli import INTERRUPTED
-
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a program that SIGTERM has ended."""
+from cli import INTERRUPTED, TERMINATED
 
 
 @dataclass
 class Stop:
     """Remembers the first signal as the exit code that it asks for; a second Ctrl-C ends at once."""
 
-    code: int = field(default=0)
+    code: int = 0
+    _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
+        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.code:

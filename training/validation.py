@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from config import Config
 from data.crops import Example
@@ -47,9 +49,10 @@ class Validation:
         """Enhance and score all utterances; every process gets the same scores."""
         training = network.training
         enhancer = Enhancer(network.eval(), self.config).to(self.group.device)
-        results = [self._enhance(enhancer, self.examples[index]) for index in self.own]
+        examples = [self.examples[index] for index in self.own]
+        results = [self._enhance(enhancer, example) for example in examples]
         network.train(training)
-        pairs = [(self.examples[index].clean, wav) for index, (wav, _) in zip(self.own, results, strict=True)]
+        pairs = [(example.clean, wav) for example, (wav, _) in zip(examples, results, strict=True)]
         scores = score_all(pairs)
         rows = [terms | score for (_, terms), score in zip(results, scores, strict=True)]
         rows = [row for part in self.group.gather(rows) for row in part]
@@ -59,13 +62,12 @@ class Validation:
 
     def _enhance(self, enhancer: Enhancer, example: Example) -> tuple[np.ndarray, dict[str, float]]:
         """The enhanced utterance `[N]`, and its loss terms at the network's level, from the waveform's spectra."""
-        noisy = example.noisy[:, None]
-        level = LevelMeter().measure([noisy])
-        enhanced = np.concatenate(list(enhancer.enhance([noisy], level, self.protocol)))[:, 0]
+        enhanced = enhancer.enhance_signal(example.noisy, self.protocol)
+        (factor,) = enhancer.factors(LevelMeter().measure([example.noisy[:, None]]))
         clean_speech, speech = (
             Speech(wav, enhancer.spectrogram(wav))
             for signal in (example.clean, enhanced)
-            for wav in [torch.from_numpy(signal * enhancer.factors(level)[0])[None].to(self.group.device)]
+            for wav in [torch.from_numpy(signal * factor)[None].to(self.group.device)]
         )
         terms = loss_terms(self.config.loss, clean_speech, speech, enhancer.spectrogram)
         terms["loss"] = weighted_sum(self.config.loss, terms)
@@ -73,11 +75,16 @@ class Validation:
 
 
 def score_all(pairs: Sequence[Pair]) -> list[dict[str, float]]:
-    """PESQ and STOI of pairs (clean, enhanced) `[N]` at 16 kHz, on all cores; NaN where there is none."""
+    """PESQ and STOI of pairs (clean, enhanced) `[N]` at 16 kHz, on all cores; NaN where there is none.
+
+    A process that fails or dies costs its pair the scores, and says so, but does not end the run.
+    """
     scores: list[dict[str, float]] = [{"pesq": math.nan, "stoi": math.nan} for _ in pairs]
     for index, result in run_in_processes(_score, pairs, available_cores()):
         if isinstance(result, dict):
             scores[index] = result
+        else:
+            tqdm.write(f"validation: utterance {index} could not be scored: {result}", file=sys.stderr)
     return scores
 
 

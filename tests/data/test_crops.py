@@ -72,7 +72,8 @@ class Counting:
 def batches(
     source: CropSource, epoch: int = 0, first_step: int = 0, rank: int = 0, ranks: int = 1, workers: int = 2
 ) -> list[Batch]:
-    return list(load_batches(source, 7, epoch, first_step, 6 // ranks, rank, ranks, workers))
+    shares = {"batch_size": 6 // ranks, "rank": rank, "ranks": ranks}
+    return list(load_batches(source, 7, epoch, first_step, **shares, workers=workers))
 
 
 def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
@@ -187,7 +188,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one() -> None:
 
 def test_crops_are_built_a_few_batches_ahead_and_threads_end_with_the_reader() -> None:
     source, before = Counting(), threading.active_count()
-    stream = load_batches(source, 0, 0, 0, 1, 0, 1, workers=2)
+    stream = load_batches(source, 0, 0, 0, batch_size=1, rank=0, ranks=1, workers=2)
     next(stream)
     time.sleep(0.05)  # for twenty crops that take no time
     assert threading.active_count() > before
@@ -199,7 +200,7 @@ def test_crops_are_built_a_few_batches_ahead_and_threads_end_with_the_reader() -
 def test_what_a_crop_raises_reaches_the_reader() -> None:
     before = threading.active_count()
     order = epoch_order(0, 0, 20)
-    stream = load_batches(Counting(bad=int(order[2])), 0, 0, 0, 2, 0, 1, workers=2)
+    stream = load_batches(Counting(bad=int(order[2])), 0, 0, 0, batch_size=2, rank=0, ranks=1, workers=2)
     assert np.array_equal(next(stream).indices, order[:2])
     with pytest.raises(AudioError, match="is broken"):
         next(stream)

@@ -65,10 +65,10 @@ def test_each_window_fades_into_the_next_at_an_even_pace(samples: int) -> None:
     assert all(window.start <= window.begin and window.end <= window.start + window.length for window in windows)
 
 
-def test_whole_signals_have_a_limit() -> None:
-    assert PROTOCOLS["whole"](160 * SEGMENT, SEGMENT) == [Window(0, 160 * SEGMENT, 0, 160 * SEGMENT)]
-    with pytest.raises(MemoryError, match="160000 at most"):
-        PROTOCOLS["whole"](160 * SEGMENT + 1, SEGMENT)
+def test_whole_signals_have_a_limit_of_five_minutes() -> None:
+    assert PROTOCOLS["whole"](4_800_000, SEGMENT) == [Window(0, 4_800_000, 0, 4_800_000)]
+    with pytest.raises(MemoryError, match="it has 4800001 samples; one pass takes 4800000 at most"):
+        PROTOCOLS["whole"](4_800_001, SEGMENT)
 
 
 def test_a_cross_fade_is_linear() -> None:

@@ -57,6 +57,15 @@ def test_channels_are_enhanced_on_their_own_and_loudness_does_not_matter(small_c
     assert np.allclose(both[:, 1:] * 64, enhance(enhancer, right, "overlap"), atol=1e-5)
 
 
+@pytest.mark.parametrize("samples", [0, 1, 50_000])
+def test_one_call_enhances_a_signal_of_any_length(small_config: Config, samples: int) -> None:
+    enhancer = Enhancer(build(small_config).eval(), small_config)
+    noisy = speech_like(4, seed=1)[:samples]  # float64, as NumPy has it
+    enhanced = enhancer.enhance_signal(noisy)
+    assert (enhanced.dtype, enhanced.shape) == (np.float32, (samples,))
+    assert np.array_equal(enhanced, enhance(enhancer, noisy[:, None].astype(np.float32), "overlap")[:, 0])
+
+
 def test_silence_comes_out_as_silence(small_config: Config) -> None:
     torch.manual_seed(0)
     silence = np.zeros((40_000, 1), np.float32)

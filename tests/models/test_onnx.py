@@ -151,7 +151,7 @@ def test_one_that_needs_the_whole_signal_cannot_stream(file_of: Callable[[str], 
 def test_an_older_pytorch_gets_a_line_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     network, config = random_network("lite_rtse")
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
-    with pytest.raises(ExportError, match=r"exporting Lite-RTSE needs PyTorch 2\.8 or newer; this is 2\.6\.0\+cu124"):
+    with pytest.raises(ExportError, match=r"exporting LiteRTSE needs PyTorch 2\.8 or newer; this is 2\.6\.0\+cu124"):
         export(network, config)
 
 

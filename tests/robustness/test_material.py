@@ -48,7 +48,7 @@ def test_only_what_training_holds_out(folders: tuple[Path, Path], config: Config
     """The run's own split: what it judges a network by, and nothing that it trains on."""
     mix = MixConfig(5, 5, 0, 0, 0, validation_mixes=200)
     recordings = Recordings(16_000, keep=True)
-    judged = read_mixes(*folders, config, mix, recordings, workers=1, quiet=True).held_out
+    judged = read_mixes(*folders, replace(config, mix=mix), recordings, workers=1, quiet=True).held_out
     names = {example.id.split("_", 1)[1] for example in judged}
     pool = find_pool(*folders, config.train.seed)
     base = material_of(folders, config.train.seed, files=100)

@@ -1,4 +1,4 @@
-"""The script that makes the environment: which PyTorch it asks for. pip itself is played by a script that takes notes."""
+"""The script that makes the environment: which PyTorch it asks for. pip is played by a script that takes notes."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def main() -> None:
     group = join_group("cpu")
     with PesqLabels(1) as labels:
         trainer = Trainer(config, group, labels)
-        parts = config.train.batch_size, group.rank, group.ranks, 1
-        for batch in in_double(load_batches(Utterances(), config.train.seed, 0, 0, *parts)):
+        shares = {"batch_size": config.train.batch_size, "rank": group.rank, "ranks": group.ranks}
+        for batch in in_double(load_batches(Utterances(), config.train.seed, 0, 0, **shares, workers=1)):
             trainer.step(batch, 0)
         state = trainer.state_dict()  # from all ranks
     if group.leads:

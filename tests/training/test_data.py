@@ -99,7 +99,7 @@ def test_no_speech_and_no_noise_that_is_held_out_is_in_the_mixes(tmp_path: Path,
     for hertz in frequencies:
         save(tmp_path / f"noise/{hertz}.wav", np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE) / 2)
     folders = tmp_path / "speech", tmp_path / "noise"
-    found = read_mixes(*folders, plain_config, MIX, Recordings(RATE, True), workers=1, quiet=True)
+    found = read_mixes(*folders, replace(plain_config, mix=MIX), Recordings(RATE, True), workers=1, quiet=True)
     # Three files in twenty epochs draw either of two noises, thirty mixes the only one.
     learnt, judged = crops(found.source, epochs=20), list(found.held_out)
     assert numbers(crop.clean for crop in learnt) == {1, 3, 5}

@@ -40,7 +40,7 @@ def batches(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> li
     pairs = write_utterances(tmp_path_factory.mktemp("utterances"), tiny_config.data.sampling_rate)
     seed, size = tiny_config.train.seed, tiny_config.train.batch_size
     source = PairedCrops(pairs, Recordings(16_000, keep=True), tiny_config.data, seed)
-    with closing(load_batches(source, seed, 0, 0, size, 0, 1, 1)) as loaded:
+    with closing(load_batches(source, seed, 0, 0, batch_size=size, rank=0, ranks=1, workers=1)) as loaded:
         ours = [next(loaded), next(loaded)]
     order = [int(index) for batch in ours for index in batch.indices]
     return list(zip(plain_loader(pairs, tiny_config, order, CPU), ours, strict=True))

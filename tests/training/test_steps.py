@@ -60,7 +60,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(make: Make
     trainer = make([(math.nan, math.nan)] * 2 + LABELS, ema_decay=0.5, metric_lag=lag)
 
     def all_weights() -> Tensor:
-        return torch.cat([weights(trainer.network), weights(trainer.discriminator), weights(trainer.best_network)])
+        return torch.cat([weights(trainer.network), weights(trainer.discriminator), weights(trainer.kept_network)])
 
     before = all_weights()
     for count in (1, 2):
@@ -116,22 +116,22 @@ def test_the_norm_that_is_told_is_that_before_clipping(make: Make) -> None:
 
 def test_averaged_weights_by_hand(make: Make) -> None:
     trainer = make(ema_decay=0.5)
-    assert torch.equal(weights(trainer.best_network), weights(trainer.network))
+    assert torch.equal(weights(trainer.kept_network), weights(trainer.network))
     trainer.step(BATCHES[0], 0)
     first = weights(trainer.network)
-    assert torch.equal(weights(trainer.best_network), first)  # there is nothing before it to average with
+    assert torch.equal(weights(trainer.kept_network), first)  # there is nothing before it to average with
     trainer.step(BATCHES[1], 0)
     second = weights(trainer.network)
-    assert torch.allclose(weights(trainer.best_network), (first + second) / 2, atol=1e-7)
+    assert torch.allclose(weights(trainer.kept_network), (first + second) / 2, atol=1e-7)
     trainer.step(BATCHES[2], 0)
     expected = (first + second) / 4 + weights(trainer.network) / 2
-    assert torch.allclose(weights(trainer.best_network), expected, atol=1e-7)
-    assert trainer.best_network.state_dict().keys() == trainer.network.state_dict().keys()
+    assert torch.allclose(weights(trainer.kept_network), expected, atol=1e-7)
+    assert trainer.kept_network.state_dict().keys() == trainer.network.state_dict().keys()
 
 
 def test_without_averaging_the_best_network_is_the_last(make: Make) -> None:
     trainer = make()
-    assert trainer.best_network is trainer.network
+    assert trainer.kept_network is trainer.network
 
 
 @pytest.mark.parametrize("lag, decay", [(0, 0.0), (1, 0.5)])
@@ -200,7 +200,7 @@ def test_a_run_can_begin_with_another_network(make: Make, decay: float, config: 
     trainer, other = make(ema_decay=decay), make(seed=1)
     trainer.begin_with(other.network)
     assert torch.equal(weights(trainer.network), weights(other.network))
-    assert torch.equal(weights(trainer.best_network), weights(other.network))
+    assert torch.equal(weights(trainer.kept_network), weights(other.network))
     with pytest.raises(RuntimeError):
         trainer.begin_with(build(config))
 
