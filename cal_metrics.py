@@ -19,12 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
-from data.file_lists import (
-    FileListError,
-    Utterance,
-    pair_folders,
-    read_file_list,
-)
+from data.file_lists import FileListError, Utterance, read_file_list, require_pairs
 from data.processes import available_cores
 from listening.versions import Version
 from metrics.composite import VARIANTS
@@ -66,9 +61,7 @@ def find_pairs(options: argparse.Namespace) -> tuple[list[Utterance], list[Path]
     """The pairs to score, and the files of either folder that have no twin; raises `FileListError`."""
     if options.input_test_file:
         return read_file_list(options.input_test_file, options.clean_wav_dir, options.noisy_wav_dir), []
-    pairing = pair_folders(options.clean_wav_dir, options.noisy_wav_dir)
-    if not pairing.pairs:
-        raise FileListError(f"{options.noisy_wav_dir}: no file has a twin in {options.clean_wav_dir}")
+    pairing = require_pairs(options.clean_wav_dir, options.noisy_wav_dir)
     return pairing.pairs, pairing.clean_only + pairing.noisy_only
 
 

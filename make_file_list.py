@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.atomic import write_text_atomically
-from data.file_lists import FileListError, file_list_line, pair_folders
+from data.file_lists import FileListError, file_list_line, require_pairs
 
 DATA_DIR = Path("VoiceBank+DEMAND") / "16k"
 DEFAULT_FOLDERS = {
@@ -52,9 +52,7 @@ def list_lines(clean_dir: Path, noisy_dir: Path) -> tuple[list[str], list[str]]:
     Raises `FileListError` where a folder cannot be used at all.
     """
     file_list_line(str(clean_dir), str(noisy_dir))
-    pairing = pair_folders(clean_dir, noisy_dir)
-    if not pairing.pairs:
-        raise FileListError(f"{clean_dir} and {noisy_dir}: have no file name in common")
+    pairing = require_pairs(clean_dir, noisy_dir)
     lines: list[str] = []
     problems = [f"{path}: no file of this name in {noisy_dir}" for path in pairing.clean_only]
     problems += [f"{path}: no file of this name in {clean_dir}" for path in pairing.noisy_only]

@@ -1,7 +1,7 @@
-"""What happens to speech on its way into a recording, one thing at a time: noise, level, clipping, bands.
+"""What happens to speech on its way into a recording, one thing at a time: level, clipping, bands; and made-up noise.
 
 Each function takes mono samples `[N]` in float64 at 16 kHz, 1.0 being full scale, and gives new ones without delay.
-Rooms are in `data.mixing`, codecs in `data.codecs`.
+Adding noise, and rooms, are in `data.mixing`, codecs in `data.codecs`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from scipy.signal import fftconvolve, firwin
 
-from data.crops import SILENT_POWER, mean_power
+from data.levels import SILENT_POWER, mean_power
 
 RATE = 16_000
 """Hz, of all signals here."""
@@ -26,25 +26,11 @@ TELEPHONE_BAND = (300.0, 3400.0)
 _TAPS = 511  # edges 100 Hz wide: 50 dB down from 250 Hz below and 3450 Hz above
 
 
-def with_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Speech plus noise `[N]`, the mean power of the noise `snr` dB below that of the speech, both over all samples.
-
-    Raises `ValueError` where either is silent: there is no ratio.
-    """
-    powers = mean_power(speech), mean_power(noise)
-    if min(powers) <= SILENT_POWER:
-        raise ValueError("no signal-to-noise ratio with silence")
-    return speech + noise * ((powers[0] / powers[1]) ** 0.5 * 10 ** (-snr / 20))
-
-
-def level_of(signal: np.ndarray) -> float:
-    """Level in dBFS: RMS over all samples, pauses included; 0 dBFS is an RMS of 1.0. −inf for silence."""
-    with np.errstate(divide="ignore"):
-        return float(10 * np.log10(mean_power(signal)))
-
-
 def gain_to(signal: np.ndarray, level: float) -> float:
-    """The factor that brings a signal to `level` dBFS as in `level_of`; 1 for silence. Nothing is clipped."""
+    """The factor that brings a signal to a level in dBFS; 1 for silence. Nothing is clipped.
+
+    The level is the RMS over all samples, pauses included; 0 dBFS is an RMS of 1.0.
+    """
     power = mean_power(signal)
     return float(10 ** (level / 20) / power**0.5) if power > SILENT_POWER else 1.0
 

@@ -17,10 +17,8 @@ import numpy as np
 from config import DataConfig
 from data.audio import AudioError, AudioReader
 from data.file_lists import FileListError, Utterance
+from data.levels import level_factor
 from data.recordings import Recordings, list_problems
-
-SILENT_POWER = 1e-20
-"""Mean power of −200 dB: silence, whose level is left as it is, as in inference."""
 
 _BATCHES_AHEAD = 2
 
@@ -102,17 +100,6 @@ class PairedExamples(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
         return _read_pair(self._utterances[index], self._recordings)
-
-
-def mean_power(signal: np.ndarray) -> float:
-    """The mean square of samples `[N]`."""
-    return float(np.mean(np.square(signal, dtype=np.float64)))
-
-
-def level_factor(noisy: np.ndarray) -> np.float32:
-    """What brings samples `[N]` to a mean power of 1: sqrt(N / sum(x²)); 1 for silence."""
-    power = mean_power(noisy)
-    return np.float32(power**-0.5 if power > SILENT_POWER else 1)
 
 
 def random_start(random: np.random.Generator, samples: int, segment: int) -> int:

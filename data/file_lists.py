@@ -115,6 +115,14 @@ def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:
     return pair_by_id(audio_by_id(clean_dir), audio_by_id(noisy_dir))
 
 
+def require_pairs(clean_dir: Path, noisy_dir: Path) -> Pairing:
+    """As `pair_folders`; raises `FileListError` also where no file has a twin."""
+    pairing = pair_folders(clean_dir, noisy_dir)
+    if not pairing.pairs:
+        raise FileListError(f"{noisy_dir}: no file has a twin in {clean_dir}")
+    return pairing
+
+
 def pair_by_id(clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> Pairing:
     """Match clean and noisy files that are known by their ids."""
     return Pairing(

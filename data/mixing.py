@@ -6,7 +6,8 @@ is to give back is the speech with the room's early reflections, which belong to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from scipy.signal import fftconvolve
 
 from config import DataConfig, MixConfig
 from data.audio import AudioReader
-from data.crops import SILENT_POWER, Crop, Example, fit_segment, level_factor, mean_power, random_start
+from data.crops import Crop, Example, fit_segment, random_start
 from data.file_lists import FileListError
+from data.levels import SILENT_POWER, level_factor, mean_power
 from data.recordings import Recordings
 
 _REDRAWS = 10
@@ -76,16 +78,14 @@ class MixedCrops:
 
     def _draw_speech(self, random: np.random.Generator, speech: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A crop `[segment]` of speech as it is to be given back, and as it is heard in the room."""
-        start = _draw_start(random, speech, self._data.segment_size)
+        start = draw_start(random, speech, self._data.segment_size)
         dry = fit_segment(speech[start:], self._data.segment_size)
         if random.random() >= self._mix.reverb_share:
             return dry, dry
-        whole, early = room_response(random, self._data.sampling_rate)
+        decay, ratio = random.uniform(*REVERBERATION_TIME), random.uniform(*DIRECT_TO_REVERBERANT)
+        whole, early = room_response(random, self._data.sampling_rate, decay, ratio)
         # What was said before the crop still sounds in it.
-        before = speech[max(start - len(whole) + 1, 0) : start]
-        heard = np.concatenate([before, dry])
-        span = slice(len(before), len(heard))
-        return fftconvolve(heard, early)[span], fftconvolve(heard, whole)[span]
+        return in_room(speech[max(start - len(whole) + 1, 0) : start], dry, whole, early)
 
 
 class MixedExamples(Sequence[Example]):
@@ -126,18 +126,13 @@ class _Noises:
         self._ends = np.cumsum([min(_seconds(path), LONGEST_NOISE) for path in paths])
 
     def draw(self, random: np.random.Generator, samples: int) -> np.ndarray:
-        """A random piece `[samples]`, one with sound if that is found soon; short noises are repeated."""
-        piece = np.zeros(samples, np.float32)
-        for _ in range(1 + _REDRAWS):
+        """A random piece `[samples]` of a random file; raises `AudioError`."""
+        return draw_piece(random, self._draw_files(random), samples)
+
+    def _draw_files(self, random: np.random.Generator) -> Iterator[np.ndarray]:
+        while True:
             place = random.random() * self._ends[-1]
-            noise = self._recordings.samples(self._paths[np.searchsorted(self._ends, place, side="right")])
-            if len(noise) < samples:
-                noise = np.resize(noise, samples + len(noise) - 1)  # a whole period to begin in
-            start = random_start(random, len(noise), samples)
-            piece = noise[start : start + samples]
-            if mean_power(piece) > SILENT_POWER:
-                break
-        return piece
+            yield self._recordings.samples(self._paths[np.searchsorted(self._ends, place, side="right")])
 
 
 def _seconds(path: Path) -> float:
@@ -145,8 +140,8 @@ def _seconds(path: Path) -> float:
         return reader.frames / reader.format.rate
 
 
-def _draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -> int:
-    """Where a crop begins; one that is nearly silent beside its utterance is drawn again, some times."""
+def draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -> int:
+    """Where a crop of `segment` samples begins in speech `[N]`; a nearly silent one is drawn again, some times."""
     least = NEARLY_SILENT * mean_power(speech)
     start = 0
     for _ in range(1 + _REDRAWS):
@@ -156,23 +151,46 @@ def _draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -
     return start
 
 
+def draw_piece(random: np.random.Generator, sounds: Iterable[np.ndarray], samples: int) -> np.ndarray:
+    """A random piece `[samples]` of the first of `sounds`; a silent one is drawn again, some times, from the next.
+
+    A sound that is shorter than the piece is repeated, from anywhere in it.
+    """
+    piece = np.zeros(samples)
+    for sound in islice(sounds, 1 + _REDRAWS):
+        if len(sound) < samples:
+            sound = np.resize(sound, samples + len(sound) - 1)  # a whole period to begin in
+        start = random_start(random, len(sound), samples)
+        piece = sound[start : start + samples]
+        if mean_power(piece) > SILENT_POWER:
+            break
+    return piece
+
+
 def add_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """Speech plus noise, float32 `[N]`, the noise scaled to `snr` dB below the speech; as it is if either is silent."""
+    """Speech plus noise `[N]`, both in float32 or both in float64, the noise scaled to `snr` dB below the speech.
+
+    The ratio is that of the mean powers over all samples. Where either is silent there is none, and the noise is added
+    as it is.
+    """
     powers = mean_power(speech), mean_power(noise)
     scale = (powers[0] / powers[1]) ** 0.5 * 10 ** (-snr / 20) if min(powers) > SILENT_POWER else 1
-    return speech + noise * np.float32(scale)
+    return speech + noise * scale
 
 
-def room_response(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random synthetic room's response at `rate` Hz, and its early part: as `decaying_response`."""
-    decay = random.uniform(*REVERBERATION_TIME)
-    ratio = random.uniform(*DIRECT_TO_REVERBERANT)
-    return decaying_response(random, rate, decay, ratio)
-
-
-def decaying_response(
-    random: np.random.Generator, rate: int, decay: float, ratio: float
+def in_room(
+    before: np.ndarray, speech: np.ndarray, whole: np.ndarray, early: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Speech `[N]` as it sounds by the early part of a room's response, and by the whole of it.
+
+    What was said `before` still sounds in it.
+    """
+    dry = np.concatenate([before, speech])
+    span = slice(len(before), len(dry))
+    return fftconvolve(dry, early)[span], fftconvolve(dry, whole)[span]
+
+
+def room_response(random: np.random.Generator, rate: int, decay: float, ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """A synthetic room's response at `rate` Hz, float32 `[N]`, and its early part: direct sound and first 50 ms.
 
     The direct sound is 1; Gaussian noise follows that decays exponentially, by 60 dB over `decay` seconds (T60), its

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
-from data.crops import SILENT_POWER
+from data.levels import SILENT_POWER
 from data.segments import PROTOCOLS, Window, cut, join
 from models.spectrogram import Spectrogram
 

@@ -38,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import ConfigError, load_config, load_json, merge, parse_config
 from data.atomic import write_text_atomically
-from data.file_lists import FileListError, Utterance, evenly_spaced, pair_folders
+from data.file_lists import FileListError, Utterance, evenly_spaced, require_pairs
 from data.processes import available_cores
 from metrics.paired import paired_test
 from metrics.scores import METRICS, PairScores, score_pairs
@@ -277,9 +277,7 @@ def main() -> int:
     options = parse_arguments()
     try:
         variants = read_variants(options.base, options.ablations)
-        pairs = pair_folders(options.clean_wav_dir, options.noisy_wav_dir).pairs
-        if not pairs:
-            raise FileListError(f"{options.noisy_wav_dir}: no file has a twin in {options.clean_wav_dir}")
+        pairs = require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs
         pairs = choose_files(pairs, options.files, options.output_dir / NOISY)
     except (ConfigError, FileListError) as error:
         print(error, file=sys.stderr)

@@ -29,14 +29,15 @@ from tqdm import tqdm
 from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.atomic import write_text_atomically
 from data.audio import AudioError, AudioFormat, read_audio, write_audio
-from data.file_lists import FileListError, Utterance, evenly_spaced, pair_folders
+from data.file_lists import FileListError, Utterance, evenly_spaced, require_pairs
 from data.processes import available_cores
 from metrics.scores import METRICS, score_pairs
 from metrics.signals import RATE
 from metrics.summary import summarise
-from models.acceleration import keep_freed_memory
-from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError, load_checkpoint
-from models.enhancer import Enhancer, LevelMeter
+from models.acceleration import fast_enhancer, keep_freed_memory, load_network
+from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError
+from models.enhancer import LevelMeter
+from models.pipeline import Load
 
 RNNOISE_RATE = 48_000
 RNNOISE_DELAY = 960
@@ -74,12 +75,12 @@ def with_rnnoise() -> System:
     return enhance
 
 
-def with_checkpoint(path: Path) -> System:
-    """A network of this project, as inference.py uses it by default; raises `CheckpointError`."""
-    network, config = load_checkpoint(path)
+def with_checkpoint(path: Path, threads: int) -> System:
+    """A network of this project, as inference.py uses it by default on a CPU; raises `CheckpointError`."""
+    network, config = load_network(path, "torch", threads)
     if config.data.sampling_rate != RATE:
         raise CheckpointError(f"{path}: made for {config.data.sampling_rate} Hz; only those for {RATE} Hz are compared")
-    enhancer = Enhancer(network, config)
+    enhancer = fast_enhancer(network, config, "cpu", "overlap", Load(1, threads), bf16=False, compiled=False)
 
     def enhance(noisy: np.ndarray) -> np.ndarray:
         blocks = [noisy[:, None]]
@@ -88,7 +89,7 @@ def with_checkpoint(path: Path) -> System:
     return enhance
 
 
-def systems_of(checkpoints: Sequence[Path]) -> dict[str, System]:
+def systems_of(checkpoints: Sequence[Path], threads: int) -> dict[str, System]:
     """All that is there, by name, the noisy signal itself first; raises `CheckpointError`."""
     systems: dict[str, System] = {"noisy": lambda noisy: noisy}
     packages: Mapping[str, Callable[[], System]] = {
@@ -101,7 +102,7 @@ def systems_of(checkpoints: Sequence[Path]) -> dict[str, System]:
             systems[name] = load()
         except (ImportError, OSError) as error:
             print(f"{name}: left out ({error})", file=sys.stderr)
-    return systems | {path.stem: with_checkpoint(path) for path in checkpoints}
+    return systems | {path.stem: with_checkpoint(path, threads) for path in checkpoints}
 
 
 def enhance_all(pairs: Sequence[Utterance], systems: Mapping[str, System], folder: Path) -> dict[str, float]:
@@ -124,7 +125,7 @@ def measure(options: Namespace, pairs: Sequence[Utterance]) -> dict[str, dict[st
     """Real-time factor and mean scores of each system; raises `AudioError` and `CheckpointError`."""
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    systems = systems_of(options.checkpoint_file)
+    systems = systems_of(options.checkpoint_file, options.threads)
     warm_up = np.random.default_rng(0).uniform(-0.1, 0.1, 4 * RATE).astype(np.float32)
     for system in systems.values():
         system(warm_up)
@@ -162,7 +163,7 @@ def main() -> int:
     if options.threads < 1 or (options.files is not None and options.files < 1):
         parser.error("--threads, --files: must be 1 or more")
     try:
-        pairs = pair_folders(options.clean_wav_dir, options.noisy_wav_dir).pairs
+        pairs = require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs
         figures = measure(options, evenly_spaced(pairs, options.files or len(pairs)))
     except (FileListError, CheckpointError, AudioError) as error:
         print(error, file=sys.stderr)

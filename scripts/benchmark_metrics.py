@@ -22,7 +22,7 @@ import numpy as np
 
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, read_audio
-from data.file_lists import FileListError, Utterance, pair_folders
+from data.file_lists import FileListError, Utterance, require_pairs
 from data.processes import available_cores, run_in_processes
 from metrics.composite import VARIANTS
 from metrics.intelligibility import estoi, stoi
@@ -108,9 +108,7 @@ def main() -> int:
     if options.files < 1 or options.jobs < 1:
         parser.error("--files, --jobs: must be 1 or more")
     try:
-        pairs = pair_folders(options.clean_wav_dir, options.noisy_wav_dir).pairs
-        if not pairs:
-            raise FileListError(f"{options.noisy_wav_dir}: no file has a twin in {options.clean_wav_dir}")
+        pairs = require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs
         chosen = pairs[:: max(1, len(pairs) // options.files)][: options.files]
         numbers = benchmark(chosen, options.jobs)
     except (FileListError, AudioError, ScoreError) as error:

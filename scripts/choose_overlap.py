@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, read_audio
 from data.file_lists import FileListError, find_audio
-from data.mixing import check_mix
+from data.mixing import add_noise, check_mix
 from data.processes import available_cores, run_in_processes
 from data.recordings import Recordings
 from data.segments import PROTOCOLS, Window, cut, join, spread_windows
@@ -53,8 +53,7 @@ def mixtures(speech: list[Path], noise: list[Path], shortest: int, longest: int,
             added = np.roll(read_audio(noise[random.integers(len(noise))], rate)[0][:, :1], random.integers(2**31))
             added = np.resize(added, clean.shape)
         if shortest <= len(clean) < longest:
-            gain = np.sqrt(np.mean(clean**2) / np.mean(added**2) / 10 ** (SNRS_DB[len(pairs) % len(SNRS_DB)] / 10))
-            pairs.append((clean, (clean + gain * added).astype(np.float32)))
+            pairs.append((clean, add_noise(clean, added, SNRS_DB[len(pairs) % len(SNRS_DB)])))
         if len(pairs) == count:
             break
     return pairs

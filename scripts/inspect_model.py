@@ -31,8 +31,8 @@ from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
 from config import Config
 from data.atomic import replacing
 from data.audio import AudioError, AudioReader, resample_blocks
-from data.crops import SILENT_POWER
 from data.file_lists import FileListError, make_output_dir
+from data.levels import SILENT_POWER, mean_power
 from metrics.scores import MAX_LENGTH_DIFFERENCE
 from models import inspection
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
@@ -104,7 +104,7 @@ def read_excerpt(path: Path, rate: int, options: argparse.Namespace, shortest: i
         excerpt = f"{options.start:g} to {options.start + options.seconds:g} s"
         message = f"{len(wav) / rate:g} s of sound from {excerpt}; at least {shortest / rate:g} s are needed"
         raise AudioError(f"{path}: has {message}")
-    if np.mean(np.square(wav, dtype=np.float64)) <= SILENT_POWER:
+    if mean_power(wav) <= SILENT_POWER:
         raise AudioError(f"{path}: is silent; give one with speech in it, or another --start")
     return wav
 

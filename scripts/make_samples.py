@@ -20,6 +20,7 @@ import numpy as np
 from cli import DONE, WRONG_COMMAND_LINE, ArgumentParser, run
 from data.audio import AudioError, AudioFormat, read_audio, write_audio
 from data.file_lists import FileListError, audio_by_id
+from data.mixing import add_noise
 
 RATE = 16_000
 FLAC = AudioFormat(RATE, channels=1, container="FLAC", subtype="PCM_16")
@@ -107,8 +108,7 @@ def make_noise(kind: str, frames: int, prompts: list[np.ndarray], generator: np.
 
 def mix(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.ndarray, np.ndarray]:
     """Scale the noise to the ratio and both by one factor to the peak; returns clean and noisy `[frames]`."""
-    noise = noise * np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10.0 ** (-snr_db / 20)
-    noisy = clean + noise
+    noisy = add_noise(clean, noise, snr_db)
     scale = PEAK / max(np.abs(noisy).max(), np.abs(clean).max())
     return clean * scale, noisy * scale
 

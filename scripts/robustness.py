@@ -32,8 +32,8 @@ from models.acceleration import fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError
 from models.enhancer import Enhancer
 from models.pipeline import Load
-from trials.plan import AXES
-from trials.run import with_clean, without_clean
+from robustness.plan import AXES
+from robustness.run import Settings, with_clean, without_clean
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
@@ -72,8 +72,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
     return options
 
 
-def load_all(options: Namespace) -> tuple[dict[str, Enhancer], set[int]]:
-    """The checkpoints by name, as inference.py uses them, and the seeds that they were trained with.
+def load_all(options: Namespace) -> tuple[dict[str, Enhancer], int | None]:
+    """The checkpoints by name, as inference.py uses them; and with `--held_out` the seed that all were trained with.
 
     Raises `CheckpointError`.
     """
@@ -91,7 +91,32 @@ def load_all(options: Namespace) -> tuple[dict[str, Enhancer], set[int]]:
         seeds.add(config.train.seed)
     if options.held_out and len(seeds) > 1:
         raise CheckpointError("--held_out: the checkpoints were trained with different seeds; measure them one by one")
-    return enhancers, seeds
+    return enhancers, seeds.pop() if options.held_out else None
+
+
+def measure(options: Namespace) -> list[str]:
+    """Do what the command line says; returns a line for each file that failed.
+
+    Raises `FileListError`, `CheckpointError`, `CodecError` and `ImportError`.
+    """
+    make_output_dir(options.output_dir)
+    enhancers, held_out_seed = load_all(options)
+    if options.input_noisy_wavs_dir:
+        return without_clean(options.input_noisy_wavs_dir, options.output_dir, options.files, enhancers, options.quiet)
+    settings = Settings(
+        speech_dir=options.input_clean_wavs_dir,
+        noise_dir=options.input_noise_dir,
+        output_dir=options.output_dir,
+        checkpoints=options.checkpoint_file,
+        held_out_seed=held_out_seed,
+        files=options.files,
+        seconds=options.seconds,
+        conditions=options.conditions,
+        seed=options.seed,
+        jobs=options.jobs,
+        quiet=options.quiet,
+    )
+    return with_clean(settings, enhancers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,12 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     keep_freed_memory()
     try:
-        make_output_dir(options.output_dir)
-        enhancers, seeds = load_all(options)
-        if options.input_noisy_wavs_dir:
-            problems = without_clean(options, enhancers)
-        else:
-            problems = with_clean(options, enhancers, seeds)
+        problems = measure(options)
     except (FileListError, CheckpointError, CodecError) as error:
         print(error, file=sys.stderr)
         return WRONG_COMMAND_LINE

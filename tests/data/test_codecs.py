@@ -7,8 +7,8 @@ import pytest
 
 import data.codecs
 from data.codecs import CODECS, Codec, CodecError, available_codecs, code, delay_of, shifted, through_codec
-from data.conditions import level_of, narrowband
-from tests.fixtures.signals import speech_like
+from data.conditions import narrowband
+from tests.fixtures.signals import level_of, speech_like
 
 MU_LAW = next(codec for codec in CODECS.values() if codec.coding == "ULAW")
 NAMES = list(CODECS)

@@ -17,6 +17,7 @@ from data.file_lists import (
     find_audio,
     pair_folders,
     read_file_list,
+    require_pairs,
 )
 
 
@@ -161,6 +162,14 @@ def test_folders_pair_by_name_below_them_whatever_the_extension(tmp_path: Path) 
     ]
     assert pairing.clean_only == [clean / "alone.wav"]
     assert pairing.noisy_only == [noisy / "y/alone.wav"]
+
+
+def test_folders_without_a_pair_are_an_error_where_one_is_required(tmp_path: Path) -> None:
+    make_files(tmp_path, "clean/a.wav", "noisy/b.wav", "both/a.wav", "both/b.wav")
+    assert not pair_folders(tmp_path / "clean", tmp_path / "noisy").pairs
+    with pytest.raises(FileListError, match=r"noisy: no file has a twin in .*clean$"):
+        require_pairs(tmp_path / "clean", tmp_path / "noisy")
+    assert require_pairs(tmp_path / "clean", tmp_path / "both") == pair_folders(tmp_path / "clean", tmp_path / "both")
 
 
 def test_one_name_twice_in_a_folder_is_an_error(tmp_path: Path) -> None:

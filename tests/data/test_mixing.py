@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 import data.mixing
 from config import DataConfig, MixConfig
 from data.audio import AudioError
-from data.crops import mean_power
 from data.file_lists import FileListError
-from data.mixing import MixedCrops, MixedExamples, check_mix, room_response
+from data.levels import mean_power
+from data.mixing import MixedCrops, MixedExamples, add_noise, check_mix, in_room, room_response
 from data.recordings import Recordings
 from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
@@ -51,6 +52,22 @@ def mixing(
 def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
     """dB, of signals in float32."""
     return 10 * np.log10(mean_power(clean) / mean_power(noisy.astype(np.float64) - clean))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("snr", [-10.0, 0.0, 5.0, 20.0])
+def test_the_ratio_is_exact_in_the_precision_of_the_signals(snr: float, kind: type) -> None:
+    noise = np.random.default_rng(0).uniform(-3, 3, len(SPEECH)).astype(kind)
+    noisy = add_noise(SPEECH.astype(kind), noise, snr)
+    assert noisy.dtype == kind
+    added = noisy - SPEECH.astype(kind)
+    assert 10 * np.log10(mean_power(SPEECH) / mean_power(added)) == pytest.approx(snr, abs=1e-5)
+    assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("speech", "noise"), [(0, 1), (1, 0)])
+def test_silence_has_no_ratio(speech: int, noise: int) -> None:
+    assert np.array_equal(add_noise(speech * SPEECH, noise * SPEECH, 5), SPEECH)
 
 
 @pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
@@ -170,38 +187,48 @@ def test_a_room_sounds_on_from_before_the_crop(tmp_path: Path, monkeypatch: pyte
             np.testing.assert_allclose(getattr(crop, name), piece, atol=1e-3)
 
 
-def test_the_share_of_crops_in_a_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rooms: list[int] = []
+def test_what_was_said_before_sounds_in_a_room() -> None:
+    # An impulse 800 samples before, which is 50 ms: the last of the early reflections falls on the first sample.
+    before = np.zeros(1000)
+    before[200] = 1
+    whole, early = room_response(np.random.default_rng(7), RATE, 0.5, 0)
+    assert len(early) == 801
+    given_back, heard = in_room(before, np.zeros(4000), whole, early)
+    np.testing.assert_allclose(heard, whole[800:4800], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(given_back, [early[800]] + [0] * 3999, rtol=0, atol=1e-7)
 
-    def spy(random: np.random.Generator, rate: int) -> tuple[np.ndarray, np.ndarray]:
-        rooms.append(rate)
-        return room_response(random, rate)
+
+def test_the_share_of_crops_in_a_room_and_what_rooms_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms: list[tuple[int, float, float]] = []
+
+    def spy(random: np.random.Generator, rate: int, decay: float, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+        rooms.append((rate, decay, ratio))
+        return room_response(random, rate, decay, ratio)
 
     monkeypatch.setattr(data.mixing, "room_response", spy)
     source = mixing(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0.25))
-    for epoch in range(200):
+    for epoch in range(400):
         source.crop(epoch, 0)
-    assert 30 <= len(rooms) <= 70
-    assert set(rooms) == {RATE}
+    assert 70 <= len(rooms) <= 130
+    rates, decays, ratios = zip(*rooms, strict=True)
+    assert set(rates) == {RATE}
+    assert (min(decays), max(decays)) == pytest.approx((0.1, 0.6), abs=0.03)
+    assert (min(ratios), max(ratios)) == pytest.approx((-5, 15), abs=1)
 
 
 def test_room_responses_decay_from_the_direct_sound() -> None:
-    lengths: list[float] = []
-    ratios: list[float] = []
-    for seed in range(100):
-        whole, early = room_response(np.random.default_rng(seed), RATE)
+    for seed, (decay, ratio) in enumerate(product([0.1, 0.25, 0.6], [-5, 0, 15])):
+        whole, early = room_response(np.random.default_rng(seed), RATE, decay, ratio)
         tail = whole[1:].astype(np.float64)
         assert whole[0] == 1
         assert whole.dtype == np.float32
         assert np.array_equal(early, whole[: 1 + RATE // 20])
-        lengths.append(len(tail) / RATE)
-        ratios.append(-10 * np.log10(np.sum(tail**2)))
+        assert len(tail) == decay * RATE
+        assert -10 * np.log10(np.sum(tail**2)) == pytest.approx(ratio, abs=1e-5)
         # 60 dB over its length: 20 dB from one third to the next.
         thirds = [mean_power(third) for third in np.array_split(tail, 3)]
         assert 10 * np.log10(thirds[0] / thirds[1]) == pytest.approx(20, abs=3)
         assert 10 * np.log10(thirds[1] / thirds[2]) == pytest.approx(20, abs=3)
-    assert (min(lengths), max(lengths)) == pytest.approx((0.1, 0.6), abs=0.03)
-    assert (min(ratios), max(ratios)) == pytest.approx((-5, 15), abs=1)
 
 
 def test_a_crop_follows_from_epoch_and_index_kept_or_not(tmp_path: Path) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import scripts.benchmark_alternatives as benchmark
 from config import Config
+from data.audio import read_audio
 from metrics.scores import METRICS, score_signals
 from models import build
 from models.checkpoint import CheckpointError, save_checkpoint
 from scripts.benchmark_alternatives import systems_of, with_checkpoint, with_noisereduce, with_rnnoise
-from tests.fixtures.commands import run_module
+from tests.fixtures.commands import run_module, run_script
 from tests.fixtures.recordings import RATE, save
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -55,7 +58,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch, caps
         raise ImportError(f"No module named '{name}'")
 
     monkeypatch.setattr(benchmark.importlib, "import_module", missing)
-    assert list(systems_of([])) == ["noisy"]
+    assert list(systems_of([], 1)) == ["noisy"]
     assert capsys.readouterr().err.splitlines() == [
         "noisereduce: left out (No module named 'noisereduce')",
         "noisereduce, steady: left out (No module named 'noisereduce')",
@@ -82,11 +85,31 @@ def test_noisereduce_keeps_the_length() -> None:
         assert with_noisereduce(stationary)(noisy).shape == noisy.shape
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_checkpoint_enhances_as_inference_does(tmp_path: Path, small_checkpoint: Path) -> None:
+    noisy = with_noise(speech_like(2), 5).astype(np.float32)
+    save(tmp_path / "noisy.wav", noisy, subtype="FLOAT")
+    options = ("--output_dir", "out", "--checkpoint_file", small_checkpoint, "--device", "cpu", "--num_threads", 1)
+    done = run_script("inference.py", "--input_noisy_wavs_dir", "noisy.wav", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # To the last bit, in which the ways to compute differ.
+    assert np.array_equal(with_checkpoint(small_checkpoint, 1)(noisy), read_audio(tmp_path / "out/noisy.wav")[0][:, 0])
+
+
 def test_a_checkpoint_for_another_rate(tmp_path: Path, small_config: Config) -> None:
     config = replace(small_config, data=replace(small_config.data, sampling_rate=8000))
     save_checkpoint(tmp_path / "other.safetensors", build(config), config)
     with pytest.raises(CheckpointError, match=r"other\.safetensors: made for 8000 Hz; only those for 16000 Hz"):
-        with_checkpoint(tmp_path / "other.safetensors")
+        with_checkpoint(tmp_path / "other.safetensors", 1)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +117,14 @@ def test_a_checkpoint_for_another_rate(tmp_path: Path, small_config: Config) -> 
     [
         (["--files", "0"], 2, "--threads, --files: must be 1 or more"),
         (["--clean_wav_dir", "nowhere"], 2, "nowhere"),
+        (["--noisy_wav_dir", "other"], 2, "other: no file has a twin in clean"),
         (["--checkpoint_file", "clean/0.wav"], 2, "clean/0.wav"),
     ],
 )
 def test_a_wrong_command_line_gets_one_line(tmp_path: Path, options: list[str], code: int, words: str) -> None:
     for name in ("clean", "noisy"):
         save(tmp_path / name / "0.wav", speech_like(0.5), RATE)
+    save(tmp_path / "other/1.wav", speech_like(0.5), RATE)
     command = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", *options)
     done = run_module("scripts.benchmark_alternatives", *command, cwd=tmp_path)
     assert done.returncode == code

@@ -19,14 +19,14 @@ from models.acceleration import fast_enhancer
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.enhancer import LevelMeter
 from models.pipeline import Load
+from robustness import chart, measure, run
+from robustness.material import Material, find_pool
+from robustness.mixes import make_trial
+from robustness.plan import BASE
 from scripts import robustness
 from tests.fixtures.commands import run_module
 from tests.fixtures.recordings import files_below, save
 from tests.fixtures.signals import speech_like, with_noise
-from trials import chart, measure, run
-from trials.material import Material, find_pool
-from trials.mixes import make_trial
-from trials.plan import BASE
 
 FOLDERS = ("--input_clean_wavs_dir", "speech", "--input_noise_dir", "noise")
 SMALL = (*FOLDERS, "--checkpoint_file", "small.safetensors", "--files", "2", "--seconds", "1", "--output_dir", "out")

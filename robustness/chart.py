@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from listening.charts import STYLE
 from metrics.summary import LABELS
-from trials.plan import NOT_HELD_OUT, REVERB_ALONE, Axis
-from trials.summary import Results, enhanced_mean, gain_of, noisy_mean
+from robustness.plan import NOT_HELD_OUT, REVERB_ALONE, Axis
+from robustness.summary import Results, enhanced_mean, gain_of, noisy_mean
 
 _METRICS = ("pesq", "stoi")
 _COLUMNS = 3

@@ -19,11 +19,11 @@ from metrics.paired import paired_test
 from metrics.signals import RATE, ScoreError
 from metrics.summary import mean_with_interval
 from models.enhancer import Enhancer
-from trials.measure import enhance
+from robustness.measure import enhance
 
 
 @dataclass(frozen=True)
-class BlindRow:
+class BlindScores:
     """A file's scores, noisy and by checkpoint."""
 
     id: str
@@ -33,60 +33,61 @@ class BlindRow:
 
 def measure_blind(
     files: Mapping[str, Path], enhancers: Mapping[str, Enhancer], dnsmos: Dnsmos, quiet: bool
-) -> tuple[list[BlindRow], list[str]]:
-    """The rows of the files that can be scored, the mean of their channels, and a line for each that cannot."""
-    rows: list[BlindRow] = []
+) -> tuple[list[BlindScores], list[str]]:
+    """The scores of the files that can be scored, the mean of their channels, and a line for each that cannot."""
+    scores: list[BlindScores] = []
     problems: list[str] = []
     for id_, path in tqdm(files.items(), unit="file", disable=quiet):
         try:
             noisy = read_audio(path, RATE)[0].mean(axis=1).astype(np.float64)
             enhanced = {name: dnsmos(enhance(enhancer, noisy)) for name, enhancer in enhancers.items()}
-            rows.append(BlindRow(id_, dnsmos(noisy), enhanced))
+            scores.append(BlindScores(id_, dnsmos(noisy), enhanced))
         except AudioError as error:
             problems.append(str(error))
         except ScoreError as error:
             problems.append(f"{path}: {error}")
-    return rows, problems
+    return scores, problems
 
 
-def blind_markdown(rows: Sequence[BlindRow], names: Sequence[str]) -> str:
-    """The means before, and the gains with the half of their 95 % interval."""
+def blind_markdown(scores: Sequence[BlindScores], names: Sequence[str]) -> str:
+    """The means before, and the gains ± the half-widths of their 95 % confidence intervals."""
     lines = [
-        f"**DNSMOS** of {len(rows)} files: noisy, and what each checkpoint adds (with the half of its 95 % interval)",
+        f"**DNSMOS** of {len(scores)} files: noisy, "
+        "and what each checkpoint adds (± half-width of its 95 % confidence interval)",
         "",
         f"| | noisy | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(names)}",
     ]
     for metric, label in DNSMOS.items():
-        noisy = [row.noisy[metric] for row in rows]
-        gains = [paired_test(noisy, [row.enhanced[name][metric] for row in rows]) for name in names]
+        noisy = [each.noisy[metric] for each in scores]
+        gains = [paired_test(noisy, [each.enhanced[name][metric] for each in scores]) for name in names]
         cells = [f"{gain.mean:+.2f}" + ("" if math.isnan(gain.ci95) else f" ± {gain.ci95:.2f}") for gain in gains]
         lines.append(f"| {label} | {mean_with_interval(np.array(noisy)).mean:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def blind_json(rows: Sequence[BlindRow], names: Sequence[str]) -> dict[str, Any]:
+def blind_json(scores: Sequence[BlindScores], names: Sequence[str]) -> dict[str, Any]:
     """The same, and how many files; null for an interval of one file."""
-    content: dict[str, Any] = {"files": len(rows), "noisy": {}} | {name: {} for name in names}
+    content: dict[str, Any] = {"files": len(scores), "noisy": {}} | {name: {} for name in names}
     for metric in DNSMOS:
-        noisy = [row.noisy[metric] for row in rows]
+        noisy = [each.noisy[metric] for each in scores]
         content["noisy"][metric] = round(float(np.mean(noisy)), 4)
         for name in names:
-            gain = paired_test(noisy, [row.enhanced[name][metric] for row in rows])
+            gain = paired_test(noisy, [each.enhanced[name][metric] for each in scores])
             interval = None if math.isnan(gain.ci95) else round(gain.ci95, 4)
             content[name][metric] = {"gain": round(gain.mean, 4), "ci95": interval}
     return content
 
 
-def blind_csv(rows: Sequence[BlindRow], names: Sequence[str]) -> str:
+def blind_csv(scores: Sequence[BlindScores], names: Sequence[str]) -> str:
     """A row a file and checkpoint."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["file", "checkpoint", *(f"{state}_{metric}" for state in ("noisy", "enhanced") for metric in DNSMOS)]
     )
-    for row in rows:
+    for each in scores:
         for name in names:
-            both = row.noisy, row.enhanced[name]
-            writer.writerow([row.id, name, *(repr(values[metric]) for values in both for metric in DNSMOS)])
+            both = each.noisy, each.enhanced[name]
+            writer.writerow([each.id, name, *(repr(values[metric]) for values in both for metric in DNSMOS)])
     return text.getvalue()

@@ -15,10 +15,10 @@ from data.held_out import speaker_of
 from metrics.paired import PairedTest, paired_test
 from metrics.scores import METRICS
 from metrics.summary import LABELS, mean_with_interval
-from trials.measure import Row
-from trials.plan import BASE, Axis, Condition
+from robustness.measure import TrialScores
+from robustness.plan import BASE, Axis, Condition
 
-Results = Mapping[Condition, Sequence[Row]]
+Results = Mapping[Condition, Sequence[TrialScores]]
 
 SHOWN = ("pesq", "stoi", "si_sdr")
 """Metrics with a table of their own; CSV and JSON have all."""
@@ -39,19 +39,19 @@ class Harm:
     gain: PairedTest
 
 
-def noisy_mean(rows: Sequence[Row], metric: str) -> float:
+def noisy_mean(scores: Sequence[TrialScores], metric: str) -> float:
     """The mean of the noisy scores; NaN where there is none."""
-    return mean_with_interval(np.array([row.noisy[metric] for row in rows])).mean
+    return mean_with_interval(np.array([each.noisy[metric] for each in scores])).mean
 
 
-def gain_of(rows: Sequence[Row], name: str, metric: str) -> PairedTest:
+def gain_of(scores: Sequence[TrialScores], name: str, metric: str) -> PairedTest:
     """Enhanced over noisy, file by file."""
-    return paired_test([row.noisy[metric] for row in rows], [row.enhanced[name][metric] for row in rows])
+    return paired_test([each.noisy[metric] for each in scores], [each.enhanced[name][metric] for each in scores])
 
 
-def enhanced_mean(rows: Sequence[Row], name: str, metric: str) -> float:
+def enhanced_mean(scores: Sequence[TrialScores], name: str, metric: str) -> float:
     """The mean of a checkpoint's scores; NaN where there is none."""
-    return mean_with_interval(np.array([row.enhanced[name][metric] for row in rows])).mean
+    return mean_with_interval(np.array([each.enhanced[name][metric] for each in scores])).mean
 
 
 def harms(axes: Sequence[Axis], results: Results, name: str) -> list[Harm]:
@@ -71,8 +71,8 @@ def speaker_gains(axes: Sequence[Axis], results: Results, name: str, metric: str
     conditions = next((set(axis.conditions.values()) for axis in axes if axis.name == "noise"), {BASE})
     gains: dict[str, list[float]] = {}
     for condition in conditions:
-        for row in results.get(condition, ()):
-            gains.setdefault(speaker_of(row.id), []).append(row.enhanced[name][metric] - row.noisy[metric])
+        for each in results.get(condition, ()):
+            gains.setdefault(speaker_of(each.id), []).append(each.enhanced[name][metric] - each.noisy[metric])
     means = {speaker: float(np.mean(values)) for speaker, values in gains.items()}
     return dict(sorted((item for item in means.items() if not math.isnan(item[1])), key=lambda item: item[1]))
 
@@ -86,16 +86,16 @@ def as_markdown(axes: Sequence[Axis], results: Results, names: Sequence[str], no
 
 def _table(axes: Sequence[Axis], results: Results, names: Sequence[str], metric: str) -> str:
     lines = [
-        f"**{LABELS[metric]}**: noisy, and what each checkpoint adds (with the half of its 95 % interval)",
+        f"**{LABELS[metric]}**: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
         "",
         f"| | | noisy | {' | '.join(names)} |",
         f"|---|---|---|{'---|' * len(names)}",
     ]
     for axis in axes:
         for number, (label, condition) in enumerate(axis.conditions.items()):
-            rows = results[condition]
-            cells = [axis.title if number == 0 else "", label, _number(noisy_mean(rows, metric), metric)]
-            cells += [_gain(gain_of(rows, name, metric), metric) for name in names]
+            scores = results[condition]
+            cells = [axis.title if number == 0 else "", label, _number(noisy_mean(scores, metric), metric)]
+            cells += [_gain(gain_of(scores, name, metric), metric) for name in names]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -156,15 +156,15 @@ def as_json(axes: Sequence[Axis], results: Results, names: Sequence[str], settin
     }
 
 
-def _condition_json(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
-    systems: dict[str, Any] = {"noisy": {metric: _rounded(noisy_mean(rows, metric)) for metric in METRICS}}
+def _condition_json(scores: Sequence[TrialScores], names: Sequence[str]) -> dict[str, Any]:
+    systems: dict[str, Any] = {"noisy": {metric: _rounded(noisy_mean(scores, metric)) for metric in METRICS}}
     for name in names:
         systems[name] = {}
         for metric in METRICS:
-            gain = gain_of(rows, name, metric)
-            values = {"mean": enhanced_mean(rows, name, metric), "gain": gain.mean, "ci95": gain.ci95}
+            gain = gain_of(scores, name, metric)
+            values = {"mean": enhanced_mean(scores, name, metric), "gain": gain.mean, "ci95": gain.ci95}
             systems[name][metric] = {key: _rounded(value) for key, value in values.items()} | {"files": gain.files}
-    return {"files": len(rows), **systems}
+    return {"files": len(scores), **systems}
 
 
 def _rounded(value: float) -> float | None:
@@ -179,10 +179,10 @@ def as_csv(axes: Sequence[Axis], results: Results, names: Sequence[str]) -> str:
     writer.writerow(["axis", "condition", "file", "checkpoint", *columns])
     for axis in axes:
         for label, condition in axis.conditions.items():
-            for row in results[condition]:
+            for each in results[condition]:
                 for name in names:
-                    values = [*(row.noisy[metric] for metric in METRICS)]
-                    values += [row.enhanced[name][metric] for metric in METRICS]
+                    values = [*(each.noisy[metric] for metric in METRICS)]
+                    values += [each.enhanced[name][metric] for metric in METRICS]
                     cells = ["NaN" if math.isnan(value) else repr(value) for value in values]
-                    writer.writerow([axis.name, label, row.id, name, *cells])
+                    writer.writerow([axis.name, label, each.id, name, *cells])
     return text.getvalue()

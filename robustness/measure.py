@@ -22,8 +22,8 @@ from data.processes import run_in_processes
 from metrics.scores import METRICS, score_signals
 from metrics.signals import ScoreError
 from models.enhancer import Enhancer, LevelMeter
-from trials.mixes import Trial
-from trials.plan import Condition
+from robustness.mixes import Trial
+from robustness.plan import Condition
 
 _VERSION = 1
 """Goes up when the same settings make other mixes or scores."""
@@ -34,7 +34,7 @@ Make = Callable[[Condition, int], Trial]
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialScores:
     """The scores of one utterance: noisy, and by checkpoint; why some are NaN, in `reason`."""
 
     id: str
@@ -59,12 +59,12 @@ def enhance(enhancer: Enhancer, noisy: np.ndarray) -> np.ndarray:
     return np.concatenate(list(enhancer.enhance(blocks, level, "overlap")))[:, 0].astype(np.float64)
 
 
-def score(job: Job) -> Row:
+def score(job: Job) -> TrialScores:
     """All metrics of noisy and enhanced against the reference."""
     reasons: list[str] = []
     noisy = _score("noisy", job.reference, job.noisy, reasons)
     enhanced = {name: _score(name, job.reference, signal, reasons) for name, signal in job.enhanced.items()}
-    return Row(job.id, noisy, enhanced, "; ".join(reasons))
+    return TrialScores(job.id, noisy, enhanced, "; ".join(reasons))
 
 
 def _score(name: str, reference: np.ndarray, signal: np.ndarray, reasons: list[str]) -> dict[str, float]:
@@ -103,60 +103,62 @@ def measure(
     settings: object,
     jobs: int,
     quiet: bool,
-) -> dict[Condition, list[Row]]:
-    """The rows of each condition, which has so many utterances; `settings` (JSON) is all that decides on them.
+) -> dict[Condition, list[TrialScores]]:
+    """The scores of each condition, which has so many utterances; `settings` (JSON) is all that decides on them.
 
     Raises what `make` raises, and `OSError` where a part cannot be written.
     """
     files = {condition: _Part(parts, condition, settings) for condition in conditions}
-    done = {condition: rows for condition, part in files.items() if (rows := part.read()) is not None}
+    done = {condition: scores for condition, part in files.items() if (scores := part.read()) is not None}
     places = [
         (condition, index)
         for condition in conditions
         if condition not in done
         for index in range(conditions[condition])
     ]
-    found: dict[Condition, dict[int, Row]] = {}
-    results = _rows(places, make, enhancers, jobs)
+    found: dict[Condition, dict[int, TrialScores]] = {}
+    results = _score_all(places, make, enhancers, jobs)
     with tqdm(total=sum(conditions.values()), unit="mix", disable=quiet) as bar:
         bar.update(bar.total - len(places))
-        for condition, index, row in results:
-            rows = found.setdefault(condition, {})
-            rows[index] = row
+        for condition, index, scored in results:
+            scores = found.setdefault(condition, {})
+            scores[index] = scored
             bar.update()
-            if len(rows) == conditions[condition]:
-                done[condition] = [rows[place] for place in sorted(rows)]
+            if len(scores) == conditions[condition]:
+                done[condition] = [scores[place] for place in sorted(scores)]
                 files[condition].write(done[condition])
     return {condition: done[condition] for condition in conditions}
 
 
-def _rows(
+def _score_all(
     places: Sequence[tuple[Condition, int]], make: Make, enhancers: Mapping[str, Enhancer], jobs: int
-) -> Iterator[tuple[Condition, int, Row]]:
+) -> Iterator[tuple[Condition, int, TrialScores]]:
     for place, result in run_in_processes(score, _Jobs(places, make, enhancers), jobs):
         if isinstance(result, BaseException):
             id_ = make(*places[place]).id
-            result = Row(id_, _NOTHING, dict.fromkeys(enhancers, _NOTHING), " ".join(str(result).split()))
+            result = TrialScores(id_, _NOTHING, dict.fromkeys(enhancers, _NOTHING), " ".join(str(result).split()))
         yield *places[place], result
 
 
 class _Part:
-    """The file of one condition's rows."""
+    """The file of one condition's scores."""
 
     def __init__(self, folder: Path, condition: Condition, settings: object) -> None:
         content = json.dumps([_VERSION, condition.key, settings], sort_keys=True)
         self._fingerprint = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
         self._path = folder / f"{hashlib.sha256(condition.key.encode()).hexdigest()[:16]}.json"
 
-    def read(self) -> list[Row] | None:
-        """The rows, or None where they are not there or of something else."""
+    def read(self) -> list[TrialScores] | None:
+        """The scores, or None where they are not there or of something else."""
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            return [Row(**row) for row in content["rows"]] if content["fingerprint"] == self._fingerprint else None
+            if content["fingerprint"] != self._fingerprint:
+                return None
+            return [TrialScores(**each) for each in content["rows"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Keep the rows; raises `OSError`."""
-        content = {"fingerprint": self._fingerprint, "rows": [row.__dict__ for row in rows]}
+    def write(self, scores: Sequence[TrialScores]) -> None:
+        """Keep the scores; raises `OSError`."""
+        content = {"fingerprint": self._fingerprint, "rows": [each.__dict__ for each in scores]}
         write_text_atomically(self._path, json.dumps(content) + "\n")

@@ -16,27 +16,27 @@ import numpy as np
 import pytest
 
 from metrics.scores import METRICS
+from robustness import measure as measuring
+from robustness.blind import BlindScores, blind_csv, blind_json, blind_markdown
+from robustness.chart import draw
+from robustness.measure import Job, TrialScores, measure, score
+from robustness.mixes import Trial
+from robustness.plan import AXES, BASE, Axis, Condition, all_conditions, make_axes
+from robustness.summary import as_csv, as_json, as_markdown, harms, speaker_gains
 from tests.fixtures.signals import speech_like, with_noise
-from trials import measure as measuring
-from trials.blind import BlindRow, blind_csv, blind_json, blind_markdown
-from trials.chart import draw
-from trials.measure import Job, Row, measure, score
-from trials.mixes import Trial
-from trials.plan import AXES, BASE, Axis, Condition, all_conditions, make_axes
-from trials.summary import as_csv, as_json, as_markdown, harms, speaker_gains
 
 LOUD = replace(BASE, snr=10.0)
 AXIS = Axis("noise", "noise", {"all files": BASE, "loud": LOUD})
 
 
-def row(id_: str, noisy: float, enhanced: float) -> Row:
+def scored(id_: str, noisy: float, enhanced: float) -> TrialScores:
     """All metrics alike."""
-    return Row(id_, dict.fromkeys(METRICS, noisy), {"net": dict.fromkeys(METRICS, enhanced)})
+    return TrialScores(id_, dict.fromkeys(METRICS, noisy), {"net": dict.fromkeys(METRICS, enhanced)})
 
 
 # Gains 1, 2, 3, 4: mean 2.5, deviation sqrt(5/3), t of three degrees of freedom 3.1824: ± 2.0543.
-BETTER = [row(f"p{number}-x", 1, 1 + number) for number in (1, 2, 3, 4)]
-WORSE = [row(f"p{number}-x", 3, 1.9 + number / 25) for number in (1, 2, 3, 4)]
+BETTER = [scored(f"p{number}-x", 1, 1 + number) for number in (1, 2, 3, 4)]
+WORSE = [scored(f"p{number}-x", 3, 1.9 + number / 25) for number in (1, 2, 3, 4)]
 RESULTS = {BASE: BETTER, LOUD: WORSE}
 
 
@@ -54,19 +54,19 @@ def test_harm_is_what_is_certain() -> None:
     assert {(one.label, one.metric) for one in harms([AXIS], RESULTS, "net")} == {
         ("loud", metric) for metric in ("pesq", "stoi", "si_sdr")
     }
-    uncertain = {BASE: BETTER, LOUD: [row("a", 2, 1.5), row("b", 2, 2.1), row("c", 2, 1.5)]}
+    uncertain = {BASE: BETTER, LOUD: [scored("a", 2, 1.5), scored("b", 2, 2.1), scored("c", 2, 1.5)]}
     assert harms([AXIS], uncertain, "net") == []
 
 
 def test_speakers_are_sorted_and_those_without_a_score_left_out() -> None:
-    results = {BASE: [row("b-1", 1, 3), row("a-1", 1, 1.5), row("a-2", 1, 1.7), row("c-1", 1, math.nan)]}
+    results = {BASE: [scored("b-1", 1, 3), scored("a-1", 1, 1.5), scored("a-2", 1, 1.7), scored("c-1", 1, math.nan)]}
     axis = Axis("snr", "SNR", {"5": BASE})
     assert speaker_gains([axis], results, "net", "pesq") == pytest.approx({"a": 0.6, "b": 2})
     assert "Speakers" not in as_markdown([axis], results, ["net"], [])
 
 
 def test_json_and_csv_have_all() -> None:
-    results = {BASE: BETTER, LOUD: [row("q", math.nan, 1)]}
+    results = {BASE: BETTER, LOUD: [scored("q", math.nan, 1)]}
     content = json.loads(json.dumps(as_json([AXIS], results, ["net"], {"seed": 0}), allow_nan=False))
     assert content["settings"] == {"seed": 0}
     good = content["axes"]["noise"]["all files"]
@@ -124,7 +124,7 @@ def test_a_run_goes_on_behind_the_parts_that_are_whole(tmp_path: Path, monkeypat
     def one_by_one(*arguments: Any) -> Iterator[tuple[int, object]]:
         items: Sequence = arguments[1]
         for index in reversed(range(len(items))):  # they may finish in any order
-            yield index, row(items[index].id, 0, 1)
+            yield index, scored(items[index].id, 0, 1)
 
     def make(condition: Condition, index: int) -> Trial:
         if condition == LOUD and broken:
@@ -132,7 +132,7 @@ def test_a_run_goes_on_behind_the_parts_that_are_whole(tmp_path: Path, monkeypat
         made.append((condition, index))
         return Trial(str(index), np.ones(10), np.ones(10))
 
-    def run(settings: object = 1) -> dict[Condition, list[Row]]:
+    def run(settings: object = 1) -> dict[Condition, list[TrialScores]]:
         return measure({LOUD: 2, BASE: 3}, make, {}, tmp_path, settings, 1, quiet=True)
 
     monkeypatch.setattr(measuring, "run_in_processes", one_by_one)
@@ -161,7 +161,7 @@ def test_recordings_without_a_clean_version() -> None:
     def scores(value: float) -> dict[str, float]:
         return {"ovrl_mos": value, "sig_mos": value, "bak_mos": value, "p808_mos": value}
 
-    rows = [BlindRow(f"r{number}", scores(1), {"net": scores(1 + number)}) for number in (1, 2, 3, 4)]
+    rows = [BlindScores(f"r{number}", scores(1), {"net": scores(1 + number)}) for number in (1, 2, 3, 4)]
     text = blind_markdown(rows, ["net"])
     assert "**DNSMOS** of 4 files" in text
     assert "| overall | 1.00 | +2.50 ± 2.05 |" in text

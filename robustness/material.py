@@ -6,26 +6,24 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
 
 from data.audio import AudioError
 from data.conditions import RATE, babble, pink_noise, white_noise
-from data.crops import SILENT_POWER, fit_segment, mean_power, random_start
 from data.file_lists import FileListError, audio_by_id, evenly_spaced
 from data.held_out import hold_out_files, hold_out_speakers, speaker_of
-from data.mixing import NEARLY_SILENT
+from data.levels import SILENT_POWER, mean_power
+from data.mixing import NEARLY_SILENT, draw_piece, draw_start
 from data.recordings import Recordings
-from trials.plan import ALL, SYNTHETIC_NOISES
+from robustness.plan import ALL, SYNTHETIC_NOISES
 
 MOST_CATEGORIES = 12
 """Noise categories with the most files that are tried; a folder of many names is not many kinds of noise."""
 
 BABBLE_VOICES = 6
-
-_REDRAWS = 10
 
 # Sets these random numbers apart from all others drawn from the same seed.
 _SPEECH, _NOISE = 11, 12
@@ -130,18 +128,12 @@ class Material:
         """The crop of a group's utterance `index`."""
         id_ = self.utterances[group][index]
         whole = self._samples_of(id_)
-        start = self._draw_start(np.random.default_rng([self._seed, index, _SPEECH]), whole)
+        start = draw_start(np.random.default_rng([self._seed, index, _SPEECH]), whole, self._samples)
+        if mean_power(whole[start : start + self._samples]) < NEARLY_SILENT * mean_power(whole):
+            # No draw found more: then that with the loudest sample, for each trial is to have speech in it.
+            loudest = int(np.argmax(np.abs(whole)))
+            start = max(min(loudest - self._samples // 2, len(whole) - self._samples), 0)
         return Speech(id_, whole[max(start - context, 0) : start], whole[start : start + self._samples])
-
-    def _draw_start(self, random: np.random.Generator, whole: np.ndarray) -> int:
-        """A crop that is not nearly silent beside its utterance; after some tries that with the loudest sample."""
-        least = NEARLY_SILENT * mean_power(whole)
-        for _ in range(1 + _REDRAWS):
-            start = random_start(random, len(whole), self._samples)
-            if mean_power(whole[start : start + self._samples]) >= least:
-                return start
-        loudest = int(np.argmax(np.abs(whole)))
-        return max(min(loudest - self._samples // 2, len(whole) - self._samples), 0)
 
     def read_noises(self) -> None:
         """Make the noises of all kinds now, so that files which cannot be read are known; a kind of only such goes.
@@ -174,15 +166,17 @@ class Material:
             others = [id_ for id_ in self.everyone if speaker_of(id_) != speaker_of(speech.id)]
             order = (self._read(self.pool.speech[others[place]]) for place in random.permutation(len(others)))
             voices = islice((voice for voice in order if voice is not None), BABBLE_VOICES)
-            return babble([self._piece(voice, random, samples) for voice in voices])
+            return babble([draw_piece(random, repeat(voice), samples) for voice in voices])
         ids = list(self.pool.noise) if kind == ALL else self.categories[kind]
         order = np.random.default_rng([self._seed, _NOISE]).permutation(len(ids))
         # In turn, so that each counts alike; the next where one cannot be read.
         for step in range(len(ids)):
             id_ = ids[order[(index + step) % len(ids)]]
             noise = self._read(self.pool.noise[id_])
-            if noise is not None and mean_power(piece := self._piece(noise, random, samples)) > SILENT_POWER:
-                return piece
+            if noise is not None:
+                piece = draw_piece(random, repeat(noise), samples)
+                if mean_power(piece) > SILENT_POWER:
+                    return piece
         raise FileListError(f"no noise file of '{kind}' can be used")
 
     def _choose(self, ids: Sequence[str]) -> list[str]:
@@ -203,16 +197,3 @@ class Material:
             self.problems[str(path)] = f"{path}: is silent"
             return None
         return samples
-
-    @staticmethod
-    def _piece(sound: np.ndarray, random: np.random.Generator, samples: int) -> np.ndarray:
-        """A random piece, one with sound if that is found soon; what is shorter is repeated."""
-        if len(sound) < samples:
-            sound = np.resize(sound, samples + len(sound) - 1)
-        piece = sound[:samples]
-        for _ in range(1 + _REDRAWS):
-            start = random_start(random, len(sound), samples)
-            piece = fit_segment(sound[start:], samples)
-            if mean_power(piece) > SILENT_POWER:
-                break
-        return piece
