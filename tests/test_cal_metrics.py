@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cal_metrics
 from data.audio import AudioFormat, write_audio
+from metrics import scores
 from tests.fixtures.commands import ROOT, run_script
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.signals import speech_like, with_noise
 
 METRICS = ["PESQ", "CSIG", "CBAK", "COVL", "SSNR", "STOI", "ESTOI", "SI-SDR"]
@@ -70,6 +73,32 @@ def test_table_and_report(folders: Path) -> None:
         assert {k: v for k, v in other[name].items() if k[0] != "c"} == {
             k: v for k, v in rows[name].items() if k[0] != "c"
         }
+
+
+def test_a_metric_is_one_entry(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def peak(clean: np.ndarray, degraded: np.ndarray) -> float:
+        if len(degraded) < len(speech_like(1.2)):  # p1 and p2
+            raise scores.ScoreError("no peak: cut off")
+        return float(np.max(np.abs(clean)))
+
+    monkeypatch.setitem(scores.METRICS, "peak", scores.Metric("peak ±1", 2, peak))
+    stay_in_one_process(monkeypatch)
+    monkeypatch.chdir(folders)
+    arguments = ["--clean_wav_dir", "clean", "--noisy_wav_dir", "enhanced", "--report", "report", "--quiet"]
+    assert cal_metrics.main(arguments) == 1
+    expected = np.max(np.abs(np.rint(speech_like(1.2, seed=0) * 32768) / 32768))
+    out, errors = capsys.readouterr()
+    assert errors == "p1: no peak: cut off\np2: no peak: cut off\n"
+    assert out.splitlines()[-1].split() == ["peak", "±1", f"{expected:.4f}", "-", "1"]
+    values = [row["peak"] for row in rows_of(folders / "report").values()]
+    assert values == [str(expected), "NaN", "NaN"]
+    summary = json.loads((folders / "report/summary.json").read_text(encoding="utf-8"))
+    assert summary["metrics"]["peak"] == {"mean": expected, "ci95": None, "files": 1}
+    page = (folders / "report/index.html").read_text(encoding="utf-8")
+    assert '{"label": "peak \\u00b11", "digits": 2}' in page
+    assert "Histogram of peak ±1 of the files" in page
 
 
 def test_every_bad_file_is_named_and_the_others_are_scored(folders: Path) -> None:
