@@ -37,7 +37,7 @@ SHORTER = {
 
 ELSEWHERE = (
     "bash scripts/test.sh",  # what runs this test
-    "python scripts/download_published.py",  # tests/scripts/test_download_published.py, with a server of its own
+    "python -m scripts.download_published",  # tests/scripts/test_download_published.py, with a server of its own
     "python -m scripts.ablate",  # tests/scripts/test_ablate.py
     "python -m scripts.export_onnx --output imse.onnx",  # tests/models/test_onnx.py, with this network too
     "python -m scripts.robustness --input_noisy_wavs_dir",  # tests/scripts/test_robustness.py, where DNSMOS is played
