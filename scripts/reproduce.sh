@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The paper's table, from nothing: sets up .venv, fetches the released weights unless they are there, enhances the test
-# set in the paper's way and prints its scores.
+# The scores of the released weights, from nothing: sets up .venv, fetches the weights unless they are there, enhances
+# the test set in the paper's way, and prints the table.
 #     bash scripts/reproduce.sh CLEAN NOISY [OUT]
 # CLEAN and NOISY are the folders of the test set at 16 kHz. OUT (enhanced/reproduced) gets the files and their list.
 set -euo pipefail

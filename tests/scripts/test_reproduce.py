@@ -1,6 +1,6 @@
-"""The script that makes the paper's table: what it calls, and how. Python is played by a script that takes notes.
+"""The script that makes the table of the released weights: what it calls, and how.
 
-tests/test_readme.py runs it with nothing played but the setup.
+Python is played by a script that takes notes; tests/test_readme.py runs it with nothing played but the setup.
 """
 
 from __future__ import annotations
