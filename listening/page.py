@@ -30,7 +30,7 @@ from listening.tables import Scored, paired_tables, summary_table, swatch
 from listening.versions import Role, Version
 from metrics.composite import Variant
 from metrics.scores import METRICS, PairScores
-from metrics.summary import LABELS, VARIANT_NOTES
+from metrics.summary import VARIANT_NOTES
 
 INLINE_RECORDINGS = 8
 INLINE_BYTES = 10_000_000
@@ -43,7 +43,8 @@ _SYSTEM_COLOURS = ("#0b5cad", "#b3450b", "#007a5a", "#9a3d8f", "#7a6200", "#0075
 """Of Okabe and Ito's kind, for all eyes, and dark enough for white letters on them."""
 _PAIRED_NOTE = """<p class="note">The p-values are two-sided, and each stands for itself: of twenty comparisons without
 any difference, one lies below 0.05 by chance.</p>"""
-_DIGITS = {"stoi": 3, "estoi": 3}
+_MIN_DIGITS = 2
+"""The list of files shows single scores, in which a tenth of a dB is coarse."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ def _charts(scored: Sequence[Scored], systems: Sequence[Scored], noisy: Sequence
         charts["PESQ gain over noisy, of each file, against input SNR"] = scatter(
             snr_db, gains, "input SNR, dB", "PESQ gain"
         )
-    for metric in METRICS:
-        series = [Series(version.values(metric), version.colour) for version in scored]
-        charts[f"Histogram of {LABELS[metric]} of the files"] = histogram(series, LABELS[metric])
+    for name, metric in METRICS.items():
+        series = [Series(version.values(name), version.colour) for version in scored]
+        charts[f"Histogram of {metric.label} of the files"] = histogram(series, metric.label)
     return "".join(
         f'<img src="data:image/svg+xml;base64,{b64encode(svg).decode()}" alt="{alt}">'
         for alt, svg in charts.items()
@@ -214,7 +215,7 @@ def _data(content: Content, recordings: Sequence[Prepared], media: Mapping[int, 
         }
         for index, (name, recording) in enumerate(zip(content.ids, recordings, strict=True))
     ]
-    metrics = [{"label": LABELS[metric], "digits": _DIGITS.get(metric, 2)} for metric in METRICS]
+    metrics = [{"label": metric.label, "digits": max(metric.digits, _MIN_DIGITS)} for metric in METRICS.values()]
     return {"versions": versions, "metrics": metrics, "range_db": RANGE_DB, "recordings": rows}
 
 

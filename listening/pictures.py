@@ -19,6 +19,7 @@ RANGE_DB = 80
 """From the loudest place of any version down to what is drawn darkest."""
 
 COLOUR_MAP = "magma"
+_COLOUR_STOPS = 9  # between which a browser fades
 _WINDOW_SECONDS = 0.032
 _HOP_SECONDS = 0.008
 _MOST_COLUMNS = 1000  # more than a screen shows
@@ -76,7 +77,7 @@ def waveform_picture(signal: np.ndarray, samples: int, peak: float) -> bytes:
     return stream.getvalue()
 
 
-def colour_stops(count: int = 9) -> list[str]:
+def colour_stops() -> list[str]:
     """The colours of spectrograms from quiet to loud, as CSS knows them."""
-    colours = colormaps[COLOUR_MAP](np.linspace(0, 1, count), bytes=True)
+    colours = colormaps[COLOUR_MAP](np.linspace(0, 1, _COLOUR_STOPS), bytes=True)
     return [f"rgb({red} {green} {blue})" for red, green, blue, _ in np.asarray(colours).tolist()]

@@ -9,7 +9,7 @@ from html import escape
 
 from metrics.paired import PairedTest, paired_test
 from metrics.scores import METRICS, PairScores
-from metrics.summary import LABELS, summarise
+from metrics.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def summary_table(versions: Sequence[Scored]) -> str:
             interval = f"± {score.ci95:.4f} " if score.files > 1 else ""
             spread = f'<small>{interval}</small> <small class="files">{score.files}</small>'
             cells.append(f'{mean} <span class="spread">{spread}</span>')
-        rows.append(_row(LABELS[metric], cells))
+        rows.append(_row(METRICS[metric].label, cells))
     head = [f"{swatch(version.colour)}{escape(version.name)}" for version in versions]
     return _table("Mean, 95 % confidence interval, number of files", ["metric", *head], rows)
 
@@ -62,7 +62,7 @@ def swatch(colour: str) -> str:
 def _paired_table(first: Scored, second: Scored) -> str:
     head = ["metric", "mean difference", "95 % interval", "p, paired t", "p, Wilcoxon", "files improved", "files"]
     tests = {metric: paired_test(first.values(metric), second.values(metric)) for metric in METRICS}
-    rows = [_row(LABELS[metric], _paired_cells(test)) for metric, test in tests.items()]
+    rows = [_row(METRICS[metric].label, _paired_cells(test)) for metric, test in tests.items()]
     caption = f"{escape(second.name)} minus {escape(first.name)}, file by file"
     return _table(caption, head, rows)
 

@@ -26,7 +26,35 @@ from metrics.perceptual import wideband_pesq
 from metrics.sdr import si_sdr
 from metrics.signals import RATE, ScoreError, check_pair
 
-METRICS = ("pesq", "csig", "cbak", "covl", "ssnr", "stoi", "estoi", "si_sdr")
+Measure = Callable[[np.ndarray, np.ndarray], float]
+"""A score of a degraded signal `[N]`, the second, against a clean one `[N]`; raises `ScoreError` where it has none."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One of `METRICS`.
+
+    `label`: what tables call it, with its unit; `digits`: its decimals down to what a listener could notice (some
+    tables show more); `measure`: what computes it, or None for the three composite measures, which are made together,
+    of PESQ, SSNR and two parts that are no metrics.
+    """
+
+    label: str
+    digits: int
+    measure: Measure | None
+
+
+METRICS: Mapping[str, Metric] = {
+    "pesq": Metric("PESQ", 2, wideband_pesq),
+    "csig": Metric("CSIG", 2, None),
+    "cbak": Metric("CBAK", 2, None),
+    "covl": Metric("COVL", 2, None),
+    "ssnr": Metric("SSNR dB", 1, ssnr),
+    "stoi": Metric("STOI", 3, stoi),
+    "estoi": Metric("ESTOI", 3, estoi),
+    "si_sdr": Metric("SI-SDR dB", 1, si_sdr),
+}
+"""All that a pair is scored with, by name, in the order of every table, CSV and JSON."""
 
 MAX_LENGTH_DIFFERENCE = 512
 """Samples at 16 kHz: the frame that a system with an STFT may drop at the end. More is another recording."""
@@ -53,18 +81,12 @@ def score_signals(clean: np.ndarray, degraded: np.ndarray, variant: Variant) -> 
     clean, degraded = check_pair(clean, degraded)
     values: dict[str, float] = dict.fromkeys(METRICS, math.nan)
     reasons: list[str] = []
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "pesq": wideband_pesq,
-        "ssnr": ssnr,
-        "stoi": stoi,
-        "estoi": estoi,
-        "si_sdr": si_sdr,
-    }
-    for name, measure in measures.items():
-        try:
-            values[name] = measure(clean, degraded)
-        except ScoreError as error:
-            reasons.append(str(error))
+    for name, metric in METRICS.items():
+        if metric.measure is not None:
+            try:
+                values[name] = metric.measure(clean, degraded)
+            except ScoreError as error:
+                reasons.append(str(error))
     parts = llr(clean, degraded), wss(clean, degraded, variant), values["ssnr"]
     values.update(composite(values["pesq"], *parts)._asdict())
     return values, reasons

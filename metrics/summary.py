@@ -17,12 +17,6 @@ from data.atomic import write_text_atomically
 from metrics.composite import Variant
 from metrics.scores import METRICS, PairScores
 
-LABELS = {
-    **{"pesq": "PESQ", "csig": "CSIG", "cbak": "CBAK", "covl": "COVL"},
-    **{"ssnr": "SSNR dB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR dB"},
-}
-"""What tables call each of `METRICS`, with its unit."""
-
 VARIANT_NOTES: dict[Variant, str] = {
     "published": "composite measures 'published': with the lineage's 1/32768 before the WSS",
     "loizou": "composite measures 'loizou': without the 1/32768 before the WSS",
@@ -69,7 +63,7 @@ def format_table(results: Sequence[PairScores], variant: Variant) -> str:
     for name, score in summarise(results).items():
         mean = f"{score.mean:.4f}" if score.files else "-"
         interval = f"± {score.ci95:.4f}" if score.files > 1 else "-"
-        lines.append(f"{LABELS[name]:<10}{mean:>9}{interval:>11}{score.files:>8}")
+        lines.append(f"{METRICS[name].label:<10}{mean:>9}{interval:>11}{score.files:>8}")
     return "\n".join(lines)
 
 

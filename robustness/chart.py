@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from listening.charts import STYLE
-from metrics.summary import LABELS
+from metrics.scores import METRICS
 from robustness.plan import NOT_HELD_OUT, REVERB_ALONE, Axis
 from robustness.summary import Results, enhanced_mean, gain_of, noisy_mean
 
-_METRICS = ("pesq", "stoi")
+_DRAWN = ("pesq", "stoi")
 _COLUMNS = 3
 _PANEL_INCHES = (4.6, 2.3)
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -41,7 +41,7 @@ def draw(axes: Sequence[Axis], results: Results, names: Sequence[str], kind: str
             panel.set_visible(False)
         for number, axis in enumerate(axes):
             row, column = divmod(number, columns)
-            for below, metric in enumerate(_METRICS):
+            for below, metric in enumerate(_DRAWN):
                 _draw_panel(panels[2 * row + below, column], axis, results, names, metric)
         legend = panels[0, 0].get_legend_handles_labels()
         figure.legend(*legend, loc="outside upper center", ncols=len(names) + 1, frameon=False)
@@ -74,9 +74,9 @@ def _draw_panel(panel: Axes, axis: Axis, results: Results, names: Sequence[str],
             elinewidth=0.9,
             label=name,
         )
-    on_top = metric == _METRICS[0]
+    on_top = metric == _DRAWN[0]
     panel.set_xticks(places, [""] * len(rows) if on_top else [_short(label) for label in axis.conditions])
-    panel.set_ylabel(LABELS[metric])
+    panel.set_ylabel(METRICS[metric].label)
     if on_top:
         starred = any(label.endswith(NOT_HELD_OUT) for label in axis.conditions)
         panel.set_title(f"{axis.title} (*{NOT_HELD_OUT.strip(' ()')})" if starred else axis.title)

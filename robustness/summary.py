@@ -14,7 +14,7 @@ import numpy as np
 from data.held_out import speaker_of
 from metrics.paired import PairedTest, paired_test
 from metrics.scores import METRICS
-from metrics.summary import LABELS, mean_with_interval
+from metrics.summary import mean_with_interval
 from robustness.measure import TrialScores
 from robustness.plan import BASE, Axis, Condition
 
@@ -22,8 +22,6 @@ Results = Mapping[Condition, Sequence[TrialScores]]
 
 SHOWN = ("pesq", "stoi", "si_sdr")
 """Metrics with a table of their own; CSV and JSON have all."""
-
-_DIGITS = {"pesq": 2, "stoi": 3, "si_sdr": 1}
 
 FEW_SPEAKERS = 4
 """Fewer are listed as a group is, not as a distribution."""
@@ -85,8 +83,9 @@ def as_markdown(axes: Sequence[Axis], results: Results, names: Sequence[str], no
 
 
 def _table(axes: Sequence[Axis], results: Results, names: Sequence[str], metric: str) -> str:
+    label = METRICS[metric].label
     lines = [
-        f"**{LABELS[metric]}**: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
+        f"**{label}**: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
         "",
         f"| | | noisy | {' | '.join(names)} |",
         f"|---|---|---|{'---|' * len(names)}",
@@ -124,14 +123,14 @@ def _harms(axes: Sequence[Axis], results: Results, names: Sequence[str]) -> str:
         found: dict[str, list[str]] = {}
         for one in harms(axes, results, name):
             place = found.setdefault(f"{titles[one.axis]} {one.label}", [])
-            place.append(f"{LABELS[one.metric]} {_gain(one.gain, one.metric)}")
+            place.append(f"{METRICS[one.metric].label} {_gain(one.gain, one.metric)}")
         listed = [f"{place}: {', '.join(gains)}" for place, gains in found.items()]
         lines.append(f"- {name}: {'; '.join(listed) or 'nowhere here'}")
     return "\n".join(lines)
 
 
 def _number(value: float, metric: str, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.{_DIGITS[metric]}f}"
+    return "-" if math.isnan(value) else f"{value:{sign}.{METRICS[metric].digits}f}"
 
 
 def _gain(gain: PairedTest, metric: str) -> str:

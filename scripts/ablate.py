@@ -42,7 +42,7 @@ from data.file_lists import FileListError, Utterance, evenly_spaced, require_pai
 from data.processes import available_cores
 from metrics.paired import paired_test
 from metrics.scores import METRICS, PairScores, score_pairs
-from metrics.summary import LABELS, json_number, summarise, write_report
+from metrics.summary import json_number, summarise, write_report
 from models import build
 from scripts.benchmark import macs, median_seconds, noisy_segment
 from training.stop import Stop
@@ -54,6 +54,8 @@ NOISY = "noisy"
 
 ROUNDS = 5
 """How often a segment is timed with each variant."""
+
+MAX_DIGITS = 3
 
 POLL_SECONDS = 0.2
 
@@ -205,22 +207,23 @@ def shown(value: float | None, how: str) -> str:
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """The table, a line a variant: each metric's mean and, in brackets, its difference to the base."""
-    heads = ["", "steps", "parameters", "GMAC a second", "real-time factor", *(LABELS[name] for name in METRICS)]
+    """The table: a line with the base's means, then one with the differences to them for each variant."""
+    labels = [metric.label for metric in METRICS.values()]
+    heads = ["", "steps", "parameters", "GMAC a second", "real-time factor", *labels]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, line in figures["variants"].items():
-        cells = [name, f"{line['steps']}", f"{line['parameters']:,}".replace(",", " ")]
+        cells = [f"`{name}`", f"{line['steps']}", f"{line['parameters']:,}".replace(",", " ")]
         cells += [f"{line['gmacs_per_second']:.2f}", f"{line['real_time_factor']:.3f}"]
-        for metric in METRICS:
-            digits = 2 if metric in ("ssnr", "si_sdr") else 3
-            other = line["differences"][metric]
-            cell = shown(line["metrics"][metric]["mean"], f".{digits}f")
-            if name != BASE:
-                cell += f" ({shown(other['mean'], f'+.{digits}f')} ± {shown(other['ci95'], f'.{digits}f')})"
-            cells.append(cell)
+        for key, metric in METRICS.items():
+            digits = min(metric.digits + 1, MAX_DIGITS)  # one more: means over many files
+            other = line["differences"][key]
+            if name == BASE:
+                cells.append(shown(line["metrics"][key]["mean"], f".{digits}f"))
+            else:
+                cells.append(f"{shown(other['mean'], f'+.{digits}f')} ± {shown(other['ci95'], f'.{digits}f')}")
         lines.append(f"| {' | '.join(cells)} |")
-    about = f"{figures['budget']} each, {figures['files']} test files; differences to {BASE} with their 95 % intervals."
-    return "\n".join([about, "", *lines]) + "\n"
+    shows = f"means of `{BASE}`, below it differences to them with their 95 % intervals"
+    return "\n".join([f"{figures['budget']} each, {figures['files']} test files: {shows}.", "", *lines]) + "\n"
 
 
 def write_table(variants: Sequence[Variant], pairs: Sequence[Utterance], options: Namespace) -> tuple[str, list[str]]:

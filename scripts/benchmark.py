@@ -5,10 +5,10 @@
     python -m scripts.benchmark train [--config configs/imse.json] [--batch_sizes 2 4] [--steps 10] [--bf16] […]
 
 Times one segment of each network, spectra in and spectra out. IMSE and MUSE stand beside a plain transcription of their
-papers with the same weights (`tests/models/plain_imse.py`, `plain_muse.py`); each round times every form of every
-network once, so that a noisy machine slows all of them alike, and the medians' ratios are what counts. Prints text, and
-JSON as its last line. The other forms of the command do so for sound that arrives hop by hop
-(`scripts/benchmark_streaming.py`) and for training steps (`scripts/benchmark_training.py`).
+papers with the same weights (`plain/`); each round times every form of every network once, so that a noisy machine
+slows all of them alike, and the medians' ratios are what counts. Prints text, and JSON as its last line. The other
+forms of the command do so for sound that arrives hop by hop (`scripts/benchmark_streaming.py`) and for training steps
+(`scripts/benchmark_training.py`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from models import build
 from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
 from models.streaming import StreamError
+from plain.muse import has_plain_network, plain_network
 from scripts.benchmark_streaming import measure_stream, stream_as_text
-from tests.models.plain_muse import has_plain_network, plain_network
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL_NETWORKS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]

@@ -2,7 +2,7 @@
 
     python -m scripts.benchmark_folder --input_noisy_wavs_dir NOISY --checkpoint_file g_best_pesq_3.373 [--files 40]
 
-Protocol "paper", files read and written in both ways (`tests/models/plain_imse.py` is the plain one, all threads on
+Protocol "paper", files read and written in both ways (`plain/imse.py` is the plain one, all threads on
 one segment). The two take turns, a few files each, so that a noisy machine slows both alike. Prints seconds, their
 ratio, and the largest difference between results in steps of 16 bits.
 """
@@ -26,7 +26,7 @@ from models.acceleration import CompileError, fast_enhancer, load_network
 from models.checkpoint import CheckpointError
 from models.onnx_export import ExportError
 from models.pipeline import Load, enhance_files
-from tests.models.plain_imse import PlainIMSE, plain_paper_protocol
+from plain.imse import PlainIMSE, plain_paper_protocol
 
 ROUND = 10
 """Files at a time in each way."""

@@ -44,8 +44,8 @@ from models.onnx_runtime import load_onnx
 from models.pipeline import Load
 from models.spectrogram import Spectra
 from models.unet import FRAME_MULTIPLE
+from plain.muse import has_plain_network
 from scripts.benchmark import ALL_NETWORKS, highest_memory, networks_of
-from tests.models.plain_muse import has_plain_network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@
 
 Both ways score the same files in one run, reading and starting the processes included, with one arithmetic
 thread a process. The plain way takes PESQ, STOI, ESTOI and SI-SDR from the same code, and LLR, WSS and SSNR
-from `tests.metrics.plain_composite`. Prints a text and a line of JSON: seconds of each way, their ratio, the
+from `plain.composite`. Prints a text and a line of JSON: seconds of each way, their ratio, the
 same with one process each, and the share of PESQ in the fast way's work.
 """
 
@@ -30,7 +30,7 @@ from metrics.perceptual import wideband_pesq
 from metrics.scores import score_pair
 from metrics.sdr import si_sdr
 from metrics.signals import RATE, ScoreError
-from tests.metrics.plain_composite import plain_composite, plain_llr, plain_ssnr, plain_wss
+from plain.composite import plain_composite, plain_llr, plain_ssnr, plain_wss
 
 VARIANT = VARIANTS[0]
 Result = TypeVar("Result")

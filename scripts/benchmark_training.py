@@ -3,7 +3,7 @@
 IMSE and MUSE are timed beside a plain transcription of their published loop.
 
 All forms train on the same crops from the same first weights, and take turns, so that a noisy machine slows all of
-them alike; the medians' ratios are what counts. The data are a dozen synthetic utterances of 3 s.
+them alike; the medians' ratios are what counts. The data are the recordings in `samples/`, of 3 s each.
 
 A turn is one step that does not count and then some that do; after it, PESQ labels that are on their way are waited
 for. Were it a single step, the labels that a step with `metric_lag` 1 leaves to the next would be computed in another
@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -25,23 +24,20 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from data.audio import AudioFormat, write_audio
 from data.crops import PairedCrops, epoch_order, load_batches
-from data.file_lists import Utterance
+from data.file_lists import Utterance, pair_folders
 from data.processes import available_cores
 from data.recordings import Recordings
 from models import build
 from models.losses import TERMS
 from models.published import translate_published
-from tests.fixtures.signals import speech_like, with_noise
-from tests.models.plain_muse import has_plain_network
-from tests.plain_training import PlainTrainer, new_pool, plain_loader
+from plain.muse import has_plain_network
+from plain.training import PlainTrainer, new_pool, plain_loader
 from training.distribution import Group
 from training.labels import PesqLabels
 from training.steps import Trainer
 
-UTTERANCES = 12
-UTTERANCE_SECONDS = 3
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 
 TURN = 2
 """How many steps of a turn count."""
@@ -75,19 +71,6 @@ class Form:
         self.settle()
         if device.type == "cuda":
             self.peak = max(self.peak, torch.cuda.max_memory_allocated(device) - before)
-
-
-def write_utterances(folder: Path, rate: int) -> list[Utterance]:
-    """Synthetic speech, and the same with noise at 0 to 15 dB, as 16-bit WAV files."""
-    pairs: list[Utterance] = []
-    for number in range(UTTERANCES):
-        clean = speech_like(UTTERANCE_SECONDS, rate, seed=number)
-        noisy = with_noise(clean, snr_db=5 * (number % 4), seed=UTTERANCES + number)
-        pair = Utterance(str(number), folder / f"{number}_clean.wav", folder / f"{number}_noisy.wav")
-        for path, samples in ((pair.clean, clean), (pair.noisy, noisy)):
-            write_audio(path, samples[:, None], AudioFormat(rate, 1, "WAV", "PCM_16"))
-        pairs.append(pair)
-    return pairs
 
 
 def our_configs(config: Config, bf16: bool, compiled: bool) -> dict[str, Config]:
@@ -194,13 +177,12 @@ def measure_training(
     torch.backends.cudnn.allow_tf32 = False  # as train.py has it, and for the plain form too
     seconds = config.data.segment_size / config.data.sampling_rate
     batches: list[dict[str, Any]] = []
-    with TemporaryDirectory() as folder:
-        utterances = write_utterances(Path(folder), config.data.sampling_rate)
-        for size in batch_sizes:
-            sized = replace(config, train=replace(config.train, batch_size=size))
-            forms, unlabelled = measure_forms(sized, utterances, torch.device(device), steps, bf16, compiled)
-            figures = figures_of(forms, size * seconds)
-            batches.append({"batch_size": size, "crops_without_label": unlabelled, **figures})
+    utterances = pair_folders(SAMPLES / "clean", SAMPLES / "noisy").pairs
+    for size in batch_sizes:
+        sized = replace(config, train=replace(config.train, batch_size=size))
+        forms, unlabelled = measure_forms(sized, utterances, torch.device(device), steps, bf16, compiled)
+        figures = figures_of(forms, size * seconds)
+        batches.append({"batch_size": size, "crops_without_label": unlabelled, **figures})
     return {
         "network": config.model.name,
         "device": device,

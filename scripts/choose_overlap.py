@@ -1,6 +1,6 @@
 """Which windows suit long and short recordings best? PESQ of a checkpoint over a grid, on speech and noise mixed here.
 
-    python scripts/choose_overlap.py --speech_dir SPEECH --noise_dir NOISE [--files 60] [--checkpoint_file CKPT]
+    python -m scripts.choose_overlap --speech_dir SPEECH --noise_dir NOISE [--files 60] [--checkpoint_file CKPT]
 
 The protocol "overlap" (`data.segments.plan_overlap`) was chosen with this, on speech that is not in the test set.
 Whole utterances are mixed with noise, at a fixed seed, so that all rows of a table are the same files. Those longer

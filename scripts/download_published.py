@@ -1,6 +1,6 @@
 """Fetch the checkpoints that the authors of IMSE released, and check that they are the released ones.
 
-    python scripts/download_published.py [NAME …] [--output_dir checkpoints/published] [--base_url URL]
+    python -m scripts.download_published [NAME …] [--output_dir checkpoints/published] [--base_url URL]
 
 The names are g_best_pesq_3.373 and g_best_pesq_3.399; without names both are fetched. A file appears only
 when its SHA-256 is right; one that is there and right stays untouched, one that is there and wrong is

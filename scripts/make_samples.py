@@ -1,6 +1,6 @@
 """Make the demo's noisy and clean pairs in samples/ from a folder of spoken prompts.
 
-    python scripts/make_samples.py --prompts_dir PROMPTS [--output_dir samples] [--seed 0]
+    python -m scripts.make_samples --prompts_dir PROMPTS [--output_dir samples] [--seed 0]
 
 samples/README.md says where the prompts come from and how they are decoded. Each pair is one prompt and one
 noise: babble from prompts that are not the speech of any pair, or coloured noise, or hum and clicks made from

@@ -11,11 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cal_metrics
 from data.audio import AudioFormat, write_audio
+from metrics import scores
 from tests.fixtures.commands import ROOT, run_script
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.signals import speech_like, with_noise
 
 METRICS = ["PESQ", "CSIG", "CBAK", "COVL", "SSNR", "STOI", "ESTOI", "SI-SDR"]
+UNSCORED = {
+    "short": "shorter than 1/4 s",
+    "silent": "the other signal is silent",
+    "cut_off": "the lengths differ: clean 19200, other 18200 samples",
+    "rate": "the rates differ: clean 16000 Hz, other 8000 Hz",
+    "channels": "the channels differ: clean has 1, other 2",
+    "broken": "cut short",
+}
 
 
 def write(path: Path, *channels: np.ndarray, rate: int = 16_000, container: str = "WAV") -> None:
@@ -72,49 +83,55 @@ def test_table_and_report(folders: Path) -> None:
         }
 
 
+def test_a_metric_is_one_entry(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def peak(clean: np.ndarray, degraded: np.ndarray) -> float:
+        if len(degraded) < len(speech_like(1.2)):  # p1 and p2
+            raise scores.ScoreError("no peak: cut off")
+        return float(np.max(np.abs(clean)))
+
+    monkeypatch.setitem(scores.METRICS, "peak", scores.Metric("peak ±1", 2, peak))
+    stay_in_one_process(monkeypatch)
+    monkeypatch.chdir(folders)
+    arguments = ["--clean_wav_dir", "clean", "--noisy_wav_dir", "enhanced", "--report", "report", "--quiet"]
+    assert cal_metrics.main(arguments) == 1
+    expected = np.max(np.abs(np.rint(speech_like(1.2, seed=0) * 32768) / 32768))
+    out, errors = capsys.readouterr()
+    assert errors == "p1: no peak: cut off\np2: no peak: cut off\n"
+    assert out.splitlines()[-1].split() == ["peak", "±1", f"{expected:.4f}", "-", "1"]
+    values = [row["peak"] for row in rows_of(folders / "report").values()]
+    assert values == [str(expected), "NaN", "NaN"]
+    summary = json.loads((folders / "report/summary.json").read_text(encoding="utf-8"))
+    assert summary["metrics"]["peak"] == {"mean": expected, "ci95": None, "files": 1}
+    page = (folders / "report/index.html").read_text(encoding="utf-8")
+    assert '{"label": "peak \\u00b11", "digits": 2}' in page
+    assert "Histogram of peak ±1 of the files" in page
+
+
 def test_every_bad_file_is_named_and_the_others_are_scored(folders: Path) -> None:
     clean = speech_like(1.2)
-    bad = {
-        "short": (clean[:3000], "shorter than 1/4 s"),
-        "silent": (np.zeros_like(clean), "the other signal is silent"),
-        "cut_off": (clean[:-1000], "the lengths differ: clean 19200, other 18200 samples"),
-    }
-    for name, (enhanced, _) in bad.items():
+    for name, enhanced in (("short", clean[:3000]), ("silent", np.zeros_like(clean)), ("cut_off", clean[:-1000])):
         write(folders / f"clean/{name}.wav", clean[:3000] if name == "short" else clean)
         write(folders / f"enhanced/{name}.wav", enhanced)
-    write(folders / "clean/rate.wav", clean)
+    for name in ("clean/rate", "clean/channels", "clean/broken", "clean/only_clean", "enhanced/only_enhanced"):
+        write(folders / f"{name}.wav", clean)
     write(folders / "enhanced/rate.wav", clean, rate=8000)
-    write(folders / "clean/channels.wav", clean)
     write(folders / "enhanced/channels.wav", clean, clean)
-    write(folders / "clean/broken.wav", clean)
     (folders / "enhanced/broken.wav").write_bytes((folders / "clean/broken.wav").read_bytes()[:9000])
-    write(folders / "clean/only_clean.wav", clean)
-    write(folders / "enhanced/only_enhanced.wav", clean)
 
     result = both(folders, "--report", "report", "--quiet")
     assert result.returncode == 1
     lines = result.stderr.splitlines()
     assert len(lines) == 8
-    for name, words in {
-        **{name: words for name, (_, words) in bad.items()},
-        "rate": "the rates differ: clean 16000 Hz, other 8000 Hz",
-        "channels": "the channels differ: clean has 1, other 2",
-        "broken": "cut short",
-        "only_clean": "has no twin",
-        "only_enhanced": "has no twin",
-    }.items():
+    for name, words in {**UNSCORED, "only_clean": "has no twin", "only_enhanced": "has no twin"}.items():
         assert any(name in line and words in line for line in lines), (name, result.stderr)
     assert result.stdout.startswith("9 files, 6 failed")
     assert result.stdout.splitlines()[2].split()[-1] == "3"
     rows = rows_of(folders / "report")
-    assert {name for name, row in rows.items() if row["pesq"] == "NaN"} == {
-        *bad,
-        "rate",
-        "channels",
-        "broken",
-    }
+    assert {name for name, row in rows.items() if row["pesq"] == "NaN"} == set(UNSCORED)
     summary = json.loads((folders / "report/summary.json").read_text(encoding="utf-8"))
-    assert set(summary["failed"]) == {*bad, "rate", "channels", "broken"}
+    assert set(summary["failed"]) == set(UNSCORED)
     assert summary["unpaired"] == ["clean/only_clean.wav", "enhanced/only_enhanced.wav"]
 
 

@@ -30,6 +30,35 @@ from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
 
+BAD_FILES = {
+    "in/text.wav": "not an audio file that can be decoded",
+    "in/empty.wav": "the file is empty",
+    "in/header.wav": "cut short within the WAV header",
+    "in/data.wav": "cut short: 1500 of 5000 samples a channel are there",
+    "in/no_samples.wav": "holds no samples",
+    "in/cut.flac": "broken or cut short",
+    "in/nan.wav": "holds NaN or infinite samples (the first at sample 200)",
+    "in/infinite.wav": "holds NaN or infinite samples (the first at sample 200)",
+    "in/loud.wav": "holds overlarge samples (the first at sample 200)",
+}
+BAD_CHECKPOINTS = {
+    "text": "not a checkpoint, or cut short",
+    "empty": "not a checkpoint, or cut short",
+    "cut.safetensors": "a safetensors file, but damaged or cut short",
+    "cut_header.safetensors": "a safetensors file, but damaged or cut short",
+    "cut_zip": "not a checkpoint, or cut short",
+    "archive": "not a checkpoint, or cut short",
+    "foreign": "holds another network's tensors",
+    "no_generator": "a torch file without a 'generator' state dict",
+    "pickle": "not a checkpoint, or cut short; nothing in it was executed",
+    "zip_with_code": "not a checkpoint, or cut short; nothing in it was executed",
+    "no_config.safetensors": "holds weights without a configuration",
+    "bad_config.safetensors": "its configuration",
+    "names.safetensors": "another network's weights",
+    "shapes.safetensors": "has shape",
+    "nan.safetensors": "'dense_encoder.widen.0.weight' holds NaN or infinite weights",
+}
+
 
 class NotANumber(nn.Module):
     """A network that has failed."""
@@ -96,7 +125,6 @@ def test_every_bad_file_is_named_and_the_others_are_done(tmp_path: Path, small_c
     whole = (folder / "good.wav").read_bytes()
     save(folder / "cut.flac", NOISY, container="FLAC")
     damaged = NOISY[:300].copy()
-    damaged[200] = np.nan
     contents = {
         "text.wav": b"Dear diary,\n",
         "empty.wav": b"",
@@ -117,20 +145,9 @@ def test_every_bad_file_is_named_and_the_others_are_done(tmp_path: Path, small_c
     arguments = ["--input_noisy_wavs_dir", "in", "--output_dir", "out", "--checkpoint_file", small_checkpoint]
     result = run_script("inference.py", *arguments, "--quiet", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
-    expected = {
-        "in/text.wav": "not an audio file that can be decoded",
-        "in/empty.wav": "the file is empty",
-        "in/header.wav": "cut short within the WAV header",
-        "in/data.wav": "cut short: 1500 of 5000 samples a channel are there",
-        "in/no_samples.wav": "holds no samples",
-        "in/cut.flac": "broken or cut short",
-        "in/nan.wav": "holds NaN or infinite samples (the first at sample 200)",
-        "in/infinite.wav": "holds NaN or infinite samples (the first at sample 200)",
-        "in/loud.wav": "holds overlarge samples (the first at sample 200)",
-    }
     lines = dict(line.split(": ", 1) for line in problems_of(result))
-    assert set(lines) == set(expected)
-    for name, words in expected.items():
+    assert set(lines) == set(BAD_FILES)
+    for name, words in BAD_FILES.items():
         assert lines[name].startswith(words)
     assert files_below(tmp_path / "out") == {"good.wav", "last.wav", "nan.wav"}
     assert len(load(tmp_path / "out/last.wav")) == 5000
@@ -327,12 +344,10 @@ class Code:
         return os.mkdir, (self.path,)
 
 
-def bad_checkpoints(folder: Path, config: Config, small: Path) -> dict[str, str]:
-    """Write them; the words that each must be refused with, by file name."""
+def bad_checkpoints(folder: Path, config: Config, small: Path) -> None:
+    """Write those of `BAD_CHECKPOINTS`."""
     network = build(config)
     weights = network.state_dict()
-    first = next(iter(weights))
-    other = replace(config, model=replace(config.model, channels=16))
     metadata = safetensors.safe_open(small, "pt").metadata()
     (folder / "text").write_text("These are not weights.\n", encoding="utf-8")
     (folder / "empty").touch()
@@ -348,28 +363,11 @@ def bad_checkpoints(folder: Path, config: Config, small: Path) -> dict[str, str]
     safetensors.torch.save_file(weights, folder / "bad_config.safetensors", {"config": "{]"})
     renamed = {f"other.{name}": tensor for name, tensor in weights.items()}
     safetensors.torch.save_file(renamed, folder / "names.safetensors", metadata)
-    save_checkpoint(folder / "shapes.safetensors", network, other)
-    weights[first] = weights[first] * torch.nan
+    save_checkpoint(folder / "shapes.safetensors", network, replace(config, model=replace(config.model, channels=16)))
+    next(iter(weights.values())).mul_(torch.nan)
     safetensors.torch.save_file(weights, folder / "nan.safetensors", metadata)
     with ZipFile(folder / "archive", "w") as archive:
         archive.writestr("notes.txt", "These are not weights.")
-    return {
-        "text": "not a checkpoint, or cut short",
-        "empty": "not a checkpoint, or cut short",
-        "cut.safetensors": "a safetensors file, but damaged or cut short",
-        "cut_header.safetensors": "a safetensors file, but damaged or cut short",
-        "cut_zip": "not a checkpoint, or cut short",
-        "archive": "not a checkpoint, or cut short",
-        "foreign": "holds another network's tensors",
-        "no_generator": "a torch file without a 'generator' state dict",
-        "pickle": "not a checkpoint, or cut short; nothing in it was executed",
-        "zip_with_code": "not a checkpoint, or cut short; nothing in it was executed",
-        "no_config.safetensors": "holds weights without a configuration",
-        "bad_config.safetensors": "its configuration",
-        "names.safetensors": "another network's weights",
-        "shapes.safetensors": "has shape",
-        "nan.safetensors": f"'{first}' holds NaN or infinite weights",
-    }
 
 
 def test_checkpoints_that_cannot_be_used(
@@ -379,8 +377,8 @@ def test_checkpoints_that_cannot_be_used(
     small_config: Config,
     small_checkpoint: Path,
 ) -> None:
-    expected = bad_checkpoints(tmp_path, small_config, small_checkpoint)
-    for name, words in expected.items():
+    bad_checkpoints(tmp_path, small_config, small_checkpoint)
+    for name, words in BAD_CHECKPOINTS.items():
         path = tmp_path / name
         code, errors = run_main(monkeypatch, capfd, "--input_noisy_wavs_dir", "-", "--checkpoint_file", path)
         assert code == 2, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.fixtures.commands import ROOT
@@ -18,6 +19,12 @@ def name_of(requirement: str) -> str:
 
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def imported_by(sources: Iterable[Path]) -> set[str]:
+    """The top-level packages that any of them imports as it loads."""
+    texts = (path.read_text(encoding="utf-8") for path in sources)
+    return {match[1] for text in texts for match in re.finditer(r"^(?:import|from) (\w+)", text, re.MULTILINE)}
 
 
 def test_environment_yml_lists_what_pyproject_lists() -> None:
@@ -46,16 +53,20 @@ def test_only_declared_packages_are_imported() -> None:
     # The package that draws is imported late, by those who ask for pictures.
     declared = {name_of(item) for item in [*content["dependencies"], *content["optional-dependencies"]["report"]]}
     sources = list(ROOT.glob("*.py"))
-    for folder in ("data", "listening", "metrics", "models", "robustness", "training"):
+    own = {"data", "listening", "metrics", "models", "plain", "robustness", "training"}
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]) == own
+    for folder in own:
         sources += (ROOT / folder).rglob("*.py")
-    own = {"cli", "config", "data", "listening", "metrics", "models", "robustness", "training"}
-    imported: set[str] = set()
-    for path in sources:
-        for match in re.finditer(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            imported.add(match[1])
-    foreign = {name for name in imported if name not in own | sys.stdlib_module_names}
+    foreign = imported_by(sources) - own - {"cli", "config"} - sys.stdlib_module_names
     assert foreign <= declared
     assert {"torch", "soundfile", "soxr", "pesq", "pystoi"} <= foreign
+
+
+def test_no_script_needs_the_tests_and_nothing_but_scripts_the_plain_transcriptions() -> None:
+    sources = [path for path in ROOT.glob("[!.]*/**/*.py") if path.relative_to(ROOT).parts[0] not in ("tests", "build")]
+    assert "tests" not in imported_by([*sources, *ROOT.glob("*.py")])
+    others = [path for path in sources if path.relative_to(ROOT).parts[0] not in ("plain", "scripts")]
+    assert "plain" not in imported_by([*others, *ROOT.glob("*.py")])
 
 
 def test_the_console_of_ci_is_the_test_script() -> None:

@@ -37,7 +37,7 @@ SHORTER = {
 
 ELSEWHERE = (
     "bash scripts/test.sh",  # what runs this test
-    "python scripts/download_published.py",  # tests/scripts/test_download_published.py, with a server of its own
+    "python -m scripts.download_published",  # tests/scripts/test_download_published.py, with a server of its own
     "python -m scripts.ablate",  # tests/scripts/test_ablate.py
     "python -m scripts.export_onnx --output imse.onnx",  # tests/models/test_onnx.py, with this network too
     "python -m scripts.robustness --input_noisy_wavs_dir",  # tests/scripts/test_robustness.py, where DNSMOS is played
@@ -47,7 +47,8 @@ ELSEWHERE = (
 
 RESULTS = (
     *("enhanced/b.flac", "enhanced/below/a.wav", "enhanced.wav", "enhanced/samples", "enhanced/report/index.html"),
-    *("VoiceBank+DEMAND/16k/clean_testset_wav/p232_1.wav", "enhanced/paper/p232_1.wav", "test_final.txt"),
+    *("VoiceBank+DEMAND/16k/clean_testset_wav/p232_1.wav", "enhanced/reproduced/test_final.txt"),
+    *("enhanced/paper/p232_1.wav", "test_final.txt"),
     *("enhanced/scores/index.html", "training.txt", "test.txt", "runs/imse/best.safetensors", "runs/two/latest.pt"),
     *("runs/imse_mix/best.safetensors", "runs/default/best.safetensors", "played.raw"),
     *("enhanced/pictures/attention.png", "OUT/robustness.md", "live.onnx"),

@@ -33,7 +33,7 @@ def test_a_pair_has_every_score(tmp_path: Path) -> None:
     result = score_pair(pair(tmp_path), "published")
     assert result.id == "a"
     assert result.reason is None
-    assert tuple(result.values) == METRICS
+    assert list(result.values) == list(METRICS)
     clean, noisy = (np.rint(signal * 32768) / 32768 for signal in (CLEAN, NOISY))
     expected, reasons = score_signals(clean, noisy, "published")
     assert reasons == []

@@ -15,7 +15,7 @@ from torch._utils import _rebuild_parameter
 from config import Config, ImseConfig
 from models import build
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from tests.models.plain_imse import PlainIMSE
+from plain.imse import PlainIMSE
 from tests.models.test_imse import random_spectra
 
 

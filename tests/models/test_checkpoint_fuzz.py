@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import _tensor, _utils, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint
+from plain.imse import PlainIMSE
 from tests.fixtures.fuzzing import CASES, assert_one_line, damaged, try_all
-from tests.models.plain_imse import PlainIMSE
 from tests.test_config_fuzz import edited, json_texts, odd_texts
 
 # What safetensors calls the formats of numbers, some of which PyTorch has not, and their bits.

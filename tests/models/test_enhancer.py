@@ -12,8 +12,8 @@ from data.segments import PROTOCOLS
 from models import build
 from models.enhancer import Enhancer, LevelMeter
 from models.published import translate_published
+from plain.imse import PlainIMSE, plain_paper_protocol
 from tests.fixtures.signals import speech_like
-from tests.models.plain_imse import PlainIMSE, plain_paper_protocol
 
 
 def enhance(enhancer: Enhancer, signal: np.ndarray, protocol: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from models.checkpoint import load_checkpoint
 from models.imse import IMSE
 from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
-from tests.models.plain_imse import PlainIMSE
+from plain.imse import PlainIMSE
 
 # Where the stored activations are taken: name there → module here. A stage's is the one before its residual.
 ACTIVATIONS = {

@@ -16,8 +16,8 @@ from models.checkpoint import load_checkpoint
 from models.muse import MUSE
 from models.published import translate_published
 from models.spectrogram import Spectra
+from plain.muse import PlainMUSE
 from tests.fixtures.commands import ROOT
-from tests.models.plain_muse import PlainMUSE
 from tests.models.test_imse import random_spectra, wrapped
 
 # Where the stored activations are taken: name there → module here. A stage's is the one before its residual.

@@ -13,8 +13,8 @@ from config import Config
 from models import build
 from models.published import config_sections, published_network, translate_published
 from models.spectrogram import Spectra
-from tests.models.plain_imse import PlainIMSE
-from tests.models.plain_muse import PlainMUSE
+from plain.imse import PlainIMSE
+from plain.muse import PlainMUSE
 from tests.models.test_imse import random_spectra, wrapped
 
 FUSION = re.compile(r"\.aggregate\.")

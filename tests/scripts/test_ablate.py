@@ -92,12 +92,22 @@ def test_the_table_says_what_each_variant_costs_and_gives(done: Path) -> None:
 
 def test_the_table_is_readable(done: Path) -> None:
     about, _, head, _, base, variant = (done / "out/ablation.md").read_text().splitlines()
-    assert about == "2 steps each, 3 test files; differences to base with their 95 % intervals."
+    assert about == (
+        "2 steps each, 3 test files: means of `base`, below it differences to them with their 95 % intervals."
+    )
     assert len({line.count("|") for line in (head, base, variant)}) == 1
-    pesq = figures_of(done)["variants"]["no_gate"]
-    mean, other = pesq["metrics"]["pesq"]["mean"], pesq["differences"]["pesq"]
-    assert f"| {mean:.3f} ({other['mean']:+.3f} ± {other['ci95']:.3f}) |" in variant
-    assert base.startswith("| base | 2 |") and "±" not in base
+    means, differences = (figures_of(done)["variants"][name] for name in ("base", "no_gate"))
+    assert f"| {means['metrics']['pesq']['mean']:.3f} |" in base
+    assert base.startswith("| `base` | 2 |") and "±" not in base
+    pesq = differences["differences"]["pesq"]
+    assert variant.startswith("| `no_gate` | 2 |")
+    assert f" | {pesq['mean']:+.3f} ± {pesq['ci95']:.3f} | " in variant
+
+
+def test_the_page_has_the_table_of_its_figures() -> None:
+    figures = json.loads((ROOT / "docs/ablations/ablation.json").read_text(encoding="utf-8"))
+    _, table = ablate.as_markdown(figures).split("\n\n")
+    assert f"\n\n{table}\n" in (ROOT / "docs/ABLATIONS.md").read_text(encoding="utf-8")
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, fail: str = "") -> list[tuple[str, list[str]]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from scripts.download_published import PUBLISHED, Published, fetch_all
-from tests.fixtures.commands import run_script
+from tests.fixtures.commands import run_module
 
-SCRIPT = "scripts/download_published.py"
+SCRIPT = "scripts.download_published"
 CONTENT = {"one": b"first checkpoint" * 10_000, "two": b"second checkpoint" * 5_000}
 WANTED = [
     Published(name, f"some/place/{name}", hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()
@@ -196,7 +196,7 @@ def test_a_folder_in_the_place_of_the_file_is_named(
 
 
 def test_the_command_asks_for_both_released_files_and_fails_on_others(server: Server, tmp_path: Path) -> None:
-    done = run_script(SCRIPT, "--base_url", server.url, "--output_dir", "out", cwd=tmp_path)
+    done = run_module(SCRIPT, "--base_url", server.url, "--output_dir", "out", cwd=tmp_path)
     assert done.returncode == 1
     assert server.asked == ["g_best_pesq_3.373", "g_best_pesq_3.399"]
     assert len(done.stderr.splitlines()) == 2
@@ -206,14 +206,14 @@ def test_the_command_asks_for_both_released_files_and_fails_on_others(server: Se
 
 def test_the_command_fetches_what_is_named(server: Server, tmp_path: Path) -> None:
     name = "g_best_pesq_3.399"
-    done = run_script(SCRIPT, name, "--quiet", "--base_url", server.url, "--output_dir", "out", cwd=tmp_path)
+    done = run_module(SCRIPT, name, "--quiet", "--base_url", server.url, "--output_dir", "out", cwd=tmp_path)
     assert done.returncode == 1
     assert server.asked == [name]
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "http://localhost:port", "file:///missing"])
 def test_a_server_that_is_not_there_gets_one_line_a_file(tmp_path: Path, url: str) -> None:
-    done = run_script(SCRIPT, "--base_url", url, "--output_dir", tmp_path / "out", cwd=tmp_path)
+    done = run_module(SCRIPT, "--base_url", url, "--output_dir", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert [published.name in line for published, line in zip(PUBLISHED, lines, strict=True)] == [True, True]
@@ -225,7 +225,7 @@ def test_a_server_that_is_not_there_gets_one_line_a_file(tmp_path: Path, url: st
     [(["g_best"], "no such checkpoint: g_best"), (["--base_url", "x.org"], "--base_url: x.org")],
 )
 def test_a_wrong_command_line_is_refused(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = run_script(SCRIPT, *arguments, "--output_dir", tmp_path / "out", cwd=tmp_path)
+    done = run_module(SCRIPT, *arguments, "--output_dir", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert not (tmp_path / "out").exists()

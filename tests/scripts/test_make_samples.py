@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 from scripts.make_samples import RATE, RECIPES, coloured
-from tests.fixtures.commands import ROOT, run_script
+from tests.fixtures.commands import ROOT, run_module
 
-SCRIPT = "scripts/make_samples.py"
+SCRIPT = "scripts.make_samples"
 SAMPLES = ROOT / "samples"
 LARGEST_BYTES = 1_500_000
 
@@ -69,7 +69,7 @@ def test_the_same_prompts_and_seed_give_the_same_samples(tmp_path: Path) -> None
     write_prompts(tmp_path / "prompts")
     for output, seed in (("one", 0), ("two", 0), ("other", 1)):
         options = ("--prompts_dir", "prompts", "--output_dir", output, "--seed", seed)
-        done = run_script(SCRIPT, *options, cwd=tmp_path)
+        done = run_module(SCRIPT, *options, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     for recipe in RECIPES:
         one, two, other = (read_pair(tmp_path / folder, recipe.name) for folder in ("one", "two", "other"))
@@ -85,12 +85,12 @@ def test_prompts_that_do_not_suffice_get_one_line(tmp_path: Path) -> None:
     some = tmp_path / "prompts" / f"{RECIPES[1].prompt}.wav"
     whole = some.read_bytes()
     some.write_bytes(whole[:-100])
-    cut = run_script(SCRIPT, "--prompts_dir", "prompts", "--output_dir", "out", cwd=tmp_path)
+    cut = run_module(SCRIPT, "--prompts_dir", "prompts", "--output_dir", "out", cwd=tmp_path)
     some.unlink()
-    missing = run_script(SCRIPT, "--prompts_dir", "prompts", "--output_dir", "out", cwd=tmp_path)
+    missing = run_module(SCRIPT, "--prompts_dir", "prompts", "--output_dir", "out", cwd=tmp_path)
     soundfile.write(some, np.zeros(4 * RATE), RATE)
-    silent = run_script(SCRIPT, "--prompts_dir", "prompts", "--output_dir", "out", cwd=tmp_path)
-    empty = run_script(SCRIPT, "--prompts_dir", "empty", "--output_dir", "out", cwd=tmp_path)
+    silent = run_module(SCRIPT, "--prompts_dir", "prompts", "--output_dir", "out", cwd=tmp_path)
+    empty = run_module(SCRIPT, "--prompts_dir", "empty", "--output_dir", "out", cwd=tmp_path)
     cases = [
         (cut, "cut short"),
         (missing, RECIPES[1].prompt),

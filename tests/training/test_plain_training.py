@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from config import Config
 from data.crops import Batch, PairedCrops, load_batches
+from data.file_lists import Utterance
 from data.recordings import Recordings
 from models import build
 from models.losses import Speech, phase
 from models.published import translate_published
 from models.spectrogram import Spectra, Spectrogram
-from scripts.benchmark_training import write_utterances
-from tests.plain_training import PlainBatch, PlainTrainer, new_pool, pesq_labels, phase_loss, plain_loader
+from plain.training import PlainBatch, PlainTrainer, new_pool, pesq_labels, phase_loss, plain_loader
+from tests.fixtures.recordings import save
+from tests.fixtures.signals import speech_like, with_noise
 from training.distribution import Group
 from training.labels import PesqLabels
 from training.steps import Trainer
@@ -34,10 +37,20 @@ def tiny_config(small_config: Config) -> Config:
     return replace(small_config, data=replace(small_config.data, segment_size=8300))
 
 
+def write_utterances(folder: Path) -> list[Utterance]:
+    """A dozen pairs of 3 s, at 0 to 15 dB."""
+    pairs = [Utterance(str(n), folder / f"{n}_clean.wav", folder / f"{n}_noisy.wav") for n in range(12)]
+    for number, pair in enumerate(pairs):
+        clean = speech_like(3, seed=number)
+        save(pair.clean, clean)
+        save(pair.noisy, with_noise(clean, snr_db=5 * (number % 4), seed=12 + number))
+    return pairs
+
+
 @pytest.fixture(scope="module")
 def batches(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[Both]:
     """The first two batches, as both loaders give them."""
-    pairs = write_utterances(tmp_path_factory.mktemp("utterances"), tiny_config.data.sampling_rate)
+    pairs = write_utterances(tmp_path_factory.mktemp("utterances"))
     seed, size = tiny_config.train.seed, tiny_config.train.batch_size
     source = PairedCrops(pairs, Recordings(16_000, keep=True), tiny_config.data, seed)
     with closing(load_batches(source, seed, 0, 0, batch_size=size, rank=0, ranks=1, workers=1)) as loaded:

@@ -28,7 +28,7 @@ from data.processes import available_cores, set_up_process
 from metrics.perceptual import wideband_pesq
 from metrics.signals import ScoreError
 from models.discriminator import DROPOUT, HIDDEN, MetricDiscriminator
-from tests.models.plain_muse import plain_network
+from plain.muse import plain_network
 
 # Starting anew is costly where a process imports all again.
 START = "fork" if sys.platform == "linux" else "spawn"

@@ -1,6 +1,6 @@
 """MUSE written out plainly, with every part and name of the authors' release: the oracle of tests and benchmarks.
 
-As `tests/models/plain_imse.py`, with which it shares the frame; `models/muse.py` must give the same numbers, faster.
+As `plain/imse.py`, with which it shares the frame; `models/muse.py` must give the same numbers, faster.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import Config, ImseConfig, MuseConfig, UNetConfig
-from tests.models.plain_imse import ChannelNorm, FeedForward, PlainIMSE, TransformerUNet
+from plain.imse import ChannelNorm, FeedForward, PlainIMSE, TransformerUNet
 
 HEADS = (1, 2, 8)
 WINDOWS = {1: {3: 1}, 2: {3: 2}, 8: {3: 2, 5: 3, 7: 3}}
@@ -128,7 +128,7 @@ class PlainMUSE(PlainIMSE):
 
 
 def has_plain_network(config: Config) -> bool:
-    """Whether the network is one that the tests keep a plain transcription of."""
+    """Whether the network is one that has a plain transcription here."""
     return isinstance(config.model, ImseConfig | MuseConfig)
 
 
