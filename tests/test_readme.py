@@ -63,6 +63,21 @@ def commands() -> Iterator[str]:
     return (f"{line}\n" for line in text.splitlines() if line.strip())
 
 
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "example.py").write_text(f"{example}\nassert len(enhanced) == len(noisy) and rate == 16_000\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, tmp_path / "example.py"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.fixture
 def project(tmp_path: Path, small_checkpoint: Path) -> Path:
     """A copy of the project as a user has it after the setup, with recordings, speech, noise and the test set."""
