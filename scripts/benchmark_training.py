@@ -124,9 +124,8 @@ def measure_forms(
         return Form(lambda: trainer.step(next(batches)))
 
     def ours(trainer: Trainer) -> Form:
-        batches = stack.enter_context(
-            closing(load_batches(source, seed, 0, 0, batch_size=batch_size, rank=0, ranks=1, workers=workers))
-        )
+        batches = load_batches(source, seed, 0, 0, batch_size=batch_size, rank=0, ranks=1, workers=workers)
+        stack.enter_context(closing(batches))
         return Form(lambda: trainer.step(next(batches), 0), trainer.state_dict)  # which waits for labels
 
     with ExitStack() as stack:
