@@ -23,7 +23,6 @@ from data.audio import AudioError
 from data.file_lists import FileListError, audio_by_id, plan_outputs
 from data.pipes import pipe_file, pipe_pcm
 from data.segments import PROTOCOLS
-from metrics.results import print_scores
 from models.acceleration import CompileError, fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError
 from models.enhancer import Enhancer
@@ -133,6 +132,8 @@ def main() -> int:
     failures = enhance_share(jobs, enhancer, load, group, options)
     problems: list[str] = []
     if clean and group.leads:
+        from metrics.results import print_scores  # late: with SciPy, it takes as long to import as PyTorch
+
         targets = {target: target.relative_to(options.output_dir) for _, target in jobs}
         problems = print_scores(clean, targets, failures, whole=Path(options.input_noisy_wavs_dir).is_dir())
     for problem in problems:

@@ -179,6 +179,9 @@ class Trainer:
                 "labels": labels.cpu(),
             }
         parts = {name: part.state_dict() for name, part in self._parts().items()}
+        for name, part in self._parts().items():
+            if isinstance(part, Optimizer):
+                del parts[name]["param_groups"]  # the configuration's, with each step's learning rate
         counts = {name: getattr(self, name) for name in _COUNTS}
         return parts | counts | {"waiting": self.group.gather(waiting)}
 
