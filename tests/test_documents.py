@@ -31,7 +31,7 @@ def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\n", " "))
     for line in "\n".join([*blocks, *inline]).replace("\\\n", " ").splitlines():
-        for program, rest in re.findall(r"(?:^|[ /])(python|bash|torchrun) ([^|<>#;&]+)", line):
+        for program, rest in re.findall(r"(?:^|[ /])(python|bash|torchrun) (?!-c )([^|<>#;&]+)", line):
             words = shlex.split(rest.replace("…", " ").replace("[", " ").replace("]", " "))
             if words and words[0] == "-m":
                 yield f"{words[1].replace('.', '/')}.py", words[2:]

@@ -48,8 +48,7 @@ ELSEWHERE = (
 
 RESULTS = (
     *("enhanced/b.flac", "enhanced/below/a.wav", "enhanced.wav", "enhanced/samples", "enhanced/report/index.html"),
-    *("VoiceBank+DEMAND/16k/clean_testset_wav/p232_1.wav"),
-    *("enhanced/paper/p232_1.wav", "test_final.txt"),
+    *("VoiceBank+DEMAND/16k/clean_testset_wav/p232_1.wav", "enhanced/paper/p232_1.wav", "test_final.txt"),
     *("enhanced/scores/index.html", "training.txt", "test.txt", "runs/imse/best.safetensors", "runs/two/latest.pt"),
     *("runs/imse_mix/best.safetensors", "played.raw"),
     *("enhanced/pictures/attention.png", "OUT/robustness.md", "live.onnx"),
