@@ -168,7 +168,7 @@ def _too_long(source: Path, protocol: str, error: Exception) -> AudioError:
 
 
 @dataclass
-class _Belts:
+class _Queues:
     """What the three threads of a run hand on: to the writer all `items`, to who computes `batches` of their rows.
 
     `stop` is set where one of them ends before its time, for the others to end too.
@@ -187,38 +187,38 @@ def take_through(
     `write` runs in a thread of its own; what it raises is raised here. All threads have ended when this returns.
     """
     # Longer than the patience: who waits for a window must not keep away those that it waits for.
-    belts = _Belts(Queue(PATIENCE * load.batch_size + READ_AHEAD))
+    queues = _Queues(Queue(PATIENCE * load.batch_size + READ_AHEAD))
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(2) as others:
-        reading = others.submit(_read_all, sources, enhancer, protocol, load.batch_size, belts)
-        writing = others.submit(_write_all, write, belts)
+        reading = others.submit(_read_all, sources, enhancer, protocol, load.batch_size, queues)
+        writing = others.submit(_write_all, write, queues)
         try:
             torch.set_num_threads(load.threads)
-            _compute(belts.batches, enhancer, belts.stop)
+            _compute(queues.batches, enhancer, queues.stop)
         finally:
             torch.set_num_threads(threads)
     reading.result()  # raises what ended it, which is why the writer found no more
     writing.result()
 
 
-def _read_all(sources: Sequence[Path], enhancer: Enhancer, protocol: str, batch_size: int, belts: _Belts) -> None:
+def _read_all(sources: Sequence[Path], enhancer: Enhancer, protocol: str, batch_size: int, queues: _Queues) -> None:
     try:
-        found = _read_files(sources, enhancer, protocol, belts.stop)
-        for item in in_batches(found, batch_size, PATIENCE * batch_size, belts.batches.put):
-            belts.items.put(item)
+        found = _read_files(sources, enhancer, protocol, queues.stop)
+        for item in in_batches(found, batch_size, PATIENCE * batch_size, queues.batches.put):
+            queues.items.put(item)
     finally:
-        belts.items.put(Mark.END_OF_ALL)
+        queues.items.put(Mark.END_OF_ALL)
 
 
-def _write_all(write: Callable[[Iterator[Item]], None], belts: _Belts) -> None:
-    items = iter(belts.items.get, Mark.END_OF_ALL)
+def _write_all(write: Callable[[Iterator[Item]], None], queues: _Queues) -> None:
+    items = iter(queues.items.get, Mark.END_OF_ALL)
     try:
         write(items)
     finally:
-        belts.stop.set()
+        queues.stop.set()
         for _ in items:  # room for what the reader may still put there
             pass
-        belts.batches.put(None)
+        queues.batches.put(None)
 
 
 def _compute(batches: Queue[list[Row] | None], enhancer: Enhancer, stop: Event) -> None:

@@ -21,7 +21,7 @@ from data.atomic import write_text_atomically
 from data.processes import run_in_processes
 from metrics.scores import METRICS, score_signals
 from metrics.signals import ScoreError
-from models.enhancer import Enhancer, LevelMeter
+from models.enhancer import Enhancer
 from robustness.mixes import Trial
 from robustness.plan import Condition
 
@@ -53,10 +53,8 @@ class Job(NamedTuple):
 
 
 def enhance(enhancer: Enhancer, noisy: np.ndarray) -> np.ndarray:
-    """Mono samples `[N]` as inference.py enhances them by default; float64 `[N]`."""
-    blocks = [noisy.astype(np.float32)[:, None]]
-    level = LevelMeter().measure(blocks)
-    return np.concatenate(list(enhancer.enhance(blocks, level, "overlap")))[:, 0].astype(np.float64)
+    """Samples `[N]` as inference.py enhances them by default, in float64."""
+    return enhancer.enhance_signal(noisy).astype(np.float64)
 
 
 def score(job: Job) -> TrialScores:

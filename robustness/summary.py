@@ -83,9 +83,9 @@ def as_markdown(axes: Sequence[Axis], results: Results, names: Sequence[str], no
 
 
 def _table(axes: Sequence[Axis], results: Results, names: Sequence[str], metric: str) -> str:
-    label = METRICS[metric].label
+    measured = METRICS[metric].label
     lines = [
-        f"**{label}**: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
+        f"**{measured}**: noisy, and what each checkpoint adds (± half-width of its 95 % confidence interval)",
         "",
         f"| | | noisy | {' | '.join(names)} |",
         f"|---|---|---|{'---|' * len(names)}",

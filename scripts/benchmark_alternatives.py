@@ -36,7 +36,6 @@ from metrics.signals import RATE
 from metrics.summary import summarise
 from models.acceleration import fast_enhancer, keep_freed_memory, load_network
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError
-from models.enhancer import LevelMeter
 from models.pipeline import Load
 
 RNNOISE_RATE = 48_000
@@ -81,12 +80,7 @@ def with_checkpoint(path: Path, threads: int) -> System:
     if config.data.sampling_rate != RATE:
         raise CheckpointError(f"{path}: made for {config.data.sampling_rate} Hz; only those for {RATE} Hz are compared")
     enhancer = fast_enhancer(network, config, "cpu", "overlap", Load(1, threads), bf16=False, compiled=False)
-
-    def enhance(noisy: np.ndarray) -> np.ndarray:
-        blocks = [noisy[:, None]]
-        return np.concatenate(list(enhancer.enhance(blocks, LevelMeter().measure(blocks), "overlap")))[:, 0]
-
-    return enhance
+    return enhancer.enhance_signal
 
 
 def systems_of(checkpoints: Sequence[Path], threads: int) -> dict[str, System]:

@@ -36,9 +36,10 @@ def read_pairs(
     workers: int,
     quiet: bool,
 ) -> Data:
-    """Pairs of clean and noisy recordings; a part of the speakers is held out unless `selected_on` is given, checked.
+    """Pairs of clean and noisy recordings; a part of the speakers is held out unless `selected_on` is given.
 
-    Raises `FileListError` where pairs do not belong together, `AudioError` where a file cannot be read.
+    `selected_on` has been through `check_pairs`. Raises `FileListError` where pairs do not belong together,
+    `AudioError` where a file cannot be read.
     """
     check_pairs(pairs)
     if selected_on:
