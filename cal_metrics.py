@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
-from data.file_lists import FileListError, Utterance, read_file_list, require_pairs
-from data.processes import available_cores
-from listening.versions import Version
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
+from data.file_lists import Utterance, read_file_list, require_pairs
 from metrics.composite import VARIANTS
-from metrics.scores import PairScores, score_pairs
+from metrics.score import PairScores, score_pairs
 from metrics.summary import format_table, write_report
+from tools.report.versions import Version
+from utils.processes import available_cores
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Score enhanced files against their clean versions.")
     parser.add_argument("--clean_wav_dir", type=Path, help="folder of clean files")
@@ -42,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="DIR", help="folder for scores.csv, summary.json and the page")
     parser.add_argument("--jobs", type=int, default=available_cores(), help="processes (default: all cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error(f"argument --jobs: at least 1, not {options.jobs}")
     if not options.input_test_file:
@@ -58,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_pairs(options: argparse.Namespace) -> tuple[list[Utterance], list[Path]]:
-    """The pairs to score, and the files of either folder that have no twin; raises `FileListError`."""
+    """The pairs to score, and the files of either folder that have no twin; raises `UserError`."""
     if options.input_test_file:
         return read_file_list(options.input_test_file, options.clean_wav_dir, options.noisy_wav_dir), []
     pairing = require_pairs(options.clean_wav_dir, options.noisy_wav_dir)
@@ -72,7 +73,7 @@ def write_listening_page(
     if find_spec("matplotlib") is None:
         print("no index.html: needs matplotlib: pip install -e '.[report]'", file=sys.stderr)
         return []
-    from listening.page import Content, write_page  # late: scores are printed without waiting for matplotlib
+    from tools.report.page import Content, write_page  # late: scores are printed without waiting for matplotlib
 
     folder = options.noisy_wav_dir
     name = folder.resolve().name if folder else "scored"
@@ -85,14 +86,14 @@ def write_listening_page(
     return write_page(options.report, content, options.jobs, progress=not options.quiet)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     try:
         pairs, unpaired = find_pairs(options)
-    except FileListError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     results = score_pairs(pairs, options.composite, options.jobs, progress=not options.quiet)
     left_out = [f"{path}: has no twin in the other folder" for path in unpaired]
     problems = left_out + [f"{result.id}: {result.reason}" for result in results if result.reason is not None]

@@ -1,4 +1,4 @@
-"""What all commands of this project share: exit codes, one-line errors, and a clean end at Ctrl-C."""
+"""Conventions shared by all commands: exit codes, one-line errors, argument parser, clean termination."""
 
 from __future__ import annotations
 
@@ -6,22 +6,36 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-DONE, SOME_FAILED, WRONG_COMMAND_LINE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-"""Exit codes of all commands; the last two are those of programs that Ctrl-C or SIGTERM has ended."""
+DONE, SOME_FAILED, USAGE_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+"""Exit codes of all commands. 130 and 143 are those of a program ended by Ctrl-C or SIGTERM."""
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+class UserError(Exception):
+    """An expected failure, such as an unusable option, file or configuration.
+
+    The message names the option or file, the problem, and the remedy. `run` prints it on standard error and exits
+    with `exit_code`.
+    """
+
+    def __init__(self, message: str, exit_code: int = USAGE_ERROR) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line on standard error, and exits with code 2."""
+    """`argparse.ArgumentParser` that reports an invalid command line as a `UserError`."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program."""
-        self.exit(WRONG_COMMAND_LINE, f"{self.prog}: {message} (--help shows the options)\n")
+        """Raise `UserError`."""
+        raise UserError(f"{self.prog}: {message} (--help shows the options)")
 
     def check_device(self, device: str) -> None:
-        """End the program where PyTorch cannot compute on `device`."""
+        """Raise `UserError` if PyTorch cannot compute on `device`."""
         import torch  # late: commands without a network do not wait for it
 
         try:
@@ -30,22 +44,32 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"--device {device}: cannot be used ({str(error).splitlines()[0]})")
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its code; Ctrl-C, SIGTERM and a closed pipe end it without a traceback.
+def call(main: Main, argv: Sequence[str] | None = None) -> int:
+    """Run `main(argv)` and return its exit code; print a `UserError` on standard error."""
+    try:
+        return main(argv)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
-    Each ends the blocks that are open, so that nothing is left half written.
+
+def run(main: Main) -> NoReturn:
+    """Run a command on `sys.argv` and exit with its code.
+
+    SIGTERM raises `SystemExit`, so that open `with` blocks are left and no file stays half written. A failed write
+    to standard output (full disk, closed pipe) exits with code 1; a closed pipe prints no message.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        code = main()
+        code = call(main)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # whose reader has gone, and needs no message
+        if not isinstance(error, BrokenPipeError):
             print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
-        # What standard output still holds cannot be written, not even at exit.
+        # The interpreter would flush the remaining buffer at exit and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = SOME_FAILED
     sys.exit(code)

@@ -16,6 +16,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from cli import UserError
+
 LARGEST_NUMBER = 1e9
 """No setting is beyond it, and none is infinite."""
 
@@ -28,12 +30,8 @@ MOST_BASES = 8
 _MOST_SHOWN = 60  # characters, of what a message quotes
 
 
-class ConfigError(Exception):
-    """A configuration cannot be used; `problems` holds one line for each thing wrong with it."""
-
-    def __init__(self, source: str, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+def _lines(source: str, problems: Sequence[str]) -> str:
+    return "\n".join(f"{source}: {problem}" for problem in problems)
 
 
 Checks = Mapping[str, bool]
@@ -92,7 +90,7 @@ LOCAL_PATTERNS = ("idconv", "without_square", "without_frequency", "without_time
 
 @dataclass(frozen=True)
 class ImseAblationConfig(UNetConfig):
-    """IMSE with parts taken out or exchanged (`models.imse_ablation`); the defaults are IMSE.
+    """IMSE with parts taken out or exchanged (`tools.ablation.networks`); the defaults are IMSE.
 
     attention: "mala", or MALA "without_magnitude" (plain linear attention), "without_rotation", "without_local" or
         "without_gate"; "softmax_bottleneck" for softmax attention at the bottleneck; "taylor" for MUSE's.
@@ -376,7 +374,7 @@ class Config:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a configuration file; raises `ConfigError`.
+    """Read and check a configuration file; raises `UserError`.
 
     A file with the key `base` gives only what differs from that file, whose path is relative to its own.
     `overrides` are assignments such as `optim.learning_rate=1e-4`, their values in JSON.
@@ -392,9 +390,9 @@ def _with_base(path: Path, depth: int = 0) -> Any:
         return content
     base = content.pop("base")
     if not (isinstance(base, str) and base.isprintable()):
-        raise ConfigError(str(path), [f"base: expected the path of a configuration, found {_shown(base)}"])
+        raise UserError(_lines(str(path), [f"base: expected the path of a configuration, found {_shown(base)}"]))
     if depth == MOST_BASES:
-        raise ConfigError(str(path), [f"base: the {MOST_BASES + 1}th in a row; do they go in a circle?"])
+        raise UserError(_lines(str(path), [f"base: the {MOST_BASES + 1}th in a row; do they go in a circle?"]))
     return merge(_with_base(path.parent / base, depth + 1), content)
 
 
@@ -413,7 +411,7 @@ def _overridden(content: Any, overrides: Sequence[str]) -> Any:
         place, equals, text = assignment.partition("=")
         section, dot, key = place.strip().partition(".")
         if not (equals and dot and section and key):
-            raise ConfigError(
+            raise UserError(
                 f"--set {_shown_name(assignment)}", ["expected section.key=value, such as optim.learning_rate=1e-4"]
             )
         try:
@@ -426,19 +424,19 @@ def _overridden(content: Any, overrides: Sequence[str]) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """Read a JSON file; raises `ConfigError` for what is no file, too large, not JSON, or gives a key twice."""
+    """Read a JSON file; raises `UserError` for what is no file, too large, not JSON, or gives a key twice."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for who writes to it
-            raise ConfigError(str(path), ["not a file; give a JSON file"])
+            raise UserError(_lines(str(path), ["not a file; give a JSON file"]))
         with path.open("rb") as stream:
             content = stream.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise ConfigError(str(path), [f"no configuration: larger than {LARGEST_FILE} bytes"])
+            raise UserError(_lines(str(path), [f"no configuration: larger than {LARGEST_FILE} bytes"]))
         return json.loads(content.decode(), object_pairs_hook=_unique_keys)
     except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+        raise UserError(_lines(str(path), [f"cannot be read: {error.strerror}"])) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(str(path), [f"not valid JSON: {error}"]) from error
+        raise UserError(_lines(str(path), [f"not valid JSON: {error}"])) from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -451,12 +449,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_config(content: Any, source: str) -> Config:
-    """Check a mapping of sections and build the configuration; raises `ConfigError` with all that is wrong.
+    """Check a mapping of sections and build the configuration; raises `UserError` with all that is wrong.
 
     `source` is what messages call it: usually the file's path.
     """
     if not isinstance(content, dict):
-        raise ConfigError(source, ["expected an object with the sections of a configuration"])
+        raise UserError(_lines(source, ["expected an object with the sections of a configuration"]))
     problems: list[str] = []
     sections: dict[str, Any] = {}
     section_types = {name: _section_type(hint) for name, hint in get_type_hints(Config).items()}
@@ -480,7 +478,7 @@ def parse_config(content: Any, source: str) -> Config:
             problems.extend(f"{name}.{what}" for what, holds in parsed.checks().items() if not holds)
     problems.extend(_clashes(**sections))
     if problems:
-        raise ConfigError(source, problems)
+        raise UserError(_lines(source, problems))
     return Config(**sections)
 
 

@@ -11,34 +11,35 @@ others; 2 the command line is wrong.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
-from data.atomic import write_text_atomically
-from data.file_lists import FileListError, audio_by_id, file_list_line
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
+from data.file_lists import audio_by_id, file_list_line
+from utils.atomic import write_text_atomically
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
     parser = ArgumentParser(description="List the audio files of a folder for cal_metrics.py.")
     parser.add_argument("--test_dir_to_scan", type=Path, required=True, metavar="DIR", help="enhanced files")
     parser.add_argument("--output_file", type=Path, default=Path("test_final.txt"), help="default: %(default)s")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     lines: list[str] = []
     problems: list[str] = []
     try:
         for name in audio_by_id(args.test_dir_to_scan):
             try:
                 lines.append(file_list_line(name))
-            except FileListError as error:
+            except UserError as error:
                 problems.append(str(error))
         write_text_atomically(args.output_file, "".join(f"{line}\n" for line in lines))
-    except FileListError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     except OSError as error:
         print(f"{args.output_file}: cannot be written: {error.strerror}", file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{args.output_file}: {len(lines)} files")

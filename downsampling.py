@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,17 +22,17 @@ from tempfile import TemporaryFile
 import numpy as np
 from tqdm import tqdm
 
-from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
 from data.audio import AudioError
-from data.file_lists import FileListError, Utterance, pair_folders
-from data.preparation import RATE, Resampler, convert_pair, resample_as_published
-from data.processes import available_cores, run_in_processes
+from data.file_lists import Utterance, pair_folders
+from data.voicebank import RATE, Resampler, convert_pair, resample_as_published
+from utils.processes import available_cores, run_in_processes
 
 Job = tuple[Utterance, Utterance]
 """A pair of source files and the pair of files to make of it."""
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(description="Resample VoiceBank+DEMAND to 16 kHz.")
     add = parser.add_argument
@@ -44,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--resampler", choices=["soxr", "torchaudio"], default="soxr", help="default: %(default)s")
     add("--jobs", type=int, default=available_cores(), help="processes; default: one a core")
     add("--quiet", action="store_true", help="no progress bar, no summary")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs: must be 1 or more, not {args.jobs}")
     args.output_dir = args.output_dir or args.input_dir / "16k"
@@ -54,12 +55,12 @@ def parse_arguments() -> argparse.Namespace:
 def plan(input_dir: Path, output_dir: Path, splits: list[list[str]]) -> tuple[list[Job], list[Path]]:
     """List the jobs of all splits (clean and noisy folder name of each) and the files without a twin.
 
-    Raises `FileListError` where no split or half a split is there, or outputs would land among the inputs.
+    Raises `UserError` where no split or half a split is there, or outputs would land among the inputs.
     """
     missing = [[input_dir / name for name in names if not (input_dir / name).is_dir()] for names in splits]
     message = f"no such folder: {', '.join(str(path) for paths in missing for path in paths)}"
     if all(missing) or any(len(paths) == 1 for paths in missing):
-        raise FileListError(message)
+        raise UserError(message)
     if any(missing):
         print(f"left out, {message}", file=sys.stderr)
     jobs: list[Job] = []
@@ -68,7 +69,7 @@ def plan(input_dir: Path, output_dir: Path, splits: list[list[str]]) -> tuple[li
         sources, targets = ([folder / name for name in names] for folder in (input_dir, output_dir))
         for target in (path.resolve() for path in targets):
             if {source.resolve() for source in sources} & {target, *target.parents}:
-                raise FileListError(f"{target}: lies among the input files; choose another --output_dir")
+                raise UserError(f"{target}: lies among the input files; choose another --output_dir")
             target.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=target).close()  # fails once, where every file would
         pairing = pair_folders(*sources)
@@ -84,19 +85,19 @@ def convert_job(job: Job, resampler: Resampler) -> bool:
     return convert_pair(*job, resampler)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
     try:
         if args.resampler == "torchaudio":
             resample_as_published(np.zeros((1, 1), np.float32), RATE)
         jobs, unpaired = plan(args.input_dir, args.output_dir, [args.train_folders, args.test_folders])
-    except (ImportError, FileListError) as error:
+    except (ImportError, UserError) as error:
         print(error, file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     except OSError as error:
         print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     problems: list[str] = []
     task = partial(convert_job, resampler=args.resampler)
     written = skipped = 0

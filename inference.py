@@ -14,27 +14,27 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
 from data.audio import AudioError
-from data.file_lists import FileListError, audio_by_id, plan_outputs
-from data.pipes import pipe_file, pipe_pcm
-from data.segments import PROTOCOLS
-from models.acceleration import CompileError, fast_enhancer, keep_freed_memory, load_network
-from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, CheckpointError
-from models.enhancer import Enhancer
-from models.onnx_export import ExportError
-from models.pipeline import Load, enhance_file, enhance_files, without_done
-from models.streaming import Stream, StreamError
-from training.distribution import Group, join_for_files, rank_count
+from data.file_lists import audio_by_id, plan_outputs
+from enhance.enhancer import Enhancer
+from enhance.files import Load, enhance_file, enhance_files, without_done
+from enhance.runtimes import fast_enhancer, keep_freed_memory, load_network
+from enhance.stdio import pipe_file, pipe_pcm
+from enhance.streaming import Stream
+from enhance.windows import PROTOCOLS
+from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
+from utils.distributed import Group, join_for_files, rank_count
 
 WITH_STREAM = ("stream", "checkpoint_file", "backend", "device", "quiet")
 
 
-def parse_arguments() -> Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Enhance noisy speech.")
     add = parser.add_argument
@@ -52,7 +52,7 @@ def parse_arguments() -> Namespace:
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
     add("--compile", action="store_true", help="compile the network: takes a minute, pays for many files")
     add("--quiet", action="store_true", help="no progress bar, no word on latency")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.stream:
         given = [name for name, value in vars(options).items() if value not in (None, False)]
         if for_files := [f"--{name}" for name in given if name not in WITH_STREAM]:
@@ -107,9 +107,9 @@ def enhance_share(
     return {target: reason for part in group.gather(failures) for target, reason in part.items()}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = parse_arguments()
+    options = parse_arguments(argv)
     torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
     keep_freed_memory()
     protocol = options.protocol
@@ -126,9 +126,9 @@ def main() -> int:
             return DONE
         jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
         clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
-    except (CheckpointError, ExportError, CompileError, StreamError, FileListError, AudioError) as error:
+    except (UserError, AudioError) as error:
         print(error, file=sys.stderr)
-        return SOME_FAILED if isinstance(error, AudioError) else WRONG_COMMAND_LINE
+        return SOME_FAILED if isinstance(error, AudioError) else USAGE_ERROR
     failures = enhance_share(jobs, enhancer, load, group, options)
     problems: list[str] = []
     if clean and group.leads:

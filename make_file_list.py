@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, WRONG_COMMAND_LINE, ArgumentParser, run
-from data.atomic import write_text_atomically
-from data.file_lists import FileListError, file_list_line, require_pairs
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
+from data.file_lists import file_list_line, require_pairs
+from utils.atomic import write_text_atomically
 
 DATA_DIR = Path("VoiceBank+DEMAND") / "16k"
 DEFAULT_FOLDERS = {
@@ -27,14 +28,14 @@ DEFAULT_FOLDERS = {
 LIST_NAMES = {"train": "training.txt", "test": "test.txt"}
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; `splits` of the result has the clean and noisy folder of each list to write."""
     parser = ArgumentParser(description="Write training.txt and test.txt.")
     for split, (clean, noisy) in DEFAULT_FOLDERS.items():
         parser.add_argument(f"--{split}_clean_path", type=Path, metavar="DIR", help=f"default: {clean}")
         parser.add_argument(f"--{split}_noisy_path", type=Path, metavar="DIR", help=f"default: {noisy}")
     parser.add_argument("--output_dir", type=Path, default=Path(), help="where the lists go; default: here")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     given = {s: (vars(args)[f"{s}_clean_path"], vars(args)[f"{s}_noisy_path"]) for s in DEFAULT_FOLDERS}
     for split, folders in given.items():
         if (folders[0] is None) != (folders[1] is None):
@@ -49,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 def list_lines(clean_dir: Path, noisy_dir: Path) -> tuple[list[str], list[str]]:
     """The lines of one list, and what is wrong with the files that are not in it.
 
-    Raises `FileListError` where a folder cannot be used at all.
+    Raises `UserError` where a folder cannot be used at all.
     """
     file_list_line(str(clean_dir), str(noisy_dir))
     pairing = require_pairs(clean_dir, noisy_dir)
@@ -59,26 +60,26 @@ def list_lines(clean_dir: Path, noisy_dir: Path) -> tuple[list[str], list[str]]:
     for pair in pairing.pairs:
         try:
             lines.append(file_list_line(pair.id, str(pair.clean), str(pair.noisy)))
-        except FileListError as error:
+        except UserError as error:
             problems.append(str(error))
     return lines, problems
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
     try:
         lists = {split: list_lines(*folders) for split, folders in args.splits.items()}
         for split, (lines, _) in lists.items():
             path = args.output_dir / LIST_NAMES[split]
             write_text_atomically(path, "".join(f"{line}\n" for line in lines))
             print(f"{path}: {len(lines)} pairs")
-    except FileListError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     except OSError as error:
         print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
-        return WRONG_COMMAND_LINE
+        return USAGE_ERROR
     problems = [problem for _, found in lists.values() for problem in found]
     for problem in problems:
         print(problem, file=sys.stderr)

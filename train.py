@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,25 +23,24 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cli import DONE, SOME_FAILED, TERMINATED, WRONG_COMMAND_LINE, ArgumentParser, run
-from config import Config, ConfigError, load_config
+from cli import DONE, SOME_FAILED, TERMINATED, USAGE_ERROR, ArgumentParser, UserError, run
+from config import Config, load_config
 from data.audio import AudioError
-from data.crops import Batch, PairedExamples, check_pairs, load_batches, steps_per_epoch
-from data.file_lists import FileListError, read_file_list
-from data.processes import available_cores
-from data.recordings import Recordings
+from data.dataset import AudioCache, Batch, PairedUtterances, check_pairs, load_batches, steps_per_epoch
+from data.file_lists import read_file_list
 from metrics.signals import RATE as METRICS_RATE
-from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from training.data import Data, read_mixes, read_pairs
-from training.distribution import join_group
-from training.journal import SHOWN_EXAMPLES, Journal
-from training.labels import PesqLabels
+from training.logger import SHOWN_EXAMPLES, TensorBoardLogger
+from training.pesq_labels import PesqLabeler
 from training.pictures import inner_pictures
-from training.run_folder import RunFolder
+from training.run_dir import RunDir
 from training.state import fitted
-from training.steps import Trainer
 from training.stop import Stop
+from training.trainer import Trainer
 from training.validation import Validation
+from utils.distributed import join_group
+from utils.processes import available_cores
 
 ROOT = Path(__file__).resolve().parent
 
@@ -52,11 +51,7 @@ LARGEST_SKIP = 10
 """So many steps in a row without a finite gradient, and the run stops: it would not recover."""
 
 
-class TrainingError(Exception):
-    """A run cannot go on; the message says why, and what is left."""
-
-
-def parse_arguments() -> Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     """Read the command line; exits with code 2 where it is wrong."""
     parser = ArgumentParser(description="Train a network.")
     add = parser.add_argument
@@ -85,7 +80,7 @@ def parse_arguments() -> Namespace:
     )
     add("--no_cache", action="store_true", help="do not keep decoded audio in memory")
     add("--quiet", action="store_true", help="no progress bars")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if find_spec("tensorboard") is None:
         parser.error("needs TensorBoard: pip install -e '.[train]'")
     if options.resume and (options.overwrite or options.fine_tune):
@@ -99,7 +94,7 @@ def parse_arguments() -> Namespace:
 
 
 def read_config(options: Namespace) -> Config:
-    """The configuration with what the command line changes; raises `ConfigError`."""
+    """The configuration with what the command line changes; raises `UserError`."""
     changes = list(options.set)
     if options.training_epochs is not None:
         changes.append(f"train.epochs={options.training_epochs}")
@@ -107,18 +102,18 @@ def read_config(options: Namespace) -> Config:
         changes.append(f"train.validation_interval={options.validation_interval}")
     config = load_config(options.config, changes)
     if config.data.sampling_rate != METRICS_RATE:
-        raise ConfigError(str(options.config), [f"data.sampling_rate: PESQ and STOI need {METRICS_RATE} Hz"])
+        raise UserError(f"{options.config}: data.sampling_rate: PESQ and STOI need {METRICS_RATE} Hz")
     if config.mix and not (options.input_clean_wavs_dir and options.input_noise_dir):
-        raise ConfigError(str(options.config), ["mixes: give --input_clean_wavs_dir and --input_noise_dir"])
+        raise UserError(f"{options.config}: mixes: give --input_clean_wavs_dir and --input_noise_dir")
     if options.input_noise_dir and not config.mix:
-        raise ConfigError(str(options.config), ["has no section mix, which --input_noise_dir needs"])
+        raise UserError(f"{options.config}: has no section mix, which --input_noise_dir needs")
     if config.mix and options.protocol == "paper":
-        raise ConfigError(str(options.config), ["mixes: --protocol paper is for lists of pairs"])
+        raise UserError(f"{options.config}: mixes: --protocol paper is for lists of pairs")
     return config
 
 
-def read_data(options: Namespace, config: Config, recordings: Recordings) -> Data:
-    """The crops to train on and the utterances to select by; raises `FileListError` or `AudioError`."""
+def read_data(options: Namespace, config: Config, recordings: AudioCache) -> Data:
+    """The crops to train on and the utterances to select by; raises `UserError` or `AudioError`."""
     loading = {"recordings": recordings, "workers": options.num_workers, "quiet": options.quiet}
     listed = read_file_list(options.input_validation_file) if options.input_validation_file else []
     check_pairs(listed)  # now, also where it is scored only at the end
@@ -131,10 +126,10 @@ def read_data(options: Namespace, config: Config, recordings: Recordings) -> Dat
 class Run:
     """A run under way: the loop, and what it does every so many steps.
 
-    Raises `CheckpointError` where there is nothing to resume or it does not fit.
+    Raises `UserError` where there is nothing to resume or it does not fit.
     """
 
-    def __init__(self, options: Namespace, config: Config, folder: RunFolder, data: Data, trainer: Trainer) -> None:
+    def __init__(self, options: Namespace, config: Config, folder: RunDir, data: Data, trainer: Trainer) -> None:
         self.options, self.config, self.folder, self.data, self.trainer = options, config, folder, data, trainer
         self.group = trainer.group
         self.best = -math.inf
@@ -142,9 +137,8 @@ class Run:
         total_batch = config.train.batch_size * self.group.ranks
         self.epoch_steps = steps_per_epoch(len(data.source), total_batch)
         if self.epoch_steps == 0:
-            raise ConfigError(
-                str(options.config),
-                [f"train.batch_size: {total_batch} in total, but there are {len(data.source)} crops"],
+            raise UserError(
+                f"{options.config}: train.batch_size: {total_batch} in total, but there are {len(data.source)} crops"
             )
         self.last_step = min(config.train.epochs * self.epoch_steps, options.max_steps or sys.maxsize)
         if options.resume:
@@ -152,26 +146,26 @@ class Run:
         elif self.group.leads:
             folder.begin(config)
         protocol = "paper" if options.protocol == "paper" else "overlap"
-        self.validation = Validation(data.held_out, config, protocol, self.group)
-        self.journal = Journal(folder.tensorboard, trainer.steps_done) if self.group.leads else None
+        self.validation = Validation(data.splits, config, protocol, self.group)
+        self.journal = TensorBoardLogger(folder.tensorboard, trainer.global_step) if self.group.leads else None
 
     def train(self, stop: Stop) -> int:
         """Step until the end or until `stop`; returns the exit code."""
         steps = tqdm(
-            self._batches(), total=self.last_step, initial=self.trainer.steps_done, unit="step",
+            self._batches(), total=self.last_step, initial=self.trainer.global_step, unit="step",
             disable=self.options.quiet or not self.group.leads, dynamic_ncols=True,
         )  # fmt: skip
         seconds = self.config.train.batch_size * self.group.ranks * self.config.data.segment_size
         seconds /= self.config.data.sampling_rate
-        if self._validation_is_due() and self.validated != self.trainer.steps_done:
+        if self._validation_is_due() and self.validated != self.trainer.global_step:
             self._validate()  # the run was stopped before it came to that
             self._save()
         with closing(steps):
             for epoch, batch in steps:
                 figures = self.trainer.step(batch, epoch)
-                done = self.trainer.steps_done
+                done = self.trainer.global_step
                 if self.trainer.skipped_in_a_row == LARGEST_SKIP:
-                    raise TrainingError(
+                    raise UserError(
                         f"step {done}: the gradient was not finite {LARGEST_SKIP} times in a row; "
                         f"{self.folder.path} keeps what was saved before. Try a lower learning rate or optim.grad_clip"
                     )
@@ -192,15 +186,15 @@ class Run:
         return DONE
 
     def _validation_is_due(self) -> bool:
-        done = self.trainer.steps_done
+        done = self.trainer.global_step
         interval = self.config.train.validation_interval or self.epoch_steps
         return done > 0 and (done == self.last_step or done % interval == 0)
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """What is left of the run: each step's epoch and batch."""
         train, group = self.config.train, self.group
-        while self.trainer.steps_done < self.last_step:
-            epoch, first = divmod(self.trainer.steps_done, self.epoch_steps)
+        while self.trainer.global_step < self.last_step:
+            epoch, first = divmod(self.trainer.global_step, self.epoch_steps)
             batches = load_batches(
                 self.data.source, train.seed, epoch, first,
                 batch_size=train.batch_size, rank=group.rank, ranks=group.ranks, workers=self.options.num_workers,
@@ -208,7 +202,7 @@ class Run:
             with closing(batches):
                 for batch in batches:
                     yield epoch, batch
-                    if self.trainer.steps_done == self.last_step:
+                    if self.trainer.global_step == self.last_step:
                         return
 
     def _counts(self) -> dict[str, float]:
@@ -216,7 +210,7 @@ class Run:
 
     def _validate(self) -> None:
         """Score the held-out utterances, keep the network if it is the best, and tell."""
-        step, network = self.trainer.steps_done, self.trainer.kept_network
+        step, network = self.trainer.global_step, self.trainer.eval_model
         validated = self.validation.run(network)
         self.validated = step
         score = validated.scores["pesq"]
@@ -247,7 +241,7 @@ class Run:
         }
         if self.journal:
             self.journal.flush()
-            self.folder.save(self.trainer.kept_network, self.config, state)
+            self.folder.save(self.trainer.eval_model, self.config, state)
 
     def _load(self) -> None:
         state = self.folder.load_state(self.config)
@@ -259,18 +253,18 @@ class Run:
                 if before[name] != here:
                     batch = f"a batch of {before[name]} in total"
                     what = {"crops": "other training data", "total_batch": batch}[name]
-                    raise CheckpointError(f"{self.folder.state}: comes from a run on {what}; give it what it had")
+                    raise UserError(f"{self.folder.state}: comes from a run on {what}; give it what it had")
             self.trainer.load_state_dict(state)
             self.best, self.validated = before["best"], before["validated"]
         except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.folder.state}: does not fit this run ({error}); start anew") from error
+            raise UserError(f"{self.folder.state}: does not fit this run ({error}); start anew") from error
 
 
 def score_at_end(run_: Run) -> None:
     """Score the best network once on the list that had no say in choosing it."""
     options, config = run_.options, run_.config
     pairs = read_file_list(options.input_validation_file)
-    examples = PairedExamples(pairs, Recordings(config.data.sampling_rate, keep=False))
+    examples = PairedUtterances(pairs, AudioCache(config.data.sampling_rate, keep=False))
     network, _ = load_checkpoint(run_.folder.best)
     scores = Validation(examples, config, "overlap", run_.group).run(network.to(run_.group.device)).scores
     if run_.group.leads:
@@ -279,28 +273,28 @@ def score_at_end(run_: Run) -> None:
 
 
 def read_first_network(options: Namespace, config: Config) -> nn.Module:
-    """The network to fine-tune; raises `CheckpointError`, also where it is not the configuration's."""
+    """The network to fine-tune; raises `UserError`, also where it is not the configuration's."""
     network, other = load_checkpoint(options.fine_tune)
     if (other.model, other.stft) != (config.model, config.stft):
-        raise CheckpointError(f"{options.fine_tune}: another network or STFT than {options.config} describes")
+        raise UserError(f"{options.fine_tune}: another network or STFT than {options.config} describes")
     return network
 
 
 def begin(options: Namespace, config: Config, stack: ExitStack) -> Run:
     """Read the data, build the networks and start what works beside them; `stack` ends that."""
     name = options.config.stem
-    folder = RunFolder(options.checkpoint_path or Path("runs") / name, options.resume, options.overwrite)
+    folder = RunDir(options.checkpoint_path or Path("runs") / name, options.resume, options.overwrite)
     group = join_group(options.device)
     stack.callback(group.close)
     first_network = read_first_network(options, config) if options.fine_tune else None
-    recordings = Recordings(config.data.sampling_rate, keep=not options.no_cache)
+    recordings = AudioCache(config.data.sampling_rate, keep=not options.no_cache)
     data = read_data(options, config, recordings)
     labels = None
     if config.loss.metric > 0:
-        labels = stack.enter_context(PesqLabels(max(1, min(available_cores(), config.train.batch_size))))
+        labels = stack.enter_context(PesqLabeler(max(1, min(available_cores(), config.train.batch_size))))
     trainer = Trainer(config, group, labels)
     if first_network:
-        trainer.begin_with(first_network)
+        trainer.load_weights(first_network)
     started = Run(options, config, folder, data, trainer)
     if started.journal:
         stack.callback(started.journal.close)
@@ -313,11 +307,11 @@ def begin(options: Namespace, config: Config, stack: ExitStack) -> Run:
     return started
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = parse_arguments()
+    options = parse_arguments(argv)
     torch.backends.cudnn.allow_tf32 = False  # float32 is the paper's setting; train.bf16 is the fast one
-    code_of_error = WRONG_COMMAND_LINE
+    code_of_error = USAGE_ERROR
     try:
         config = read_config(options)
         with ExitStack() as stack:
@@ -328,7 +322,7 @@ def main() -> int:
             if code == DONE and options.input_validation_file and options.protocol == "held_out":
                 score_at_end(started)
             return code
-    except (ConfigError, FileListError, AudioError, CheckpointError, TrainingError) as error:
+    except (UserError, AudioError) as error:
         print(error, file=sys.stderr)
         return code_of_error
     except torch.OutOfMemoryError:

@@ -21,7 +21,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from data.atomic import replacing
+from cli import SOME_FAILED, UserError
+from utils.atomic import atomic_open
 
 _Result = TypeVar("_Result")
 
@@ -40,8 +41,11 @@ _FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
 _UNKNOWN_DATA_SIZE = 0x7FFF_0000
 
 
-class AudioError(Exception):
-    """An audio file cannot be read or written; the message names the file and says what is wrong with it."""
+class AudioError(UserError):
+    """An audio file cannot be read or written. Commands report it and go on with the other files."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, SOME_FAILED)
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ def _replacing_audio(path: Path, audio_format: AudioFormat) -> Iterator[tuple[so
     """A sound file, and what it writes through; it becomes `path` at a clean end. Raises `AudioError`."""
     callbacks = None
     try:
-        with replacing(path) as stream:
+        with atomic_open(path) as stream:
             callbacks = _Callbacks(stream)
             with soundfile.SoundFile(
                 callbacks.as_stream(),

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from cli import UserError
+
 # fmt: off
 AUDIO_SUFFIXES = frozenset([
     ".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3",
@@ -26,10 +28,6 @@ LARGEST_LIST = 2**28
 """Bytes: a million utterances and more. Beyond it is no list, but a recording or a device without an end."""
 
 Item = TypeVar("Item")
-
-
-class FileListError(Exception):
-    """A folder or file list cannot be used; the message names it and says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,17 @@ class Pairing:
 def find_audio(folder: Path) -> list[Path]:
     """All audio files under `folder`, by extension, sorted; hidden ones and hidden folders are left out.
 
-    Raises `FileListError` where the folder is missing or holds none.
+    Raises `UserError` where the folder is missing or holds none.
     """
     if not folder.is_dir():
-        raise FileListError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(folder))
     )
     if not files:
-        raise FileListError(f"{folder}: holds no audio files")
+        raise UserError(f"{folder}: holds no audio files")
     return files
 
 
@@ -74,31 +72,31 @@ def _is_hidden(path: Path) -> bool:
 def plan_outputs(source: Path, output_dir: Path) -> list[tuple[Path, Path]]:
     """The audio files under `source`, or itself, and where each result goes: the same tree in `output_dir`.
 
-    Makes that folder. Raises `FileListError` where there are no files, the folder cannot be written, or a
+    Makes that folder. Raises `UserError` where there are no files, the folder cannot be written, or a
     result would replace an input.
     """
     if not source.exists():
-        raise FileListError(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder")
     files, root = ([source], source.parent) if source.is_file() else (find_audio(source), source)
     inside = output_dir.resolve()
     if root.resolve() in inside.parents:  # results of an earlier run are not inputs
         files = [path for path in files if inside not in path.resolve().parents]
     if not files:
-        raise FileListError(f"{source}: holds no audio files beside earlier results")
+        raise UserError(f"{source}: holds no audio files beside earlier results")
     outputs = [(path, output_dir / path.relative_to(root)) for path in files]
     if {path.resolve() for path in files} & {target.resolve() for _, target in outputs}:
-        raise FileListError(f"{output_dir}: results would replace their inputs; choose another output folder")
+        raise UserError(f"{output_dir}: results would replace their inputs; choose another output folder")
     make_output_dir(output_dir)
     return outputs
 
 
 def make_output_dir(folder: Path) -> None:
-    """Make the folder; raises `FileListError` where nothing can be written into it, once, before every file would."""
+    """Make the folder; raises `UserError` where nothing can be written into it, once, before every file would."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise FileListError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
@@ -110,16 +108,16 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
 def pair_folders(clean_dir: Path, noisy_dir: Path) -> Pairing:
     """Match the files under two folders by their relative path without extension.
 
-    Raises `FileListError` where a folder is missing or empty, or has two files of one name.
+    Raises `UserError` where a folder is missing or empty, or has two files of one name.
     """
     return pair_by_id(audio_by_id(clean_dir), audio_by_id(noisy_dir))
 
 
 def require_pairs(clean_dir: Path, noisy_dir: Path) -> Pairing:
-    """As `pair_folders`; raises `FileListError` also where no file has a twin."""
+    """As `pair_folders`; raises `UserError` also where no file has a twin."""
     pairing = pair_folders(clean_dir, noisy_dir)
     if not pairing.pairs:
-        raise FileListError(f"{noisy_dir}: no file has a twin in {clean_dir}")
+        raise UserError(f"{noisy_dir}: no file has a twin in {clean_dir}")
     return pairing
 
 
@@ -135,13 +133,13 @@ def pair_by_id(clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> Pairing:
 def audio_by_id(folder: Path) -> dict[str, Path]:
     """The audio files under `folder`, sorted, by their id: the relative path without extension.
 
-    Raises `FileListError` where the folder is missing or empty, or has two files of one id.
+    Raises `UserError` where the folder is missing or empty, or has two files of one id.
     """
     found: dict[str, Path] = {}
     for path in find_audio(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise FileListError(f"{folder}: {found[name].name} and {path.name} have the same name '{name}'")
+            raise UserError(f"{folder}: {found[name].name} and {path.name} have the same name '{name}'")
         found[name] = path
     return found
 
@@ -149,23 +147,23 @@ def audio_by_id(folder: Path) -> dict[str, Path]:
 def file_list_line(*fields: str) -> str:
     """One line of a file list, without its line end, that `read_file_list` gives back as these fields.
 
-    Raises `FileListError` for a field that the format cannot hold: with `|`, with a line break, with blanks
+    Raises `UserError` for a field that the format cannot hold: with `|`, with a line break, with blanks
     at an end, empty, with a character that no path has or that marks the start of a file, or not in Unicode.
     """
     for field in fields:
         if any(mark in field for mark in "|\0\ufeff") or [field.strip()] != field.splitlines(keepends=True):
-            raise FileListError(f"{field!r}: cannot stand in a file list (no '|', no line break, no blank at an end)")
+            raise UserError(f"{field!r}: cannot stand in a file list (no '|', no line break, no blank at an end)")
         try:
             field.encode()
         except UnicodeEncodeError as error:
-            raise FileListError(f"{field!r}: cannot stand in a file list (the name is not in Unicode)") from error
+            raise UserError(f"{field!r}: cannot stand in a file list (the name is not in Unicode)") from error
     return "|".join(fields)
 
 
 def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | None = None) -> list[Utterance]:
     """Read a file list; in a folder given here files are looked up by their ids, whatever path the list names.
 
-    So the list of the noisy test set also serves for the enhanced one. Raises `FileListError` for a missing,
+    So the list of the noisy test set also serves for the enhanced one. Raises `UserError` for a missing,
     undecodable, endless or empty list, for a line that cannot be completed or names an id twice, and for a folder
     that cannot be used. Whether the audio files exist is for their reader to say.
     """
@@ -173,14 +171,14 @@ def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | 
         with path.open("rb") as stream:  # may be a pipe
             content = stream.read(LARGEST_LIST + 1)
         if len(content) > LARGEST_LIST:
-            raise FileListError(f"{path}: not a file list: larger than {LARGEST_LIST} bytes")
+            raise UserError(f"{path}: not a file list: larger than {LARGEST_LIST} bytes")
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise FileListError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise FileListError(f"{path}: not a text file in UTF-8") from error
+        raise UserError(f"{path}: not a text file in UTF-8") from error
     if "\0" in text:  # which no path can hold
-        raise FileListError(f"{path}: not a text file: it holds a NUL")
+        raise UserError(f"{path}: not a text file: it holds a NUL")
     clean, noisy = _Folder("clean", clean_dir), _Folder("noisy", noisy_dir)
     utterances: dict[str, Utterance] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -189,17 +187,17 @@ def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | 
         where = f"{path}, line {number}"
         fields = [field.strip() for field in line.split("|")]
         if len(fields) > 3 or not all(fields):
-            raise FileListError(f"{where}: expected 'id|clean path|noisy path', found '{line}'")
+            raise UserError(f"{where}: expected 'id|clean path|noisy path', found '{line}'")
         name, listed = fields[0], dict(enumerate(fields))
         if name in utterances:
-            raise FileListError(f"{where}: '{name}' stands in the list twice")
+            raise UserError(f"{where}: '{name}' stands in the list twice")
         utterances[name] = Utterance(
             id=name,
             clean=clean.find(name, listed.get(1), where),
             noisy=noisy.find(name, listed.get(2), where),
         )
     if not utterances:
-        raise FileListError(f"{path}: holds no utterances")
+        raise UserError(f"{path}: holds no utterances")
     return list(utterances.values())
 
 
@@ -212,10 +210,10 @@ class _Folder:
         self._files = audio_by_id(folder) if folder else {}
 
     def find(self, name: str, listed: str | None, where: str) -> Path:
-        """The file of the utterance `name`, for which the list gives the path `listed`; raises `FileListError`."""
+        """The file of the utterance `name`, for which the list gives the path `listed`; raises `UserError`."""
         if self._folder:
             stem = name.removesuffix(suffix) if (suffix := Path(name).suffix).lower() in AUDIO_SUFFIXES else name
             return self._files.get(stem, self._folder / f"{stem}.wav")
         if listed:
             return Path(listed)
-        raise FileListError(f"{where}: names no {self._kind} file for '{name}'; give the folder of {self._kind} files")
+        raise UserError(f"{where}: names no {self._kind} file for '{name}'; give the folder of {self._kind} files")

@@ -1,6 +1,6 @@
 """The level of a signal: its mean power, and what brings a training crop to the level that networks are made for.
 
-Training need not match inference (`models.enhancer.LevelMeter`) to the last bit: it repeats no released output, and a
+Training need not match inference (`enhance.enhancer.LevelMeter`) to the last bit: it repeats no released output, and a
 phase of 0 or π that a rounding error turns over is one more thing that is random in a crop.
 """
 

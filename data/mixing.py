@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import fftconvolve
 
+from cli import UserError
 from config import DataConfig, MixConfig
 from data.audio import AudioReader
-from data.crops import Crop, Example, fit_segment, random_start
-from data.file_lists import FileListError
+from data.dataset import AudioCache, Crop, EvalPair, fit_segment, random_start
 from data.levels import SILENT_POWER, level_factor, mean_power
-from data.recordings import Recordings
 
 _REDRAWS = 10
 
@@ -41,7 +40,7 @@ EARLY_SECONDS = 0.05
 _VALIDATION_STREAM = 2
 
 
-class MixedCrops:
+class MixedDataset:
     """Crops of `data.segment_size` samples from clean speech `speech`, each file once an epoch, mixed with `noise`.
 
     Raises `AudioError` where the header of a noise file cannot be read.
@@ -51,7 +50,7 @@ class MixedCrops:
         self,
         speech: Sequence[Path],
         noise: Sequence[Path],
-        recordings: Recordings,
+        recordings: AudioCache,
         data: DataConfig,
         mix: MixConfig,
         seed: int,
@@ -88,14 +87,14 @@ class MixedCrops:
         return in_room(speech[max(start - len(whole) + 1, 0) : start], dry, whole, early)
 
 
-class MixedExamples(Sequence[Example]):
+class MixedUtterances(Sequence[EvalPair]):
     """`mix.validation_mixes` whole utterances with noise, the same ones each time; SNRs spread evenly over the range.
 
     Made when they are asked for; raises `AudioError` then, or at once where a noise file's header cannot be read.
     """
 
     def __init__(
-        self, speech: Sequence[Path], noise: Sequence[Path], recordings: Recordings, mix: MixConfig, seed: int
+        self, speech: Sequence[Path], noise: Sequence[Path], recordings: AudioCache, mix: MixConfig, seed: int
     ) -> None:
         self._speech = speech
         self._noise = _Noises(noise, recordings)
@@ -107,20 +106,20 @@ class MixedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return self._mix.validation_mixes
 
-    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+    def __getitem__(self, index: int) -> EvalPair:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
         index = range(len(self))[index]
         random = np.random.default_rng([self._seed, 1, index, _VALIDATION_STREAM])
         path = self._speech[self._order[index % len(self._order)]]
         clean = self._recordings.samples(path)
         share = (index + 0.5) / len(self)
         snr = self._mix.snr_low + share * (self._mix.snr_high - self._mix.snr_low)
-        return Example(f"{index}_{path.stem}", clean, add_noise(clean, self._noise.draw(random, len(clean)), snr))
+        return EvalPair(f"{index}_{path.stem}", clean, add_noise(clean, self._noise.draw(random, len(clean)), snr))
 
 
 class _Noises:
     """Noise files to draw pieces from: in proportion to their lengths, up to `LONGEST_NOISE`."""
 
-    def __init__(self, paths: Sequence[Path], recordings: Recordings) -> None:
+    def __init__(self, paths: Sequence[Path], recordings: AudioCache) -> None:
         self._paths = paths
         self._recordings = recordings
         self._ends = np.cumsum([min(_seconds(path), LONGEST_NOISE) for path in paths])
@@ -203,8 +202,8 @@ def room_response(random: np.random.Generator, rate: int, decay: float, ratio: f
     return whole, whole[: 1 + round(EARLY_SECONDS * rate)]
 
 
-def check_mix(speech: Sequence[Path], noise: Sequence[Path], recordings: Recordings) -> None:
-    """Raises `FileListError` where all speech or all noise is silent; reads no further than the first that is not."""
+def check_mix(speech: Sequence[Path], noise: Sequence[Path], recordings: AudioCache) -> None:
+    """Raises `UserError` where all speech or all noise is silent; reads no further than the first that is not."""
     for kind, paths in (("speech", speech), ("noise", noise)):
         if not any(recordings.samples(path).any() for path in paths):
-            raise FileListError(f"every {kind} file is silent: {len(paths)} hold nothing but zeros")
+            raise UserError(f"every {kind} file is silent: {len(paths)} hold nothing but zeros")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.file_lists import pair_by_id
-from data.processes import available_cores
-from metrics.scores import score_pairs, without_scores
+from metrics.score import score_pairs, without_scores
 from metrics.summary import format_table
+from utils.processes import available_cores
 
 
 def print_scores(

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from data.atomic import write_text_atomically
 from metrics.composite import Variant
-from metrics.scores import METRICS, PairScores
+from metrics.score import METRICS, PairScores
+from utils.atomic import write_text_atomically
 
 VARIANT_NOTES: dict[Variant, str] = {
     "published": "composite measures 'published': with the lineage's 1/32768 before the WSS",

@@ -10,9 +10,9 @@ from torch import nn
 from config import Config
 from models.cnunet import CNUNet
 from models.imse import IMSE
-from models.imse_ablation import AblatedIMSE
 from models.lite_rtse import LiteRTSE
 from models.muse import MUSE
+from tools.ablation.networks import AblatedIMSE
 
 __all__ = ["NETWORKS", "build"]
 

@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from config import Config, ConfigError, load_json, parse_config
-from data.atomic import replacing
+from cli import UserError
+from config import Config, load_json, parse_config
 from models import build
 from models.published import config_sections, published_network, translate_published
+from utils.atomic import atomic_open
 
 _ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = _ROOT / "configs"
@@ -43,41 +44,37 @@ UNPICKLING_ERRORS = (
 _REAL_NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
-class CheckpointError(Exception):
-    """A checkpoint cannot be used; the message says which file, what is wrong with it and what to do."""
-
-
 def save_checkpoint(path: Path, network: nn.Module, config: Config) -> None:
     """Write the weights and the configuration; a file that stands there stays until the new one is whole.
 
-    Raises `CheckpointError`.
+    Raises `UserError`.
     """
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, metadata={"config": json.dumps(config.to_dict())})
     try:
-        with replacing(path) as stream:
+        with atomic_open(path) as stream:
             stream.write(content)
     except OSError as error:
-        raise CheckpointError(f"{path}: the checkpoint cannot be written: {error.strerror}") from error
+        raise UserError(f"{path}: the checkpoint cannot be written: {error.strerror}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, Config]:
     """Rebuild a network from its file, on the CPU and in evaluation mode, with its configuration.
 
-    Raises `CheckpointError` where the file is missing, cut short, no checkpoint, or another network's.
+    Raises `UserError` where the file is missing, cut short, no checkpoint, or another network's.
     """
     try:
         with path.open("rb") as stream:
             start = stream.read(9)
     except OSError as error:
-        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: the checkpoint cannot be read: {error.strerror}") from error
     # A safetensors file begins with the 8-byte length of its JSON header, a torch file is a zip archive.
     if start[8:9] == b"{":
         weights, config = _read_ours(path)
     elif start.startswith(b"PK"):
         weights, config = _read_published(path)
     else:
-        raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}")
+        raise UserError(f"{path}: {_NOT_A_CHECKPOINT}")
     with torch.device("meta"):  # compares shapes before it takes memory
         _check_fit(path, weights, build(config).state_dict())
     network = build(config)
@@ -92,36 +89,32 @@ def _read_ours(path: Path) -> tuple[dict[str, Tensor], Config]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, OSError) as error:
         reason = "; ".join(str(error).splitlines())
-        raise CheckpointError(
-            f"{path}: a safetensors file, but damaged or cut short ({reason}); get it anew"
-        ) from error
+        raise UserError(f"{path}: a safetensors file, but damaged or cut short ({reason}); get it anew") from error
     except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's, with the stack of its C++ in the message
-        raise CheckpointError(f"{path}: holds a tensor whose shape PyTorch cannot take; get it anew") from error
+        raise UserError(f"{path}: holds a tensor whose shape PyTorch cannot take; get it anew") from error
     if "config" not in metadata:
-        raise CheckpointError(f"{path}: holds weights without a configuration; give a checkpoint of this project")
+        raise UserError(f"{path}: holds weights without a configuration; give a checkpoint of this project")
     try:
         return weights, parse_config(json.loads(metadata["config"]), "its configuration")
-    except (ConfigError, ValueError, RecursionError) as error:
+    except (UserError, ValueError, RecursionError) as error:
         reason = "; ".join(str(error).splitlines())
         message = f"{path}: its configuration cannot be used ({reason}); give a checkpoint that this version wrote"
-        raise CheckpointError(message) from error
+        raise UserError(message) from error
 
 
 def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNPICKLING_ERRORS as error:
-        raise CheckpointError(f"{path}: {_NOT_A_CHECKPOINT}") from error
+        raise UserError(f"{path}: {_NOT_A_CHECKPOINT}") from error
     # Not by methods of their own: a pickle can put something else in the place of those.
     weights = dict.get(content, "generator") if isinstance(content, dict) else None
     weights = dict(dict.items(weights)) if isinstance(weights, dict) else None
     if weights is None or not all(_is_weight(*entry) for entry in weights.items()):
-        raise CheckpointError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
+        raise UserError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
     network = published_network(weights)
     if network is None:
-        raise CheckpointError(
-            f"{path}: holds another network's tensors; released checkpoints of IMSE and MUSE are read"
-        )
+        raise UserError(f"{path}: holds another network's tensors; released checkpoints of IMSE and MUSE are read")
     return translate_published(weights), _published_config(path, CONFIGS / f"{network}.json")
 
 
@@ -145,29 +138,29 @@ def _published_config(path: Path, paper_config: Path) -> Config:
     try:
         flat: Any = load_json(beside) if beside.exists() else {}
         if not isinstance(flat, dict):
-            raise ConfigError(str(beside), ["expected an object"])
+            raise UserError(f"{beside}: expected an object")
         return parse_config(config_sections(flat, paper), str(beside))
-    except ConfigError as error:
-        raise CheckpointError("; ".join(str(error).splitlines())) from error
+    except UserError as error:
+        raise UserError("; ".join(str(error).splitlines())) from error
 
 
 def _check_fit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless names and shapes are the network's own."""
+    """Raise `UserError` unless names and shapes are the network's own."""
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected]
     if missing or unknown:
         example = ascii((unknown or missing)[0])[:_MOST_SHOWN]
-        raise CheckpointError(
+        raise UserError(
             f"{path}: another network's weights: {len(missing)} tensors are missing and {len(unknown)} are unknown, "
             f"such as {example}; give a checkpoint of this network"
         )
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
-            raise CheckpointError(
+            raise UserError(
                 f"{path}: '{name}' has shape {list(weights[name].shape)} where the configuration asks for "
                 f"{list(tensor.shape)}; give the configuration that belongs to it"
             )
         if weights[name].dtype != tensor.dtype and not {weights[name].dtype, tensor.dtype} <= _REAL_NUMBERS:
-            raise CheckpointError(f"{path}: '{name}' holds {weights[name].dtype}, not real numbers; get it anew")
+            raise UserError(f"{path}: '{name}' holds {weights[name].dtype}, not real numbers; get it anew")
         if not weights[name].isfinite().all():
-            raise CheckpointError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint")
+            raise UserError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import CnunetConfig
-from models.dense import at_least_float32
-from models.spectrogram import Spectra
+from models.blocks import at_least_float32
+from models.stft import Spectra
 
 STAGE_DEPTHS = (6, 5, 4, 4, 4, 3)
 """How often each stage halves its frequency axis again, from the highest resolution to the lowest."""

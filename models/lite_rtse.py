@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from config import LiteRtseConfig
-from models.dense import at_least_float32
-from models.spectrogram import Spectra, angle
+from models.blocks import at_least_float32
+from models.stft import Spectra, angle
 
 SCALE_CHANNELS = 32
 """Channels of the multi-scale convolutions."""
@@ -84,7 +84,7 @@ class MultiScaleConv(nn.Module):
         return self.mix(filtered) * self.shortcut(x), past
 
 
-class MultiOrderConv(nn.Module):
+class GnConv(nn.Module):
     """A recursive gated convolution: `[B, C, T, F]` → `[B, 1, T, F]`.
 
     At each order the features are multiplied by a gate of as many channels; at all but the last, a 1×1 convolution
@@ -122,7 +122,7 @@ class LiteRTSE(nn.Module):
         self.mask = nn.Linear(bins, bins)
         self.scale_1 = MultiScaleConv(1, SCALE_CHANNELS)
         self.scale_2 = MultiScaleConv(SCALE_CHANNELS, SCALE_CHANNELS)
-        self.orders = MultiOrderConv(SCALE_CHANNELS, repeated=config.multi_order == "repeated")
+        self.orders = GnConv(SCALE_CHANNELS, repeated=config.multi_order == "repeated")
         self.fuse = nn.Linear(3 * bins, bins)
         self.fused_lstm = nn.LSTM(bins, bins, batch_first=True)
         self.magnitude = nn.Linear(bins, bins)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from config import LossConfig
-from models.spectrogram import Spectra, Spectrogram
+from models.stft import Spectra, Spectrogram
 
 _SI_SDR_EPS = 1e-8
 _COMPRESSION = 0.3

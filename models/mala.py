@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.transformer import head_blocks, mean_position, positions_first
+from models.blocks import head_blocks, to_tokens, token_mean
 
 HEAD_WIDTH = 8
 ROTARY_BASE = 10_000.0
@@ -80,9 +80,9 @@ class MALA(nn.Module):
     def forward(self, x: Tensor, rotary: RotaryTables) -> Tensor:
         """Attend; `rotary` are the tables of this map's T and F."""
         value = self.value(x)
-        q = positions_first(self.features(self.query(x)))  # [B, N, C]
-        k = positions_first(self.features(self.key(x)))
-        attended = self.attend(q, k, positions_first(value), rotary, x.shape[3])
+        q = to_tokens(self.features(self.query(x)))  # [B, N, C]
+        k = to_tokens(self.features(self.key(x)))
+        attended = self.attend(q, k, to_tokens(value), rotary, x.shape[3])
         attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
         return self.project((attended + self.local(value)) * self.gate(x))
 
@@ -92,7 +92,7 @@ class MALA(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables, bins: int) -> Tensor:
         """The attention proper: positive q and k, and v, `[B, N, C]` each of a map with F = `bins`, to `[B, N, C]`."""
-        mean_k, mean_v = mean_position(k, bins), mean_position(v, bins)  # [B, C]
+        mean_k, mean_v = token_mean(k, bins), token_mean(v, bins)  # [B, C]
         # z of each head, repeated over its d channels: the mean key stands in each column of the head's block.
         z = q @ (mean_k[:, :, None] * self.head_mask * SCALE)  # [B, N, C]
         return self.with_magnitude(self.response(q, k, v, rotary), z, mean_v[:, None])

@@ -1,17 +1,166 @@
-"""MUSE: the U-Net with deformable embedding and multi-path enhanced Taylor attention (arXiv 2406.04589).
+"""Deformable embedding: a depthwise 3×3 convolution that learns, at each position, where to read.
 
-The picture is `models.unet`; what the paper puts into its stages is here: a deformable embedding, then four
-transformer blocks with Taylor attention. The release's fusion of paths is left out: with the one path that it has,
-it is a softmax over one entry.
+MUSE paper, section on the deformable embedding (after Dai et al. 2017, "Deformable convolutional networks").
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from config import MuseConfig
-from models.deformable import DeformableEmbedding
-from models.taylor import TaylorAttention
-from models.transformer import TransformerBlock
-from models.unet import BLOCKS_PER_STAGE, MagnitudePhaseNetwork, Stage
+from models.blocks import TransformerBlock, head_blocks, pointwise_depthwise, spatial_mean, to_tokens, token_mean
+from models.imse import BLOCKS_PER_STAGE, MagnitudePhaseNetwork, Stage
+
+KERNEL = 3
+TAPS = KERNEL * KERNEL
+LARGEST_OFFSET = 1.0
+
+
+class DeformableConv(nn.Module):
+    """Depthwise 3×3 convolution whose taps are read beside their places: `[B, C, T, F]` → the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, KERNEL, KERNEL))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Read tap k of output position (t, f) at its place plus (offsets[2k], offsets[2k + 1]).
+
+        `offsets` `[B, 18, T, F]` are in positions, along time and along frequency, taps row by row. Between
+        positions the map is interpolated bilinearly; around it stand zeros.
+        """
+        frames, bins = x.shape[2:]
+        along_time, along_frequency = offsets.unflatten(1, (TAPS, 2)).unbind(2)  # [B, 9, T, F]
+        steps = torch.arange(KERNEL, device=x.device) - KERNEL // 2
+        times = steps.repeat_interleave(KERNEL)[:, None, None] + torch.arange(frames, device=x.device)[:, None]
+        frequencies = steps.repeat(KERNEL)[:, None, None] + torch.arange(bins, device=x.device)
+        # grid_sample counts from −1 to 1 between the map's outer edges, and puts frequency first.
+        grid = torch.stack(
+            [
+                (along_frequency + frequencies) * (2 / bins) + (1 / bins - 1),
+                (along_time + times) * (2 / frames) + (1 / frames - 1),
+            ],
+            dim=-1,
+        )
+        taps = functional.grid_sample(x, grid.flatten(1, 2), align_corners=False)  # [B, C, 9·T, F]
+        taps = taps.unflatten(2, (TAPS, frames))
+        out = torch.einsum("bcktf,ck->bctf", taps, self.weight.flatten(1))
+        return out.contiguous(memory_format=torch.channels_last)  # as all maps here, so that what follows is fast
+
+
+class DeformableEmbedding(nn.Module):
+    """Learned offsets of at most one position, a deformable convolution, and a mix of the channels.
+
+    `[B, C, T, F]` → the same shape.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.offsets = nn.Sequential(
+            nn.Conv2d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels, bias=False),
+            nn.Conv2d(channels, 2 * TAPS, 1, bias=False),
+        )
+        self.deformable = DeformableConv(channels)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=False)
+        for conv in (*self.offsets, self.mix):
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.normal_(conv.weight, std=math.sqrt(2 / (math.prod(conv.kernel_size) * conv.out_channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read where the features say, then Hardswish."""
+        offsets = self.offsets(x).clamp(-LARGEST_OFFSET, LARGEST_OFFSET)
+        return functional.hardswish(self.mix(self.deformable(x, offsets)))
+
+
+_FLOOR = 1e-6
+# Keeps the gradient of the norm of a vector of zeros finite; far below any other norm's last digit.
+_TINY = 1e-30
+
+
+class TaylorAttention(nn.Module):
+    """Attention of every time-frequency position to all others: `[B, C, T, F]` → the same shape.
+
+    Heads are groups of neighbouring channels. As in MALA, their products stand as blocks on the diagonal of C×C
+    matrices, so that no head is split off.
+
+    Parameters
+    ----------
+    channels: width C, divisible by the number of heads.
+    heads_by_kernel: how many heads are refined with windows of which size; their sum is the number of heads.
+    """
+
+    head_mask: Tensor
+
+    def __init__(self, channels: int, heads_by_kernel: Mapping[int, int]) -> None:
+        super().__init__()
+        heads = sum(heads_by_kernel.values())
+        self.head_width = channels // heads
+        self.query = pointwise_depthwise(channels, channels)
+        self.key = pointwise_depthwise(channels, channels)
+        self.value = pointwise_depthwise(channels, channels)
+        self.refinement = AttentionRefinement(self.head_width, heads_by_kernel)
+        self.temperature = nn.Parameter(torch.ones(heads))
+        self.channel_path = nn.Conv2d(channels, channels, 1)
+        self.spatial_path = nn.Sequential(
+            nn.Conv2d(channels, 2 * channels, 1, bias=False),
+            nn.Conv2d(2 * channels, channels, 3, padding=1, groups=channels, bias=False),
+        )
+        self.project = nn.Conv2d(channels, channels, 1, bias=False)
+        self.register_buffer("head_mask", head_blocks(channels, self.head_width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend, refine and scale."""
+        q = self.normalized(to_tokens(self.query(x)))  # [B, N, C]
+        k = self.normalized(to_tokens(self.key(x)))
+        attended = self.attend(q, k, to_tokens(self.value(x)), x.shape[3])
+        refined = self.refinement(q, k, x.shape[2:]) * self.temperature  # [B, N, heads]
+        attended = attended.unflatten(2, (-1, self.head_width)) * refined[..., None]
+        attended = attended.flatten(2).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
+        channels = self.channel_path(spatial_mean(x))
+        return self.project(attended * channels * functional.gelu(self.spatial_path(x)))
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """Divide `[B, N, C]` by the norm of each head."""
+        norm = (x.square() @ self.head_mask + _TINY).sqrt()
+        return x / (norm + _FLOOR)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bins: int) -> Tensor:
+        """First-order Taylor attention, (Σv + q Σkᵀv) / (N + q Σk), all `[B, N, C]` of a map with F = `bins`."""
+        positions = q.shape[1]
+        kv = (k.mT @ v) * self.head_mask
+        # The denominator of each head, repeated over its channels.
+        k_sum = (positions * token_mean(k, bins))[:, :, None] * self.head_mask
+        v_sum = (positions * token_mean(v, bins))[:, None]
+        return torch.baddbmm(v_sum, q, kv) / (q @ k_sum + (positions + _FLOOR))
+
+
+class AttentionRefinement(nn.Module):
+    """Multi-scale refinement: a factor in 0..1 for each head and position, from its queries and keys around it."""
+
+    def __init__(self, head_width: int, heads_by_kernel: Mapping[int, int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(2 * head_width * heads, heads, kernel, padding=kernel // 2, groups=heads)
+            for kernel, heads in heads_by_kernel.items()
+        )
+        self.head_width = head_width
+        self.inputs = [2 * head_width * heads for heads in heads_by_kernel.values()]
+
+    def forward(self, q: Tensor, k: Tensor, shape: torch.Size) -> Tensor:
+        """Normalised q and k `[B, N, C]` of a map of `shape` (T, F) → `[B, N, heads]`."""
+        heads = [x.unflatten(2, (-1, self.head_width)) for x in (q, k)]
+        both = torch.cat(heads, dim=3).flatten(2)  # [B, N, 2C], q and k of each head side by side
+        both = both.unflatten(1, shape).permute(0, 3, 1, 2)
+        groups = both.split(self.inputs, dim=1)
+        maps = [conv(group) for conv, group in zip(self.convs, groups, strict=True)]
+        return torch.sigmoid(to_tokens(torch.cat(maps, dim=1)))
+
 
 HEADS_BY_KERNEL = ({3: 1}, {3: 2}, {3: 2, 5: 3, 7: 3})
 """For each level, how many of its heads are refined with windows of which size."""

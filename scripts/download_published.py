@@ -22,8 +22,8 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from cli import DONE, SOME_FAILED, ArgumentParser, run
-from data.atomic import replacing
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from utils.atomic import atomic_open
 
 RELEASE_URL = "https://raw.githubusercontent.com/XinxXinTang/IMSE"
 OUTPUT_DIR = Path(__file__).resolve().parents[1] / "checkpoints" / "published"
@@ -56,23 +56,19 @@ PUBLISHED = (
 )
 
 
-class DownloadError(Exception):
-    """A file could not be fetched; the message says what is wrong and what to do."""
-
-
 def fetch(published: Published, output_dir: Path, base_url: str, quiet: bool = False) -> bool:
     """Fetch one file; returns False where it was there already.
 
-    Raises `DownloadError`, and `OSError` where the file cannot be written.
+    Raises `UserError`, and `OSError` where the file cannot be written.
     """
     path = output_dir / published.name
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256:
         return False
     url = f"{base_url.rstrip('/')}/{published.path}"
-    with open_url(url) as response, replacing(path) as file:
+    with open_url(url) as response, atomic_open(path) as file:
         digest = copy(response, file, url, published.name, quiet)
         if digest != published.sha256:
-            raise DownloadError(
+            raise UserError(
                 f"what {url} gave is not the released file (its SHA-256 begins with {digest[:12]}, "
                 f"not {published.sha256[:12]}); look at that address in a browser or try another --base_url"
             )
@@ -80,21 +76,21 @@ def fetch(published: Published, output_dir: Path, base_url: str, quiet: bool = F
 
 
 def open_url(url: str) -> HTTPResponse:
-    """Open the connection; raises `DownloadError`."""
+    """Open the connection; raises `UserError`."""
     try:
         return urlopen(url, timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
-        raise DownloadError(f"{url} answered {error.code} {error.reason}; try another --base_url") from error
+        raise UserError(f"{url} answered {error.code} {error.reason}; try another --base_url") from error
     except URLError as error:
-        raise DownloadError(f"{url} is not reached ({error.reason}); check the network or --base_url") from error
+        raise UserError(f"{url} is not reached ({error.reason}); check the network or --base_url") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise DownloadError(f"{url} is not reached ({error}); check the network or --base_url") from error
+        raise UserError(f"{url} is not reached ({error}); check the network or --base_url") from error
 
 
 def copy(response: HTTPResponse, file: BinaryIO, url: str, name: str, quiet: bool) -> str:
     """Copy what the server sends; returns its SHA-256 in hexadecimal.
 
-    Raises `DownloadError` where it is cut off, and `OSError` where the file cannot be written.
+    Raises `UserError` where it is cut off, and `OSError` where the file cannot be written.
     """
     length = response.headers.get("Content-Length", "")
     promised = int(length) if length.isdecimal() else None
@@ -107,16 +103,16 @@ def copy(response: HTTPResponse, file: BinaryIO, url: str, name: str, quiet: boo
             received += len(chunk)
             bar.update(len(chunk))
     if promised is not None and received < promised:
-        raise DownloadError(f"{url} broke off after {received} of {promised} bytes; run the command again")
+        raise UserError(f"{url} broke off after {received} of {promised} bytes; run the command again")
     return digest.hexdigest()
 
 
 def read_chunk(response: HTTPResponse, url: str) -> bytes:
-    """The next bytes, none at the end; raises `DownloadError` where the connection breaks."""
+    """The next bytes, none at the end; raises `UserError` where the connection breaks."""
     try:
         return response.read(CHUNK_BYTES)
     except (OSError, HTTPException) as error:
-        raise DownloadError(f"{url} broke off ({error}); run the command again") from error
+        raise UserError(f"{url} broke off ({error}); run the command again") from error
 
 
 def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quiet: bool = False) -> int:
@@ -126,7 +122,7 @@ def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quie
         path = output_dir / published.name
         try:
             fetched = fetch(published, output_dir, base_url, quiet)
-        except DownloadError as error:
+        except UserError as error:
             print(f"{path}: not fetched: {error}", file=sys.stderr)
             failed = True
         except OSError as error:
@@ -137,7 +133,7 @@ def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quie
     return SOME_FAILED if failed else DONE
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
     parser = ArgumentParser(description="Fetch the checkpoints that the authors of IMSE released.")
     known = {published.name: published for published in PUBLISHED}
@@ -145,7 +141,7 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=OUTPUT_DIR, help="default: checkpoints/published")
     parser.add_argument("--base_url", default=RELEASE_URL, help="a copy of the repository; default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in known]
     if unknown:
         parser.error(f"no such checkpoint: {', '.join(unknown)} (there are {', '.join(known)})")

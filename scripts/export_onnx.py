@@ -15,30 +15,31 @@ line is wrong.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, ArgumentParser, run
-from data.atomic import replacing
-from models.checkpoint import DEFAULT_CHECKPOINT, CheckpointError, load_checkpoint
-from models.onnx_export import ExportError, export
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from enhance.onnx_export import export
+from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from utils.atomic import atomic_open
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
     parser = ArgumentParser(description="Write a network as an ONNX file.")
     add = parser.add_argument
     add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: this project's own")
     add("--output", type=Path, metavar="FILE", required=True, help="the .onnx file; one that is there is replaced")
     add("--stream", action="store_true", help="with the state between calls, to enhance live")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         network, config = load_checkpoint(options.checkpoint_file)
         content = export(network, config, options.stream)
-    except (CheckpointError, ExportError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return SOME_FAILED
     try:
-        with replacing(options.output) as file:
+        with atomic_open(options.output) as file:
             file.write(content)
     except OSError as error:
         print(f"{options.output}: cannot be written: {error.strerror}; try another --output", file=sys.stderr)

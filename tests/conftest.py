@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from config import Config, load_config
+from enhance.enhancer import Enhancer
 from models import build
 from models.checkpoint import save_checkpoint
-from models.enhancer import Enhancer
 from tests.fixtures.commands import ROOT
 
 

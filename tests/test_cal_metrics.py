@@ -13,7 +13,7 @@ import pytest
 
 import cal_metrics
 from data.audio import AudioFormat, write_audio
-from metrics import scores
+from metrics import score as scores
 from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.signals import speech_like, with_noise

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from config import Config, ConfigError, load_config, parse_config
+from cli import UserError
+from config import Config, load_config, parse_config
 from tests.fixtures.commands import ROOT
 
 
@@ -20,7 +21,7 @@ def content(config: Config) -> dict[str, Any]:
 
 
 def problems_of(content: Any) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_config(content, "file.json")
     assert str(caught.value).splitlines() == [f"file.json: {problem}" for problem in caught.value.problems]
     return caught.value.problems
@@ -109,7 +110,7 @@ def test_every_network_has_its_recipe(network: str) -> None:
     ],
 )  # fmt: skip
 def test_settings_that_a_network_cannot_have(network: str, assignment: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(ROOT / f"configs/{network}.json", [assignment])
     assert caught.value.problems == [problem]
 
@@ -153,7 +154,7 @@ def test_lists_in_lists_that_reading_takes_and_writing_does_not(content: dict[st
 
 def test_lists_in_lists_are_refused_with_settings_too(tmp_path: Path, content: dict[str, Any]) -> None:
     content["speed"] = nested(800)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(write(tmp_path / "deep.json", content), ["train.epochs=" + "[" * 100_000])
     shown = f'expected int, found "{"[" * 59}'
     assert caught.value.problems == ["speed: unknown section", f"train.epochs: {shown}"]
@@ -176,7 +177,7 @@ def test_content_of_another_kind(wrong: Any) -> None:
 def test_files_that_are_not_json(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(UserError, match=reason):
         load_config(path)
 
 
@@ -200,7 +201,7 @@ def test_what_is_no_file_or_too_large_is_not_read_to_its_end(
         "folder": path.mkdir,
         "large": lambda: path.write_text("{}".ljust(1_000_001)),
     }[kind]()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(write(tmp_path / "delta.json", {"base": kind}) if base else path)
     assert str(caught.value) == f"{path}: {problem}"
 
@@ -212,7 +213,7 @@ def test_a_file_may_be_as_large_as_that(tmp_path: Path, config: Config) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"nothing\.json: cannot be read"):
         load_config(tmp_path / "nothing.json")
 
 
@@ -262,7 +263,7 @@ def test_settings_of_the_command_line_replace_those_of_the_file(config: Config, 
     ],
 )
 def test_wrong_settings_of_the_command_line(assignment: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(ROOT / "configs" / "imse.json", [assignment])
     assert len(str(caught.value).splitlines()) == 1
     assert problem in str(caught.value)
@@ -312,6 +313,6 @@ def test_a_section_that_the_base_lacks_is_new(tmp_path: Path, content: dict[str,
 def test_what_is_wrong_with_a_base(tmp_path: Path, content: dict[str, Any], delta: object, problem: str) -> None:
     write(tmp_path / "base.json", content)
     write(tmp_path / "list.json", [])
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(write(tmp_path / "delta.json", delta))
     assert str(caught.value).splitlines()[0] == f"{tmp_path}/{problem}"

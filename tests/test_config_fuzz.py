@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from config import ConfigError, load_config, parse_config
+from cli import UserError
+from config import load_config, parse_config
 from models.checkpoint import CONFIGS
 from tests.fixtures.fuzzing import CASES, damaged, try_all
 
@@ -100,7 +101,7 @@ def test_any_files_and_settings_are_a_configuration_or_refused(
             (folder / name).write_bytes(content)
         try:
             config = load_config(folder / FILES[0], settings)
-        except ConfigError as error:
+        except UserError as error:
             lines = str(error).splitlines()
             assert len(lines) == len(error.problems) > 0
             assert all(line.startswith(("/", "--set ")) for line in lines)

@@ -13,13 +13,13 @@ from torch import nn
 
 from config import Config
 from data.audio import AudioFormat, read_audio, write_audio
-from data.segments import PROTOCOLS
-from metrics.perceptual import wideband_pesq
-from metrics.sdr import si_sdr
+from enhance.enhancer import Enhancer
+from enhance.files import enhance_file
+from enhance.windows import PROTOCOLS
+from metrics.pesq import wideband_pesq
+from metrics.si_sdr import si_sdr
 from models.checkpoint import DEFAULT_CHECKPOINT
-from models.enhancer import Enhancer
-from models.pipeline import enhance_file
-from models.spectrogram import Spectra
+from models.stft import Spectra
 from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 
@@ -149,8 +149,8 @@ import numpy as np
 from torch import nn
 from config import load_config
 from data.audio import AudioFormat, AudioWriter
-from models.enhancer import Enhancer
-from models.pipeline import enhance_file
+from enhance.enhancer import Enhancer
+from enhance.files import enhance_file
 
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
 noise = np.random.default_rng(0).uniform(-0.1, 0.1, (48_000, 2)).astype(np.float32)

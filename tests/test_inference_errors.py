@@ -21,11 +21,11 @@ from torch import nn
 
 import inference
 from config import Config
+from enhance.enhancer import Enhancer
+from enhance.files import enhance_files
 from models import build
 from models.checkpoint import save_checkpoint
-from models.enhancer import Enhancer
-from models.pipeline import enhance_files
-from models.spectrogram import Spectra
+from models.stft import Spectra
 from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise

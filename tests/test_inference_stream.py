@@ -16,12 +16,12 @@ import torch
 import inference
 from config import load_config
 from data.audio import AudioError, read_audio
-from data.pipes import pipe_pcm
-from metrics.perceptual import wideband_pesq
-from metrics.sdr import si_sdr
+from enhance.enhancer import Enhancer, LevelMeter
+from enhance.stdio import pipe_pcm
+from metrics.pesq import wideband_pesq
+from metrics.si_sdr import si_sdr
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.enhancer import Enhancer, LevelMeter
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import RATE
 from tests.fixtures.signals import speech_like, with_noise

@@ -19,14 +19,14 @@ from torch import nn
 
 from config import Config, load_config
 from data.audio import AudioFormat, write_audio
-from data.segments import PROTOCOLS
+from enhance.enhancer import Enhancer
+from enhance.files import Item, Load, Mark, Row, enhance_file, enhance_files, in_batches, is_done
+from enhance.onnx_runtime import OnnxNetwork
+from enhance.runtimes import fast_enhancer, load_network
+from enhance.windows import PROTOCOLS
 from models import build
-from models.acceleration import fast_enhancer, load_network
 from models.checkpoint import save_checkpoint
-from models.enhancer import Enhancer
-from models.onnx_runtime import OnnxNetwork
-from models.pipeline import Item, Load, Mark, Row, enhance_file, enhance_files, in_batches, is_done
-from models.spectrogram import Spectra
+from models.stft import Spectra
 from tests.fixtures.commands import ROOT, run_script
 from tests.fixtures.recordings import NOISY, RATE, files_below, load, save
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import config as configuration
 import models
 from config import Checks, LossConfig, NetworkConfig, load_config
+from enhance.enhancer import Enhancer
+from enhance.onnx_export import export
+from enhance.onnx_runtime import load_onnx
+from enhance.streaming import Stream
 from models import losses
 from models.checkpoint import load_checkpoint
-from models.enhancer import Enhancer
-from models.onnx_export import export
-from models.onnx_runtime import load_onnx
-from models.spectrogram import Spectra
-from models.streaming import Stream
+from models.stft import Spectra
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import NOISY
 from tests.fixtures.training import train_here, write_pairs
@@ -105,7 +105,7 @@ def test_it_trains_enhances_streams_and_is_exported(recipe: Path, tmp_path: Path
 
 
 def test_its_settings_are_checked_as_those_of_others(recipe: Path) -> None:
-    with pytest.raises(configuration.ConfigError, match=r"gate\.json: model\.slope: must be above 0") as caught:
+    with pytest.raises(configuration.UserError, match=r"gate\.json: model\.slope: must be above 0") as caught:
         load_config(recipe, ["model.slope=-1", "model.colour=red"])
     assert "model.colour: unknown key" in str(caught.value)
 

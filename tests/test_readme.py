@@ -39,9 +39,9 @@ ELSEWHERE = (
     "bash scripts/reproduce.sh",  # tests/scripts/test_reproduce.py
     "bash scripts/train_default.sh",  # tests/scripts/test_train_default.py
     "python -m scripts.download_published",  # tests/scripts/test_download_published.py, with a server of its own
-    "python -m scripts.ablate",  # tests/scripts/test_ablate.py
+    "python -m tools.ablation",  # tests/scripts/test_ablate.py
     "python -m scripts.export_onnx --output imse.onnx",  # tests/models/test_onnx.py, with this network too
-    "python -m scripts.robustness --input_noisy_wavs_dir",  # tests/scripts/test_robustness.py, where DNSMOS is played
+    "python -m tools.robustness --input_noisy_wavs_dir",  # tests/scripts/test_robustness.py, where DNSMOS is played
     "tensorboard --logdir",  # runs until it is stopped; tests/training/test_journal.py reads what it shows
 )
 """How the commands begin that are not run here, and where they are tested."""

@@ -17,10 +17,8 @@ import torch
 
 import inference
 import train
-from data.crops import Batch, load_batches
-from data.processes import available_cores
+from data.dataset import Batch, load_batches
 from models.checkpoint import load_checkpoint
-from tests.data.test_processes import wait_until
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
@@ -43,8 +41,10 @@ from tests.fixtures.training import (
     write_noises,
     write_pairs,
 )
-from training.steps import Trainer
+from tests.utils.test_processes import wait_until
+from training.trainer import Trainer
 from training.validation import Validation
+from utils.processes import available_cores
 
 RUN_FILES = {"best.safetensors", "latest.safetensors", "latest.pt", "config.json"}
 LEARNT = ("magnitude", "phase", "complex", "metric", "discriminator", "loss")
@@ -186,11 +186,11 @@ def check_killed_run(
     write_pairs(folder)
     options = [*options, "--checkpoint_path=run"]
     assert interrupted(folder, options, 13, kill_group) == -signal.SIGKILL
-    assert state_of(folder / "run")["/steps_done"] == 10
+    assert state_of(folder / "run")["/global_step"] == 10
     step_of = Trainer.step
 
     def step(trainer: Trainer, batch: Batch, epoch: int) -> dict[str, float]:
-        if trainer.steps_done == STEPS - 1:
+        if trainer.global_step == STEPS - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return step_of(trainer, batch, epoch)
 
@@ -230,7 +230,7 @@ def check_stopped_run(folder: Path, number: int, code: int, whole: Path) -> None
     options = [*LAGGING, "--checkpoint_path=run"]
     assert interrupted(folder, options, 2, lambda process: os.killpg(process.pid, number)) == code
     errors = (folder / "errors").read_text()
-    done = int(state_of(folder / "run")["/steps_done"])
+    done = int(state_of(folder / "run")["/global_step"])
     assert re.findall(r"^stopped .*", errors, re.MULTILINE) == [
         f"stopped after step {done}; --resume goes on from there"
     ]
@@ -312,10 +312,10 @@ def test_weights_do_not_depend_on_how_files_are_read(pairs: Path, tmp_path: Path
 def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(
     pairs: Path, tmp_path: Path, whole: tuple[Path, Ended]
 ) -> None:
-    begin_with = whole[0] / "latest.safetensors"
-    options = [*SHORT, f"--fine_tune={begin_with}", *settings(optim_learning_rate=1e-8, optim_ema_decay=0.5)]
+    load_weights = whole[0] / "latest.safetensors"
+    options = [*SHORT, f"--fine_tune={load_weights}", *settings(optim_learning_rate=1e-8, optim_ema_decay=0.5)]
     assert train_here(pairs, *options, "--checkpoint_path", tmp_path / "run").code == 0
-    expected = load_checkpoint(begin_with)[0].state_dict()
+    expected = load_checkpoint(load_weights)[0].state_dict()
     run = tmp_path / "run"
     best, latest = (load_checkpoint(run / f"{name}.safetensors")[0].state_dict() for name in ("best", "latest"))
     for key, tensor in expected.items():

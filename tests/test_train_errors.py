@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.held_out import hold_out_speakers
+from data.splits import hold_out_speakers
 from models.checkpoint import load_checkpoint
 from tests.fixtures.commands import run_script
 from tests.fixtures.recordings import NOISE, files_below, load, save
@@ -209,7 +209,7 @@ def test_a_folder_that_holds_another_run(holding: Path) -> None:
     assert line.startswith("run: holds another run (best.safetensors)")
     ended = train_here(holding, *OPTIONS, "--max_steps=2", "--overwrite")
     assert ended.code == 0
-    assert state_of(holding / "run")["/steps_done"] == 2
+    assert state_of(holding / "run")["/global_step"] == 2
     assert len(files_below(holding / "run")) == 5
     assert [step for step, _ in curves_of(holding / "run")["validation/pesq"]] == [2]
 
@@ -243,7 +243,7 @@ def test_runs_that_cannot_be_resumed(holding: Path) -> None:
         (state | {"total_batch": torch.zeros(3)}, "does not fit this run (total_batch: not int)"),
         (state | {"best": "4.6"}, "does not fit this run (best: not float)"),
         (state | {"config": {"model": {"name": torch.zeros(3)}}}, "not a training state of this version"),
-        (state | {"steps_done": -3}, "does not fit this run (steps_done: not from 0 to 9007199254740992)"),
+        (state | {"global_step": -3}, "does not fit this run (global_step: not from 0 to 9007199254740992)"),
         ({name: state[name] for name in state if name != "optimizer"}, "does not fit this run ('optimizer')"),
     ):
         path = holding / "run/latest.pt"
@@ -272,7 +272,7 @@ def test_a_run_that_diverges_stops(folder: Path, tmp_path: Path) -> None:
     last = int(line.split()[1].rstrip(":"))
     state = state_of(tmp_path)
     assert all(tensor.isfinite().all() for name, tensor in state.items() if name.startswith(("/network", "/disc")))
-    assert state["/steps_done"] == (last - 1) // 2 * 2
+    assert state["/global_step"] == (last - 1) // 2 * 2
     load_checkpoint(tmp_path / "latest.safetensors")
     # What was told shows how it came to that.
     assert dict(curves_of(tmp_path)["training/skipped_steps"])[10] > 0

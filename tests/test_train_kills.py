@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.test_processes import wait_until
 from tests.fixtures.training import (
     PAPER,
     SMALL,
@@ -21,6 +20,7 @@ from tests.fixtures.training import (
     train_here,
     write_pairs,
 )
+from tests.utils.test_processes import wait_until
 
 KILLS = 20
 STEPS = 80

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config
-from data.crops import CropSource, Example, PairedCrops, PairedExamples, check_pairs, check_sound
+from data.dataset import AudioCache, CropDataset, EvalPair, PairedDataset, PairedUtterances, check_pairs, check_sound
 from data.file_lists import Utterance, audio_by_id
-from data.held_out import hold_out_files, hold_out_speakers
-from data.mixing import MixedCrops, MixedExamples, check_mix
-from data.recordings import Recordings
+from data.mixing import MixedDataset, MixedUtterances, check_mix
+from data.splits import hold_out_files, hold_out_speakers
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class Data:
     `fingerprint` tells one set of training utterances from another.
     """
 
-    source: CropSource
-    held_out: Sequence[Example]
+    source: CropDataset
+    held_out: Sequence[EvalPair]
     fingerprint: str
     summary: str
 
@@ -32,13 +31,13 @@ def read_pairs(
     pairs: Sequence[Utterance],
     selected_on: Sequence[Utterance] | None,
     config: Config,
-    recordings: Recordings,
+    recordings: AudioCache,
     workers: int,
     quiet: bool,
 ) -> Data:
     """Pairs of clean and noisy recordings; a part of the speakers is held out unless `selected_on` is given.
 
-    `selected_on` has been through `check_pairs`. Raises `FileListError` where pairs do not belong together,
+    `selected_on` has been through `check_pairs`. Raises `UserError` where pairs do not belong together,
     `AudioError` where a file cannot be read.
     """
     check_pairs(pairs)
@@ -49,22 +48,22 @@ def read_pairs(
         training, judged = [pairs[index] for index in kept], [pairs[index] for index in held]
     recordings.load([path for pair in [*training, *judged] for path in (pair.clean, pair.noisy)], workers, quiet)
     check_sound(training, recordings)
-    source = PairedCrops(training, recordings, config.data, config.train.seed)
+    source = PairedDataset(training, recordings, config.data, config.train.seed)
     summary = f"{len(training)} pairs to train on, {len(judged)} {'listed' if selected_on else 'held out'} to select by"
-    return Data(source, PairedExamples(judged, recordings), _fingerprint([pair.id for pair in training]), summary)
+    return Data(source, PairedUtterances(judged, recordings), _fingerprint([pair.id for pair in training]), summary)
 
 
 def read_mixes(
     speech_dir: Path,
     noise_dir: Path,
     config: Config,
-    recordings: Recordings,
+    recordings: AudioCache,
     workers: int,
     quiet: bool,
 ) -> Data:
     """Clean speech and noise to mix as `config.mix` says; a part of the speakers and of the noises is held out.
 
-    Raises `FileListError` where a folder has too little, `AudioError` where a file cannot be read.
+    Raises `UserError` where a folder has too little, `AudioError` where a file cannot be read.
     """
     mix = config.mix
     assert mix is not None
@@ -79,13 +78,13 @@ def read_mixes(
     judged = [speech[index] for index in held], [noise[index] for index in held_noise]
     check_mix(*training, recordings)
     check_mix(*judged, recordings)
-    source = MixedCrops(*training, recordings, config.data, mix, seed)
+    source = MixedDataset(*training, recordings, config.data, mix, seed)
     summary = (
         f"{len(kept)} speech and {len(kept_noise)} noise files to train on, "
         f"{len(held)} and {len(held_noise)} held out to select by"
     )
     names = [speech_ids[index] for index in kept] + [noise_ids[index] for index in kept_noise]
-    return Data(source, MixedExamples(*judged, recordings, mix, seed), _fingerprint(names), summary)
+    return Data(source, MixedUtterances(*judged, recordings, mix, seed), _fingerprint(names), summary)
 
 
 def _fingerprint(names: Sequence[str]) -> str:

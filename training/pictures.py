@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from config import Config
-from models import inspection
-from models.enhancer import Enhancer
-from models.inspection import Pass
-from models.spectrogram import Spectrogram
+from enhance.enhancer import Enhancer
+from models.stft import Spectrogram
+from tools.inspect import inspection
+from tools.inspect.inspection import Pass
 
 RANGE_DB = 80
 """From the loudest place of any version down to what is drawn darkest."""

@@ -13,14 +13,14 @@ from torch import nn
 from tqdm import tqdm
 
 from config import Config
-from data.crops import Example
-from data.processes import available_cores, run_in_processes
-from metrics.intelligibility import stoi
-from metrics.perceptual import wideband_pesq
+from data.dataset import EvalPair
+from enhance.enhancer import Enhancer, LevelMeter
+from metrics.pesq import wideband_pesq
 from metrics.signals import ScoreError, check_pair
-from models.enhancer import Enhancer, LevelMeter
+from metrics.stoi import stoi
 from models.losses import Speech, loss_terms, weighted_sum
-from training.distribution import Group
+from utils.distributed import Group
+from utils.processes import available_cores, run_in_processes
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -37,10 +37,10 @@ class Validated:
 class Validation:
     """The held-out utterances, divided over the processes of a run.
 
-    examples: noisy and clean utterances at the configuration's rate; protocol: one of `data.segments.PROTOCOLS`.
+    examples: noisy and clean utterances at the configuration's rate; protocol: one of `enhance.windows.PROTOCOLS`.
     """
 
-    def __init__(self, examples: Sequence[Example], config: Config, protocol: str, group: Group) -> None:
+    def __init__(self, examples: Sequence[EvalPair], config: Config, protocol: str, group: Group) -> None:
         self.own = range(group.rank, len(examples), group.ranks)
         self.examples, self.config, self.protocol, self.group = examples, config, protocol, group
 
@@ -60,7 +60,7 @@ class Validation:
         means = {name: _mean(values) for name, values in columns.items()}
         return Validated(means, int(np.isnan(columns["pesq"]).sum()), [wav for wav, _ in results])
 
-    def _enhance(self, enhancer: Enhancer, example: Example) -> tuple[np.ndarray, dict[str, float]]:
+    def _enhance(self, enhancer: Enhancer, example: EvalPair) -> tuple[np.ndarray, dict[str, float]]:
         """The enhanced utterance `[N]`, and its loss terms at the network's level, from the waveform's spectra."""
         enhanced = enhancer.enhance_signal(example.noisy, self.protocol)
         (factor,) = enhancer.factors(LevelMeter().measure([example.noisy[:, None]]))

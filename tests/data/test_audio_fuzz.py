@@ -11,8 +11,8 @@ import soundfile
 from hypothesis import strategies as st
 
 from data.audio import LARGEST_SAMPLE, AudioError, AudioReader, read_audio
-from models.enhancer import Enhancer
-from models.pipeline import enhance_file
+from enhance.enhancer import Enhancer
+from enhance.files import enhance_file
 from tests.fixtures.fuzzing import CASES, assert_one_line, damaged, try_all
 from tests.fixtures.recordings import NOISE, RATE, files_below
 

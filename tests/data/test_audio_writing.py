@@ -228,11 +228,11 @@ def test_a_device_that_fails_once_is_noticed(
     taken: list[bytes] = []
 
     @contextmanager
-    def replacing(_: Path) -> Iterator[io.BytesIO]:
+    def atomic_open(_: Path) -> Iterator[io.BytesIO]:
         yield stream
         taken.append(stream.getvalue())
 
-    monkeypatch.setattr(data.audio, "replacing", replacing)
+    monkeypatch.setattr(data.audio, "atomic_open", atomic_open)
     audio_format = AudioFormat(RATE, 1, container, subtype)
     write_audio(tmp_path / "out", NOISE[:9000], audio_format)
     assert len(taken) == 1

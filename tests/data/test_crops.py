@@ -11,22 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli import UserError
 from config import DataConfig
 from data.audio import AudioError
-from data.crops import (
+from data.dataset import (
+    AudioCache,
     Batch,
     Crop,
-    CropSource,
-    PairedCrops,
-    PairedExamples,
+    CropDataset,
+    PairedDataset,
+    PairedUtterances,
     check_pairs,
     check_sound,
     epoch_order,
     load_batches,
     steps_per_epoch,
 )
-from data.file_lists import FileListError, Utterance
-from data.recordings import Recordings
+from data.file_lists import Utterance
 from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save
 
 SEGMENT = 1000
@@ -70,7 +71,7 @@ class Counting:
 
 
 def batches(
-    source: CropSource, epoch: int = 0, first_step: int = 0, rank: int = 0, ranks: int = 1, workers: int = 2
+    source: CropDataset, epoch: int = 0, first_step: int = 0, rank: int = 0, ranks: int = 1, workers: int = 2
 ) -> list[Batch]:
     shares = {"batch_size": 6 // ranks, "rank": rank, "ranks": ranks}
     return list(load_batches(source, 7, epoch, first_step, **shares, workers=workers))
@@ -87,7 +88,7 @@ def test_the_level_is_that_of_the_whole_noisy_utterance(tmp_path: Path) -> None:
     # Mean power (3 · 0.5² + 0.25²) / 4 = 13/64.
     noisy = np.tile([0.5, 0.5, -0.5, 0.25], 500)
     pairs = save_pairs(tmp_path, [(np.full(2000, 0.125), noisy)])
-    crop = PairedCrops(pairs, Recordings(RATE, True), DATA, 0).crop(0, 0)
+    crop = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(0, 0)
     factor = np.sqrt(64 / 13)
     assert crop.clean.dtype == crop.noisy.dtype == np.float32
     np.testing.assert_allclose(crop.clean, np.full(SEGMENT, 0.125 * factor), rtol=1e-6)
@@ -96,7 +97,7 @@ def test_the_level_is_that_of_the_whole_noisy_utterance(tmp_path: Path) -> None:
 
 def test_the_level_stays_where_it_is_not_normalised(tmp_path: Path) -> None:
     pairs = save_pairs(tmp_path, [(np.full(1500, 0.125), np.tile([0.5, -0.25], 750))])
-    crop = PairedCrops(pairs, Recordings(RATE, True), replace(DATA, normalize_level=False), 0).crop(0, 0)
+    crop = PairedDataset(pairs, AudioCache(RATE, True), replace(DATA, normalize_level=False), 0).crop(0, 0)
     assert set(crop.clean.tolist()) == {0.125}
     assert set(crop.noisy.tolist()) == {0.5, -0.25}
 
@@ -104,7 +105,7 @@ def test_the_level_stays_where_it_is_not_normalised(tmp_path: Path) -> None:
 def test_a_crop_is_one_piece_of_both_recordings(tmp_path: Path) -> None:
     ramp = np.arange(1, 1501) / 32_768
     pairs = save_pairs(tmp_path, [(ramp, 2 * ramp)])
-    source = PairedCrops(pairs, Recordings(RATE, True), DATA, 0)
+    source = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0)
     factor = 1 / np.sqrt(np.mean((2 * ramp) ** 2))
     starts: list[int] = []
     for epoch in range(300):
@@ -119,34 +120,34 @@ def test_a_crop_is_one_piece_of_both_recordings(tmp_path: Path) -> None:
 
 def test_a_short_utterance_is_followed_by_zeros(tmp_path: Path) -> None:
     pairs = save_pairs(tmp_path, [(np.full(600, 0.25), np.full(600, 0.5))])
-    clean, noisy = PairedCrops(pairs, Recordings(RATE, True), DATA, 0).crop(3, 0)
+    clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(3, 0)
     assert clean.tolist() == [0.5] * 600 + [0] * 400  # 0.5 becomes 1: the zeros do not count for the level
     assert noisy.tolist() == [1.0] * 600 + [0] * 400
 
 
 def test_silence_stays_silent(tmp_path: Path) -> None:
     pairs = save_pairs(tmp_path, [(np.full(1200, 0.25), np.zeros(1200))])
-    clean, noisy = PairedCrops(pairs, Recordings(RATE, True), DATA, 0).crop(0, 0)
+    clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(0, 0)
     assert np.array_equal(clean, np.full(SEGMENT, 0.25))
     assert not noisy.any()
 
 
 def test_a_crop_follows_from_seed_epoch_and_index(utterances: list[Utterance]) -> None:
     def crop(keep: bool, seed: int, epoch: int, index: int) -> Crop:
-        return PairedCrops(utterances, Recordings(RATE, keep), DATA, seed).crop(epoch, index)
+        return PairedDataset(utterances, AudioCache(RATE, keep), DATA, seed).crop(epoch, index)
 
     expected = crop(True, 1, 2, 0)
     assert np.array_equal(crop(False, 1, 2, 0), expected)
     assert not np.array_equal(crop(True, 2, 2, 0), expected)
     assert not np.array_equal(crop(True, 1, 3, 0), expected)
-    source = PairedCrops([utterances[0], utterances[0]], Recordings(RATE, True), DATA, 1)
+    source = PairedDataset([utterances[0], utterances[0]], AudioCache(RATE, True), DATA, 1)
     assert not np.array_equal(source.crop(2, 1), expected)
     assert np.array_equal(source.crop(2, 0), expected)  # whatever was asked for before
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_do_not_depend_on_threads_and_ranks(utterances: list[Utterance], workers: int) -> None:
-    source = PairedCrops(utterances, Recordings(RATE, True), DATA, 1)
+    source = PairedDataset(utterances, AudioCache(RATE, True), DATA, 1)
     expected = batches(source)
     assert len(expected) == 1
     assert expected[0].clean.shape == expected[0].noisy.shape == (6, SEGMENT)
@@ -208,7 +209,7 @@ def test_what_a_crop_raises_reaches_the_reader() -> None:
 
 
 def test_examples_are_whole_recordings_at_their_own_level(utterances: list[Utterance]) -> None:
-    examples = PairedExamples(utterances, Recordings(RATE, True))
+    examples = PairedUtterances(utterances, AudioCache(RATE, True))
     assert [example.id for example in examples] == [f"u{number:02d}" for number in range(7)]
     assert np.array_equal(examples[0].clean, QUANTISED[:1500].astype(np.float32))
     assert len(examples) == 7
@@ -217,12 +218,12 @@ def test_examples_are_whole_recordings_at_their_own_level(utterances: list[Utter
 
 def test_good_pairs_are_accepted(utterances: list[Utterance]) -> None:
     check_pairs(utterances)
-    check_sound(utterances, Recordings(RATE, False))
+    check_sound(utterances, AudioCache(RATE, False))
 
 
 def test_missing_files_are_counted_and_ten_are_shown(tmp_path: Path, utterances: list[Utterance]) -> None:
     gone = [Utterance(f"g{i}", tmp_path / f"gone{i}.wav", utterances[0].noisy) for i in range(12)]
-    with pytest.raises(FileListError) as caught:
+    with pytest.raises(UserError) as caught:
         check_pairs(utterances + gone)
     summary, *shown = str(caught.value).splitlines()
     assert summary == "12 of 26 files are missing:"  # seven pairs and the twelve
@@ -233,7 +234,7 @@ def test_pairs_that_do_not_fit_are_counted_and_ten_are_shown(utterances: list[Ut
     save(utterances[1].noisy, NOISE[:1599])
     save(utterances[3].noisy, NOISE[:1800], rate=8000)
     utterances[4].clean.write_text("Dear diary", encoding="utf-8")
-    with pytest.raises(FileListError) as caught:
+    with pytest.raises(UserError) as caught:
         check_pairs(utterances)
     summary, *shown = str(caught.value).splitlines()
     assert summary == "3 of 7 pairs cannot be used:"
@@ -242,26 +243,26 @@ def test_pairs_that_do_not_fit_are_counted_and_ten_are_shown(utterances: list[Ut
         "u03: clean and noisy differ in rate: 16000 and 8000 Hz",
     ]
     assert "c04.wav: not an audio file that can be decoded" in shown[2]
-    with pytest.raises(FileListError, match=r"^12 of 13 pairs cannot be used:(\n  u01: .*){10}$"):
+    with pytest.raises(UserError, match=r"^12 of 13 pairs cannot be used:(\n  u01: .*){10}$"):
         check_pairs([*[utterances[1]] * 12, utterances[0]])
 
 
 def test_no_sound_at_all_is_refused(tmp_path: Path) -> None:
     silent = (np.zeros(50), np.full(50, 0.5))
     pairs = save_pairs(tmp_path, [silent, silent])
-    with pytest.raises(FileListError, match=r"^every crop is silent: the 2 clean files .*$"):
-        check_sound(pairs, Recordings(RATE, True))
+    with pytest.raises(UserError, match=r"^every crop is silent: the 2 clean files .*$"):
+        check_sound(pairs, AudioCache(RATE, True))
     save(pairs[0].clean, np.full(50, 1 / 32_768))
     pairs[1].clean.unlink()
-    check_sound(pairs, Recordings(RATE, True))  # the first is enough
+    check_sound(pairs, AudioCache(RATE, True))  # the first is enough
 
 
 def test_a_pair_that_turns_out_different_is_refused(utterances: list[Utterance]) -> None:
     odd = [Utterance("odd", utterances[0].clean, utterances[5].noisy)]
-    recordings = Recordings(RATE, True)
+    recordings = AudioCache(RATE, True)
     for read in (
-        lambda: PairedCrops(odd, recordings, DATA, 0).crop(0, 0),
-        lambda: PairedExamples(odd, recordings)[0],
+        lambda: PairedDataset(odd, recordings, DATA, 0).crop(0, 0),
+        lambda: PairedUtterances(odd, recordings)[0],
     ):
         with pytest.raises(AudioError, match=r"^odd: clean and noisy differ in length: 1500 and \d+ samples$"):
             read()

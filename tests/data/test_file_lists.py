@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cli import UserError
 from data.file_lists import (
-    FileListError,
     Utterance,
     audio_by_id,
     evenly_spaced,
@@ -96,7 +96,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
     path = write_list(tmp_path, text)
-    with pytest.raises(FileListError) as caught:
+    with pytest.raises(UserError) as caught:
         read_file_list(path)
     message = str(caught.value)
     assert message.startswith(str(path))
@@ -106,25 +106,25 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, words: list[str]) -> Non
 def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(FileListError, match=r"list\.txt: not a text file in UTF-8"):
+    with pytest.raises(UserError, match=r"list\.txt: not a text file in UTF-8"):
         read_file_list(path)
 
 
 def test_a_list_with_what_no_path_can_hold_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileListError, match=r"list\.txt: not a text file: it holds a NUL"):
+    with pytest.raises(UserError, match=r"list\.txt: not a text file: it holds a NUL"):
         read_file_list(write_list(tmp_path, "a|c.wav|n\0.wav\n"))
 
 
 @pytest.mark.parametrize("name", ["missing.txt", ""])
 def test_a_list_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileListError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_file_list(tmp_path / name)
 
 
 def test_a_list_without_an_end_is_named(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.symlink_to("/dev/zero")
-    with pytest.raises(FileListError, match=r"list\.txt: not a file list: larger than 268435456 bytes"):
+    with pytest.raises(UserError, match=r"list\.txt: not a file list: larger than 268435456 bytes"):
         read_file_list(path)
 
 
@@ -140,7 +140,7 @@ def test_a_list_may_come_from_a_pipe(tmp_path: Path) -> None:
     "field", ["a|b", "a\nb", "a\u2028b", " a", "a ", "", "a\n", "a\u2028", "\0", "\ufeffa", "a\udcff"]
 )
 def test_a_line_refuses_what_reading_would_not_give_back(field: str) -> None:
-    with pytest.raises(FileListError, match="cannot stand in a file list"):
+    with pytest.raises(UserError, match="cannot stand in a file list"):
         file_list_line("id", field)
 
 
@@ -167,24 +167,24 @@ def test_folders_pair_by_name_below_them_whatever_the_extension(tmp_path: Path) 
 def test_folders_without_a_pair_are_an_error_where_one_is_required(tmp_path: Path) -> None:
     make_files(tmp_path, "clean/a.wav", "noisy/b.wav", "both/a.wav", "both/b.wav")
     assert not pair_folders(tmp_path / "clean", tmp_path / "noisy").pairs
-    with pytest.raises(FileListError, match=r"noisy: no file has a twin in .*clean$"):
+    with pytest.raises(UserError, match=r"noisy: no file has a twin in .*clean$"):
         require_pairs(tmp_path / "clean", tmp_path / "noisy")
     assert require_pairs(tmp_path / "clean", tmp_path / "both") == pair_folders(tmp_path / "clean", tmp_path / "both")
 
 
 def test_one_name_twice_in_a_folder_is_an_error(tmp_path: Path) -> None:
     make_files(tmp_path, "a.wav", "a.flac")
-    with pytest.raises(FileListError, match=r"a\.flac and a\.wav have the same name 'a'"):
+    with pytest.raises(UserError, match=r"a\.flac and a\.wav have the same name 'a'"):
         audio_by_id(tmp_path)
 
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:
     make_files(tmp_path, "file.txt", "empty/notes.txt")
-    with pytest.raises(FileListError, match="missing: no such folder"):
+    with pytest.raises(UserError, match="missing: no such folder"):
         find_audio(tmp_path / "missing")
-    with pytest.raises(FileListError, match=r"file\.txt: not a folder"):
+    with pytest.raises(UserError, match=r"file\.txt: not a folder"):
         find_audio(tmp_path / "file.txt")
-    with pytest.raises(FileListError, match="empty: holds no audio files"):
+    with pytest.raises(UserError, match="empty: holds no audio files"):
         find_audio(tmp_path / "empty")
 
 

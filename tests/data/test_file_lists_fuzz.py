@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from data.file_lists import FileListError, file_list_line, read_file_list
+from cli import UserError
+from data.file_lists import file_list_line, read_file_list
 from tests.fixtures.fuzzing import CASES, assert_one_line, damaged, try_all
 from tests.fixtures.recordings import files_below
 
@@ -38,7 +39,7 @@ def test_any_bytes_are_utterances_or_refused(cases: int, tmp_path: Path) -> None
         folders = [folder if chosen else None for chosen in given]
         try:
             utterances = read_file_list(path, *folders)
-        except FileListError as error:
+        except UserError as error:
             assert_one_line(error, path)
         else:
             assert utterances
@@ -58,7 +59,7 @@ def test_what_may_stand_in_a_list_comes_back(cases: int, tmp_path: Path) -> None
     def check(case: tuple[str, str, str]) -> None:
         try:
             line = file_list_line(*case)
-        except FileListError as error:
+        except UserError as error:
             assert len(str(error).splitlines()) == 1
             return
         path.write_text(line + "\n", encoding="utf-8", newline="")

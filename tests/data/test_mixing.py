@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import data.mixing
+from cli import UserError
 from config import DataConfig, MixConfig
 from data.audio import AudioError
-from data.file_lists import FileListError
+from data.dataset import AudioCache
 from data.levels import mean_power
-from data.mixing import MixedCrops, MixedExamples, add_noise, check_mix, in_room, room_response
-from data.recordings import Recordings
+from data.mixing import MixedDataset, MixedUtterances, add_noise, check_mix, in_room, room_response
 from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
 
@@ -42,11 +42,11 @@ def mixing(
     mix: MixConfig = PLAIN,
     keep: bool = True,
     normalize_level: bool = True,
-) -> MixedCrops:
+) -> MixedDataset:
     """Crops of files with these signals; seed 1."""
     files = save_all(folder, "speech", speech), save_all(folder, "noise", noise)
     config = replace(DATA, normalize_level=normalize_level)
-    return MixedCrops(*files, Recordings(RATE, keep), config, mix, 1)
+    return MixedDataset(*files, AudioCache(RATE, keep), config, mix, 1)
 
 
 def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
@@ -244,9 +244,9 @@ def test_a_crop_follows_from_epoch_and_index_kept_or_not(tmp_path: Path) -> None
 def test_validation_mixes_stay_the_same_and_spread_over_the_range(tmp_path: Path) -> None:
     speech = save_all(tmp_path, "speech", [speech_like(0.2, seed=seed) for seed in range(3)])
     noise = save_all(tmp_path, "noise", [NOISE[:5000], NOISE[5000:]])
-    recordings = Recordings(RATE, True)
+    recordings = AudioCache(RATE, True)
     mix = replace(WILD, snr_low=0, snr_high=8)
-    examples = list(MixedExamples(speech, noise, recordings, mix, 1))
+    examples = list(MixedUtterances(speech, noise, recordings, mix, 1))
     assert [snr_of(example.clean, example.noisy) for example in examples] == pytest.approx([1, 3, 5, 7], abs=1e-3)
     names = [example.id.split("_")[1] for example in examples]
     assert sorted(names[:3]) == ["speech0", "speech1", "speech2"]
@@ -254,20 +254,20 @@ def test_validation_mixes_stay_the_same_and_spread_over_the_range(tmp_path: Path
     assert len({example.id for example in examples}) == 4
     for name, example in zip(names, examples, strict=True):
         assert np.array_equal(example.clean, recordings.samples(tmp_path / f"{name}.wav"))
-    again = MixedExamples(speech, noise, Recordings(RATE, False), mix, 1)
+    again = MixedUtterances(speech, noise, AudioCache(RATE, False), mix, 1)
     assert [example.noisy.tobytes() for example in again] == [example.noisy.tobytes() for example in examples]
     assert again[-1].id == examples[3].id
-    other = MixedExamples(speech, noise, recordings, mix, 2)
+    other = MixedUtterances(speech, noise, recordings, mix, 2)
     assert all(first.noisy.tobytes() != second.noisy.tobytes() for first, second in zip(other, examples, strict=True))
 
 
 def test_input_without_sound_is_refused(tmp_path: Path) -> None:
     sound, silent = save_all(tmp_path, "x", [NOISE, SILENCE])
-    recordings = Recordings(RATE, True)
+    recordings = AudioCache(RATE, True)
     check_mix([silent, sound], [sound, silent], recordings)
-    with pytest.raises(FileListError, match=r"^every speech file is silent: .*$"):
+    with pytest.raises(UserError, match=r"^every speech file is silent: .*$"):
         check_mix([silent], [sound], recordings)
-    with pytest.raises(FileListError, match=r"^every noise file is silent: .*$"):
+    with pytest.raises(UserError, match=r"^every noise file is silent: .*$"):
         check_mix([sound], [silent, silent], recordings)
 
 
@@ -278,4 +278,4 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
         source.crop(0, 0)
     with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
-        MixedCrops([], [broken], Recordings(RATE, True), DATA, PLAIN, 1)
+        MixedDataset([], [broken], AudioCache(RATE, True), DATA, PLAIN, 1)

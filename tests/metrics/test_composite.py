@@ -10,8 +10,8 @@ import pytest
 from metrics import composite as module
 from metrics.composite import VARIANTS, composite, llr, ssnr, wss
 from metrics.signals import ScoreError
-from plain.composite import plain_composite, plain_llr, plain_ssnr, plain_wss
 from tests.fixtures.signals import speech_like, with_noise
+from tests.reference.composite import plain_composite, plain_llr, plain_ssnr, plain_wss
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from data.file_lists import Utterance, audio_by_id
-from data.processes import available_cores
 from metrics.composite import VARIANTS, Variant
-from metrics.scores import score_pair, score_pairs
+from metrics.score import score_pair, score_pairs
 from metrics.summary import summarise
 from tests.fixtures.commands import ROOT
+from utils.processes import available_cores
 
 SHARED = ROOT.parent / "shared"
 TOLERANCES = {"pesq": 1e-6, "csig": 1e-3, "cbak": 1e-3, "covl": 1e-3, "ssnr": 1e-3, "stoi": 5e-3}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metrics.scores import METRICS, PairScores
+from metrics.score import METRICS, PairScores
 from metrics.summary import format_table, summarise, write_report
 
 

@@ -6,12 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.dense import DenseBlock, DoubleBins, InstanceNorm
+from models.blocks import GDFN, BiasFreeLayerNorm, DenseBlock, FreqUpsample, InstanceNorm
 from models.idconv import IDConv
-from models.imse import imse_stage
+from models.imse import Down, Up, imse_stage
 from models.mala import rotary_tables
-from models.transformer import ChannelNorm, GatedFeedForward
-from models.unet import Down, Up
 
 
 def test_instance_norm_is_torchs_also_where_the_mean_is_large() -> None:
@@ -27,7 +25,7 @@ def test_instance_norm_is_torchs_also_where_the_mean_is_large() -> None:
 
 
 def test_channel_norm_keeps_the_mean_in() -> None:
-    norm = ChannelNorm(2)
+    norm = BiasFreeLayerNorm(2)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, 10.0])[:, None, None])
     # Channels 3 and 5: mean 4, deviation 1.
@@ -56,7 +54,7 @@ def test_idconv_filters_the_last_three_eighths_in_order_and_direction() -> None:
 def test_double_bins_is_the_release_s_shuffle_and_strided_convolution() -> None:
     torch.manual_seed(0)
     channels = 4
-    ours = DoubleBins(channels)
+    ours = FreqUpsample(channels)
     wide = nn.Conv2d(channels, 4 * channels, 1, bias=False)
     strided = nn.Conv2d(channels, channels, (1, 3), stride=(2, 1), padding=(0, 1), groups=channels, bias=False)
     with torch.no_grad():
@@ -87,7 +85,7 @@ def test_dense_block_sees_everything_before_newest_first() -> None:
 
 def test_feed_forward_gates_with_gelu() -> None:
     torch.manual_seed(0)
-    module = GatedFeedForward(16)
+    module = GDFN(16)
     assert module.project.weight.shape == (16, 42, 1, 1)
     x = torch.randn(1, 16, 4, 5)
     gate, value = module.gate(x), module.value(x)

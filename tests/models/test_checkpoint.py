@@ -12,11 +12,12 @@ import torch
 from torch._tensor import _rebuild_from_type_v2
 from torch._utils import _rebuild_parameter
 
+from cli import UserError
 from config import Config, ImseConfig
 from models import build
-from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from plain.imse import PlainIMSE
+from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.models.test_imse import random_spectra
+from tests.reference.imse import ReferenceIMSE
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def published(tmp_path: Path) -> Path:
     """A file as the authors release them, of half the width, with its flat config.json beside."""
     torch.manual_seed(0)
     path = tmp_path / "g_best"
-    torch.save({"generator": PlainIMSE(8).state_dict()}, path)
+    torch.save({"generator": ReferenceIMSE(8).state_dict()}, path)
     path.with_name("config.json").write_text(json.dumps({"dense_channel": 8, "seed": 7, "num_gpus": 0}))
     return path
 
@@ -47,7 +48,7 @@ def test_a_published_file_is_recognised_and_its_config_read(published: Path) -> 
     network, config = load_checkpoint(published)
     assert isinstance(config.model, ImseConfig)
     assert (config.model.channels, config.train.seed, config.loss.magnitude) == (8, 7, 0.9)
-    plain = PlainIMSE(8).eval()
+    plain = ReferenceIMSE(8).eval()
     plain.load_state_dict(torch.load(published, weights_only=True)["generator"])
     noisy = random_spectra(1, 4, torch.float32)
     with torch.inference_mode():
@@ -55,7 +56,7 @@ def test_a_published_file_is_recognised_and_its_config_read(published: Path) -> 
 
 
 def message_of(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(UserError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
     assert "\n" not in message
@@ -225,6 +226,6 @@ def test_weights_that_are_not_numbers(tmp_path: Path, small_config: Config) -> N
 def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path, small_config: Config) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         save_checkpoint(blocked / "network.safetensors", build(small_config), small_config)
     assert blocked.read_text() == "in the way"

@@ -18,9 +18,10 @@ import torch
 from hypothesis import strategies as st
 from torch import _tensor, _utils, nn
 
-from models.checkpoint import CheckpointError, load_checkpoint
-from plain.imse import PlainIMSE
+from cli import UserError
+from models.checkpoint import load_checkpoint
 from tests.fixtures.fuzzing import CASES, assert_one_line, damaged, try_all
+from tests.reference.imse import ReferenceIMSE
 from tests.test_config_fuzz import edited, json_texts, odd_texts
 
 # What safetensors calls the formats of numbers, some of which PyTorch has not, and their bits.
@@ -135,7 +136,7 @@ def ours(small_checkpoint: Path) -> bytes:
 @pytest.fixture(scope="module")
 def published() -> bytes:
     stream = io.BytesIO()
-    torch.save({"generator": PlainIMSE(8).state_dict()}, stream)
+    torch.save({"generator": ReferenceIMSE(8).state_dict()}, stream)
     return stream.getvalue()
 
 
@@ -182,7 +183,7 @@ def headers(whole: bytes) -> st.SearchStrategy[bytes]:
 
 
 def check_all(cases: int, files: st.SearchStrategy[bytes], folder: Path, beside: bool = False) -> None:
-    """Every file gives a network or `CheckpointError`; some with a config.json beside."""
+    """Every file gives a network or `UserError`; some with a config.json beside."""
     path, config = folder / "checkpoint", folder / "config.json"
     flat = st.dictionaries(st.sampled_from(["dense_channel", "n_fft", "beta", "seed", "x"]), json_texts, max_size=2)
     objects = flat.map(lambda pairs: "{" + ", ".join(f'"{key}": {value}' for key, value in pairs.items()) + "}")
@@ -194,7 +195,7 @@ def check_all(cases: int, files: st.SearchStrategy[bytes], folder: Path, beside:
             config.write_text(case[1], encoding="utf-8")
         try:
             network, _ = load_checkpoint(path)
-        except CheckpointError as error:
+        except UserError as error:
             assert_one_line(error, config if str(error).startswith(f"{config}") else path)
         else:
             assert isinstance(network, nn.Module)

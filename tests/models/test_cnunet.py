@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import CnunetConfig, Config, load_config
 from models.cnunet import CausalConv2d, CNUNet
-from models.spectrogram import Spectra, Spectrogram
-from plain import cnunet as plain
+from models.stft import Spectra, Spectrogram
 from tests.fixtures.cnunet import frames_changed, from_frame, random_map, randomise, without_norms
 from tests.fixtures.commands import ROOT
+from tests.reference import cnunet as plain
 
 BINS = 257
 REAL, IMAGINARY = 0, 1

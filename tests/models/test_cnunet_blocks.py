@@ -22,8 +22,8 @@ from models.cnunet import (
     TimeFrequencyAttention,
     complex_concat,
 )
-from plain import cnunet as plain
 from tests.fixtures.cnunet import frames_changed, from_frame, random_map, randomise, without_norms
+from tests.reference import cnunet as plain
 
 
 def plain_causal_conv(conv: CausalConv2d, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.deformable import DeformableConv, DeformableEmbedding
+from models.muse import DeformableConv, DeformableEmbedding
 
 
 def read(x: Tensor, time: Tensor, frequency: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from models import build
 from models.checkpoint import load_checkpoint
 from models.imse import IMSE
 from models.published import translate_published
-from models.spectrogram import Spectra, Spectrogram
-from plain.imse import PlainIMSE
+from models.stft import Spectra, Spectrogram
+from tests.reference.imse import ReferenceIMSE
 
 # Where the stored activations are taken: name there → module here. A stage's is the one before its residual.
 ACTIVATIONS = {
@@ -39,10 +39,10 @@ def wrapped(difference: Tensor) -> Tensor:
     return (difference - 2 * math.pi * torch.round(difference / (2 * math.pi))).abs()
 
 
-def random_pair(channels: int = 8) -> tuple[IMSE, PlainIMSE]:
+def random_pair(channels: int = 8) -> tuple[IMSE, ReferenceIMSE]:
     """Our network and the plain one with the same random weights, in float64."""
     torch.manual_seed(0)
-    plain = PlainIMSE(channels).double().eval()
+    plain = ReferenceIMSE(channels).double().eval()
     ours = IMSE(ImseConfig("imse", channels, 2.0), 256).double().eval()
     ours.load_state_dict(translate_published(plain.state_dict()))
     return ours, plain
@@ -101,7 +101,7 @@ def test_every_weight_gets_a_finite_gradient(small_config: Config) -> None:
 
 def test_parameters_are_the_releases_without_those_of_no_effect(config: Config) -> None:
     ours = sum(weight.numel() for weight in build(config).parameters())
-    released = sum(weight.numel() for weight in PlainIMSE().parameters())
+    released = sum(weight.numel() for weight in ReferenceIMSE().parameters())
     fusion, unread, biases = 1607, 2 * 512, 225
     assert released == 432_995
     assert ours == released - fusion - unread - biases == 430_139

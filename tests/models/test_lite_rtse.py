@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import LiteRtseConfig
 from models.lite_rtse import LiteRTSE
-from models.spectrogram import Spectra
+from models.stft import Spectra
 
 BINS = 257
 FEW_BINS = 12

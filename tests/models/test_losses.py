@@ -26,7 +26,7 @@ from models.losses import (
     loss_terms,
     weighted_sum,
 )
-from models.spectrogram import Spectra, Spectrogram, angle
+from models.stft import Spectra, Spectrogram, angle
 from tests.models.test_imse import random_spectra
 
 OFF = LossConfig(metric=0.0, magnitude=0.0, phase=0.0, complex=0.0)

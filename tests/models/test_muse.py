@@ -15,10 +15,10 @@ from models import build
 from models.checkpoint import load_checkpoint
 from models.muse import MUSE
 from models.published import translate_published
-from models.spectrogram import Spectra
-from plain.muse import PlainMUSE
+from models.stft import Spectra
 from tests.fixtures.commands import ROOT
 from tests.models.test_imse import random_spectra, wrapped
+from tests.reference.muse import ReferenceMUSE
 
 # Where the stored activations are taken: name there → module here. A stage's is the one before its residual.
 ACTIVATIONS = {
@@ -82,10 +82,10 @@ def outputs_of(network: MUSE, names: list[str], noisy: Spectra) -> tuple[Spectra
         return network(noisy), seen
 
 
-def random_pair(channels: int = 8) -> tuple[MUSE, PlainMUSE]:
+def random_pair(channels: int = 8) -> tuple[MUSE, ReferenceMUSE]:
     """Our network and the plain one with the same random weights, in float64."""
     torch.manual_seed(0)
-    plain = PlainMUSE(channels).double().eval()
+    plain = ReferenceMUSE(channels).double().eval()
     with torch.no_grad():
         for name, weight in plain.named_parameters():
             if name.endswith("temperature"):
@@ -137,7 +137,7 @@ def test_every_weight_gets_a_finite_gradient_also_from_silence() -> None:
 
 def test_parameters_are_the_releases_without_those_of_no_effect(muse_config: Config) -> None:
     ours = sum(weight.numel() for weight in build(muse_config).parameters())
-    released = PlainMUSE().state_dict()
+    released = ReferenceMUSE().state_dict()
     fusion, unread, biases = 1607, 2 * 512, 225
     assert len(released) == 586
     assert sum(weight.numel() for weight in released.values()) == 513_015
@@ -159,7 +159,7 @@ def test_parts_without_effect_are_those_left_out(reference: Path) -> None:
     noisy = random_spectra(1, 8)
     results: list[Spectra] = []
     for each in (weights, changed):
-        network = PlainMUSE().double().eval()
+        network = ReferenceMUSE().double().eval()
         network.load_state_dict(each)
         with torch.inference_mode():
             results.append(Spectra(*network(noisy.mag, noisy.pha)))

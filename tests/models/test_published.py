@@ -12,10 +12,10 @@ from torch import Tensor
 from config import Config
 from models import build
 from models.published import config_sections, published_network, translate_published
-from models.spectrogram import Spectra
-from plain.imse import PlainIMSE
-from plain.muse import PlainMUSE
+from models.stft import Spectra
 from tests.models.test_imse import random_spectra, wrapped
+from tests.reference.imse import ReferenceIMSE
+from tests.reference.muse import ReferenceMUSE
 
 FUSION = re.compile(r"\.aggregate\.")
 UNREAD_ROWS = re.compile(r"(mask|phase)_conv\.0\.weight$")
@@ -45,7 +45,7 @@ def without_effect(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 
 
 def enhance_plainly(weights: dict[str, Tensor], noisy: Spectra) -> Spectra:
-    network = PlainIMSE().eval()
+    network = ReferenceIMSE().eval()
     network.load_state_dict(weights)
     with torch.inference_mode():
         return Spectra(*network.double()(noisy.mag, noisy.pha))
@@ -86,8 +86,8 @@ def test_everything_else_is_kept(weights: dict[str, Tensor]) -> None:
 
 
 def test_the_attention_tells_whose_names_they_are() -> None:
-    assert published_network(PlainIMSE(8).state_dict()) == "imse"
-    assert published_network(PlainMUSE(8).state_dict()) == "muse"
+    assert published_network(ReferenceIMSE(8).state_dict()) == "imse"
+    assert published_network(ReferenceMUSE(8).state_dict()) == "muse"
     assert published_network({"TCFTransformer.encoder_level1.mhca_blks.0.norm1.body.weight": torch.zeros(1)}) is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from models.taylor import HeadRefinement, TaylorAttention
+from models.muse import AttentionRefinement, TaylorAttention
 
 
 def test_attention_is_the_taylor_expansion_over_all_pairs() -> None:
@@ -34,7 +34,7 @@ def test_queries_and_keys_have_norm_one_in_each_head() -> None:
 
 def test_each_head_is_refined_by_its_own_window_of_its_own_queries_and_keys() -> None:
     torch.manual_seed(0)
-    module = HeadRefinement(2, {3: 1, 5: 2}).double()
+    module = AttentionRefinement(2, {3: 1, 5: 2}).double()
     q, k = torch.randn(2, 1, 6 * 7, 6, dtype=torch.float64)
     refined = module(q, k, torch.Size((6, 7)))
     assert refined.shape == (1, 42, 3)

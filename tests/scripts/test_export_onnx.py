@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from config import load_config
+from enhance.enhancer import Enhancer
+from enhance.onnx_runtime import load_onnx
+from enhance.streaming import Stream
 from models import build
 from models.checkpoint import save_checkpoint
-from models.enhancer import Enhancer
-from models.onnx_runtime import load_onnx
-from models.streaming import Stream
 from tests.fixtures.commands import ROOT, run_module
 from tests.fixtures.signals import speech_like, with_noise
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from config import Config, StftConfig
 from models.discriminator import HIDDEN
 from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, Make
-from training import steps
-from training.steps import Trainer
+from training import trainer as steps
+from training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from config import Config, load_config
-from data.crops import Batch, Crop, load_batches
+from data.dataset import Batch, Crop, load_batches
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
-from training.distribution import join_group
-from training.labels import PesqLabels
-from training.steps import Trainer
+from training.pesq_labels import PesqLabeler
+from training.trainer import Trainer
+from utils.distributed import join_group
 
 STEPS = 5
 SEGMENT = 8000
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     config = small(int(sys.argv[2]))
     group = join_group("cpu")
-    with PesqLabels(1) as labels:
+    with PesqLabeler(1) as labels:
         trainer = Trainer(config, group, labels)
         shares = {"batch_size": config.train.batch_size, "rank": group.rank, "ranks": group.ranks}
         batches = in_double(load_batches(Utterances(), config.train.seed, 0, 0, **shares, workers=1))
@@ -61,7 +61,7 @@ def main() -> None:
         state = trainer.state_dict()  # from all ranks
         second_is_there = group.any(group.rank == 1)  # as where a signal reaches one of them
     if group.leads:
-        saved = {name: state[name] for name in ("network", "discriminator", "steps_done")}
+        saved = {name: state[name] for name in ("network", "discriminator", "global_step")}
         torch.save(saved | {"figures": figures, "second_is_there": second_is_there}, sys.argv[1])
     group.close()
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from config import Config, DataConfig, MixConfig
-from data.crops import Crop, CropSource, Example
+from data.dataset import AudioCache, Crop, CropDataset, EvalPair
 from data.file_lists import Utterance
-from data.recordings import Recordings
 from tests.fixtures.recordings import RATE, save
 from training.data import Data, read_mixes, read_pairs
 
@@ -38,7 +37,7 @@ def numbers(signals: Iterable[np.ndarray]) -> set[float]:
     return {value for signal in signals for value in np.unique(64 * signal).tolist()}
 
 
-def crops(source: CropSource, epochs: int = 1) -> list[Crop]:
+def crops(source: CropDataset, epochs: int = 1) -> list[Crop]:
     return [source.crop(epoch, index) for epoch in range(epochs) for index in range(len(source))]
 
 
@@ -54,7 +53,7 @@ def save_pairs(folder: Path) -> list[Utterance]:
 
 
 def read(pairs: list[Utterance], selected_on: list[Utterance] | None, config: Config) -> Data:
-    return read_pairs(pairs, selected_on, config, Recordings(RATE, True), workers=1, quiet=True)
+    return read_pairs(pairs, selected_on, config, AudioCache(RATE, True), workers=1, quiet=True)
 
 
 def test_no_pair_of_a_held_out_speaker_is_trained_on(tmp_path: Path, plain_config: Config) -> None:
@@ -83,7 +82,7 @@ def test_the_fingerprint_is_that_of_what_is_trained_on(tmp_path: Path, plain_con
     assert read(kept, pairs[1:2], plain_config).fingerprint == prints[0]
 
 
-def tones(mixes: Iterable[Crop | Example]) -> set[int]:
+def tones(mixes: Iterable[Crop | EvalPair]) -> set[int]:
     """The frequencies in Hz of the noises that are in mixes with a constant."""
     found: set[int] = set()
     for mix in mixes:
@@ -99,7 +98,7 @@ def test_no_speech_and_no_noise_that_is_held_out_is_in_the_mixes(tmp_path: Path,
     for hertz in frequencies:
         save(tmp_path / f"noise/{hertz}.wav", np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE) / 2)
     folders = tmp_path / "speech", tmp_path / "noise"
-    found = read_mixes(*folders, replace(plain_config, mix=MIX), Recordings(RATE, True), workers=1, quiet=True)
+    found = read_mixes(*folders, replace(plain_config, mix=MIX), AudioCache(RATE, True), workers=1, quiet=True)
     # Three files in twenty epochs draw either of two noises, thirty mixes the only one.
     learnt, judged = crops(found.source, epochs=20), list(found.held_out)
     assert numbers(crop.clean for crop in learnt) == {1, 3, 5}

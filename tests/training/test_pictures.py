@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from config import Config, load_config
+from enhance.enhancer import Enhancer
 from models import build
-from models.enhancer import Enhancer
-from models.inspection import mask_of, place_in_speech, run_once
-from models.spectrogram import Spectrogram
+from models.stft import Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
+from tools.inspect.inspection import mask_of, place_in_speech, run_once
 from training.pictures import inner_pictures, spectrogram_picture
 
 RATE = 16_000

@@ -1,4 +1,4 @@
-"""The plain transcription of the published loop trains as `training.steps` does, from the same crops."""
+"""The plain transcription of the published loop trains as `training.trainer` does, from the same crops."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
-from data.crops import Batch, PairedCrops, load_batches
+from data.dataset import AudioCache, Batch, PairedDataset, load_batches
 from data.file_lists import Utterance
-from data.recordings import Recordings
 from models import build
 from models.losses import Speech, phase
 from models.published import translate_published
-from models.spectrogram import Spectra, Spectrogram
-from plain.training import PlainBatch, PlainTrainer, new_pool, pesq_labels, phase_loss, plain_loader
+from models.stft import Spectra, Spectrogram
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
-from training.distribution import Group
-from training.labels import PesqLabels
-from training.steps import Trainer
+from tests.reference.training import PlainBatch, ReferenceTrainer, new_pool, pesq_labels, phase_loss, plain_loader
+from training.pesq_labels import PesqLabeler
+from training.trainer import Trainer
+from utils.distributed import Group
 
 CPU = torch.device("cpu")
 Both = tuple[PlainBatch, Batch]
@@ -52,7 +51,7 @@ def batches(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> li
     """The first two batches, as both loaders give them."""
     pairs = write_utterances(tmp_path_factory.mktemp("utterances"))
     seed, size = tiny_config.train.seed, tiny_config.train.batch_size
-    source = PairedCrops(pairs, Recordings(16_000, keep=True), tiny_config.data, seed)
+    source = PairedDataset(pairs, AudioCache(16_000, keep=True), tiny_config.data, seed)
     with closing(load_batches(source, seed, 0, 0, batch_size=size, rank=0, ranks=1, workers=1)) as loaded:
         ours = [next(loaded), next(loaded)]
     order = [int(index) for batch in ours for index in batch.indices]
@@ -60,18 +59,18 @@ def batches(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 @pytest.fixture
-def trainers(tiny_config: Config) -> Iterator[tuple[PlainTrainer, Trainer]]:
+def trainers(tiny_config: Config) -> Iterator[tuple[ReferenceTrainer, Trainer]]:
     """Both with the same weights and the same dropout.
 
     In evaluation mode the discriminator's spectral normalisation keeps its vectors. In training they move each time
     it is called, which the plain loop does three times a step, and ours twice.
     """
-    plain = PlainTrainer(tiny_config, CPU)
+    plain = ReferenceTrainer(tiny_config, CPU)
     network = build(tiny_config)
     network.load_state_dict(translate_published(plain.network.state_dict()))
-    with PesqLabels(jobs=1) as labels:
+    with PesqLabeler(jobs=1) as labels:
         ours = Trainer(tiny_config, Group(0, 1, CPU), labels)
-        ours.begin_with(network)
+        ours.load_weights(network)
         assert ours.discriminator
         ours.discriminator.load_state_dict(plain.discriminator.state_dict())
         for discriminator in (plain.discriminator, ours.discriminator):
@@ -109,7 +108,7 @@ def test_difference_matrices_give_our_phase_loss(tiny_config: Config) -> None:
 
 
 def test_steps_have_our_losses_gradients_and_weights(
-    trainers: tuple[PlainTrainer, Trainer], batches: list[Both]
+    trainers: tuple[ReferenceTrainer, Trainer], batches: list[Both]
 ) -> None:
     plain, ours = trainers
     names = [name for name, _ in ours.network.named_parameters()]

@@ -22,8 +22,8 @@ def state(make: Make) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("place", "value", "words"),
     [
-        (("steps_done",), -1, "steps_done: not from 0 to 9007199254740992"),
-        (("steps_done",), 2**60, "steps_done: not from 0 to"),
+        (("global_step",), -1, "global_step: not from 0 to 9007199254740992"),
+        (("global_step",), 2**60, "global_step: not from 0 to"),
         (("skipped",), 1.0, "skipped: not int"),
         (("unlabelled",), torch.tensor(1), "unlabelled: not int"),
         (("network",), [], "network: other entries"),
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_named(make: Make, state: dict[str, Any], place: tuple,
         make(metric_lag=1).load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", ["network", "optimizer", "steps_done", "waiting"])
+@pytest.mark.parametrize("name", ["network", "optimizer", "global_step", "waiting"])
 def test_what_is_missing_is_named(make: Make, state: dict[str, Any], name: str) -> None:
     del state[name]
     with pytest.raises(KeyError, match=name):
@@ -62,7 +62,7 @@ def test_methods_in_the_place_of_a_mapping_s_own_are_not_called(make: Make, stat
     vars(state["network"]).update(items=3, keys=4, copy=5, _metadata=6)
     trainer = make(metric_lag=1)
     trainer.load_state_dict(state)
-    assert trainer.steps_done == 1
+    assert trainer.global_step == 1
 
 
 def test_the_optimiser_s_settings_are_those_of_the_configuration(make: Make, state: dict[str, Any]) -> None:

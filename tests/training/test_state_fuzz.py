@@ -21,13 +21,13 @@ from torch import Tensor, nn
 import train
 from cli import DONE
 from models.checkpoint import is_plain_tensor
-from models.spectrogram import Spectra
+from models.stft import Spectra
 from tests.fixtures.fuzzing import CASES, damaged, try_all
 from tests.fixtures.recordings import files_below
 from tests.fixtures.steps import GivenLabels
 from tests.fixtures.training import PAPER, SMALL, settings, train_here, write_pairs
 from tests.models.test_checkpoint_fuzz import Built, archive, numbers, odd_texts, pickles, plain
-from training import steps
+from training import trainer as steps
 from training.stop import TERMINATED, Stop
 
 RESUME = [
@@ -65,7 +65,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_pairs(folder, 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "build", lambda _: Small())
-        patch.setattr(train, "PesqLabels", SomeLabels)
+        patch.setattr(train, "PesqLabeler", SomeLabels)
         assert train_here(folder, *RESUME[:-1], "--max_steps=2").code == 0
         shutil.copytree(folder / "run", folder / "kept")
         patch.setattr(train, "Stop", lambda: Stop(TERMINATED))  # it stops after a step

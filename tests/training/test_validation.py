@@ -11,20 +11,20 @@ import torch
 from torch import nn
 
 from config import Config
-from data.crops import Example
-from metrics.intelligibility import stoi
-from metrics.perceptual import wideband_pesq
+from data.dataset import EvalPair
+from metrics.pesq import wideband_pesq
+from metrics.stoi import stoi
 from tests.fixtures.signals import speech_like, with_noise
 from training import validation
-from training.distribution import Group
 from training.validation import Pair, Validated, Validation
+from utils.distributed import Group
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
 
-def example(name: str, seconds: float, snr_db: float, seed: int) -> Example:
+def example(name: str, seconds: float, snr_db: float, seed: int) -> EvalPair:
     clean = speech_like(seconds, seed=seed)
-    return Example(name, clean.astype(np.float32), with_noise(clean, snr_db, seed).astype(np.float32))
+    return EvalPair(name, clean.astype(np.float32), with_noise(clean, snr_db, seed).astype(np.float32))
 
 
 EXAMPLES = [example("short", 1.3, 10, 1), example("long", 2.7, 0, 2)]
@@ -32,7 +32,7 @@ SILENT = EXAMPLES[0]._replace(clean=np.zeros_like(EXAMPLES[0].clean))
 """Has neither PESQ nor STOI."""
 
 
-def validate(examples: Sequence[Example], config: Config, network: nn.Module, group: Group = ALONE) -> Validated:
+def validate(examples: Sequence[EvalPair], config: Config, network: nn.Module, group: Group = ALONE) -> Validated:
     return Validation(examples, config, "overlap", group).run(network)
 
 

@@ -1,0 +1,1 @@
+"""From noisy to enhanced audio: windows, files, streaming, runtimes and ONNX export."""

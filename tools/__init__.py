@@ -1,0 +1,1 @@
+"""Tools built on the core; nothing in the core imports them."""

@@ -1,0 +1,1 @@
+"""Train and compare IMSE with parts removed or exchanged."""

@@ -1,0 +1,1 @@
+"""Figures of what a network computes: `python -m tools.inspect`."""

@@ -1,0 +1,1 @@
+"""Atomic writes, process pools and distributed training."""
