@@ -1,6 +1,6 @@
 """Draw spectrograms: for TensorBoard, `tools.inspect` and `tools.report`.
 
-All spectrograms share one analysis (Hann windows of 32 ms every 8 ms), one range of 80 dB and one colour map. The
+All spectrograms share one analysis (Hann windows of 32 ms every 8 ms), one range of 80 dB and one color map. The
 frequency axis is linear: on a logarithmic one the band above 4 kHz, where much of the noise is, takes a seventh of the
 height. Versions of one recording share the reference level, the power at 0 dB, so that they can be compared.
 

@@ -13,7 +13,7 @@ from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.report import __main__ as report
-from tools.report.page import INLINE_RECORDINGS, Content, write_page
+from tools.report.page import MAX_EMBEDDED_RECORDINGS, Content, write_page
 from tools.report.versions import Role, Version
 
 SECONDS = 4.0
@@ -79,7 +79,7 @@ def chirps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page as the command makes it: more files than one HTML file takes, some with names that break pages."""
     folder = tmp_path_factory.mktemp("nasty # folder")
-    ids = [*NASTY, *(f"file_{number}" for number in range(INLINE_RECORDINGS + 1 - len(NASTY)))]
+    ids = [*NASTY, *(f"file_{number}" for number in range(MAX_EMBEDDED_RECORDINGS + 1 - len(NASTY)))]
     for number, name in enumerate(ids):
         clean = speech_like(0.6, seed=number)
         save(folder / f"clean/{name}.wav", clean)
@@ -160,7 +160,7 @@ def test_names_are_text_and_their_sound_plays(browser: Browser, scored: Path) ->
     browser.messages()
     browser.requests()
     assert scored.stat().st_size < 10_000_000
-    assert len(list(scored.parent.glob("index_files/*.js"))) == INLINE_RECORDINGS + 1
+    assert len(list(scored.parent.glob("index_files/*.js"))) == MAX_EMBEDDED_RECORDINGS + 1
     for name in NASTY:
         browser.open(name)
         assert browser.one(".panel").get_attribute("aria-label") == f"Player of {name}"
@@ -170,7 +170,7 @@ def test_names_are_text_and_their_sound_plays(browser: Browser, scored: Path) ->
     assert NASTY_SYSTEM in browser.texts("#version option")
     assert any(NASTY_SYSTEM in text for text in browser.texts("#summary th"))
     assert any(NASTY_SYSTEM in text for text in browser.texts("#paired summary"))
-    assert browser.driver.title.startswith("Listening report")
+    assert browser.driver.title.startswith("Listening page")
     assert browser.messages() == []
 
 
