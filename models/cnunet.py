@@ -212,7 +212,8 @@ class ComplexAttention(nn.Module):
 class EncoderStage(nn.Module):
     """CMSFE-eN, a complex U-Net of N levels: complex `[B, 64, F, T]` → the same shape, and features for skips.
 
-    F must be divisible by 2^N. The features for the skip connections are complex `[B, 64, F, T]`, `[B, 32, F / 2, T]` … `[B, 32, F / 2^N, T]`.
+    F must be divisible by 2^N. The features for the skip connections are complex `[B, 64, F, T]`,
+    `[B, 32, F / 2, T]` … `[B, 32, F / 2^N, T]`.
     """
 
     def __init__(self, depth: int, attention: bool) -> None:

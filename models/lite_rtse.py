@@ -86,9 +86,10 @@ class MultiScaleConv(nn.Module):
 class GnConv(nn.Module):
     """Recursive gated convolution: `[B, C, T, F]` → `[B, 1, T, F]`.
 
-    gnConv of HorNet (Rao et al. 2022, arXiv 2207.14284). At each order the features are multiplied by a gate; at all but the last, a 1×1 convolution then doubles their
-    channels. The gates come from 7×7 depthwise convolutions: with `repeated`, one before each of these orders over
-    all remaining gates, as in the unofficial implementation; else one before the first order, as in HorNet.
+    gnConv of HorNet (Rao et al. 2022, arXiv 2207.14284). At each order the features are multiplied by a gate; at all
+    but the last, a 1×1 convolution then doubles their channels. The gates come from 7×7 depthwise convolutions: with
+    `repeated`, one before each of these orders over all remaining gates, as in the unofficial implementation; else one
+    before the first order, as in HorNet.
     """
 
     def __init__(self, channels: int, repeated: bool) -> None:
