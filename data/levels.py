@@ -21,3 +21,8 @@ def level_factor(noisy: np.ndarray) -> np.float32:
     """What brings samples `[N]` to a mean power of 1: sqrt(N / sum(x²)); 1 for silence."""
     power = mean_power(noisy)
     return np.float32(power**-0.5 if power > SILENT_POWER else 1)
+
+
+def unit_power_gain(power: float) -> float:
+    """Return the gain that brings a signal of this mean power to a mean power of 1; 1 for silence."""
+    return power**-0.5 if power > SILENT_POWER else 1.0
