@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metrics.paired import paired_test
 from metrics.score import METRICS, PairScores
+from metrics.stats import paired_test
 from metrics.summary import summarise
 
 CHART_INCHES = (3.6, 2.5)
