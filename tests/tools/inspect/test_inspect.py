@@ -219,8 +219,11 @@ def test_invalid_command_lines_write_nothing(
     assert files_below(folder) == before
 
 
-def test_figures_that_cannot_be_written_are_reported(folder: Path, small_checkpoint: Path) -> None:
+def test_figures_that_cannot_be_written_are_reported(
+    folder: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "out/mask.png").mkdir(parents=True)
+    monkeypatch.setattr(figures, "to_png", lambda *_, **__: b"a figure")  # saves time
     done = run("--checkpoint_file", small_checkpoint, "--seconds", 0.1)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("out: cannot be written")

@@ -20,8 +20,8 @@ pytest.importorskip("librosa", reason="the extra report is not installed")
 from PIL import Image
 
 import cal_metrics
-from metrics.paired import paired_test
 from metrics.score import METRICS
+from metrics.stats import paired_test
 from tests.fixtures.commands import Result, call_main, run_module
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, files_below, save
@@ -202,6 +202,12 @@ def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, library: s
     done = make()
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{library}: pip install -e '.[report]'" in done.stderr
+    # cal_metrics.py writes the scores without the page.
+    options = ["--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--report", "scores", "--jobs", "1", "--quiet"]
+    done = call_main(cal_metrics.main, *options)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert f"{library}: pip install -e '.[report]'" in done.stderr
+    assert files_below(Path("scores")) == {"scores.csv", "summary.json"}
 
 
 @pytest.mark.usefixtures("folders")
