@@ -39,6 +39,7 @@ class Enhancer(nn.Module):
     def __init__(self, network: nn.Module, config: Config, batch_size: int | None = None) -> None:
         super().__init__()
         self.network = network
+        self.config = config
         self.spectrogram = Spectrogram(config.stft)
         self.sampling_rate = config.data.sampling_rate
         self.segment_size = config.data.segment_size

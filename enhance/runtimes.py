@@ -41,19 +41,11 @@ def fast_enhancer(
     bf16: bool = False,
     compiled: bool = False,
 ) -> Enhancer:
-    """Build an `Enhancer` that is as fast as the device and the options allow; `network` itself may be changed.
+    """Build an `Enhancer` that is as fast as the device and the options allow. `network` itself may be changed.
 
-    Parameters
-    ----------
-    network, config: of `load_network`.
-    device: "cpu", "cuda" or "cuda:N".
-    protocol: the one that the enhancer will be used with.
-    batch_size: windows in one pass; by default that of `Enhancer`. Always 1 for protocol "whole".
-    threads: CPU threads of PyTorch, set for this process; by default as they are.
-    bf16: compute in bfloat16 autocast.
-    compiled: compile the network for the shape that repeats, before this function returns.
-
-    Raises `UserError` if the network cannot be compiled.
+    `protocol` is the one to be used. `batch_size` is that of `Enhancer`, but 1 for protocol "whole". `threads` sets
+    PyTorch's CPU threads for the process; None keeps them. `bf16` computes in bfloat16 autocast. `compiled` compiles
+    the network for the shape that repeats before this function returns; raises `UserError` if that fails.
     """
     if threads is not None:
         torch.set_num_threads(threads)
