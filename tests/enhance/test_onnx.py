@@ -1,4 +1,4 @@
-"""Exported networks against PyTorch, with onnxruntime, whole and in pieces; files that are none of ours."""
+"""Exported networks equal PyTorch's, whole and in pieces; unusable .onnx files are refused."""
 
 from __future__ import annotations
 
@@ -18,44 +18,42 @@ from cli import UserError
 from config import Config, load_config
 from enhance.enhancer import Enhancer
 from enhance.onnx_export import check, export, with_onnxruntime
-from enhance.onnx_runtime import StreamingOnnxNetwork, load_onnx, network_of, open_session
+from enhance.onnx_runtime import StreamingOnnxNetwork, load_onnx, open_session, session_network
 from enhance.streaming import Stream, StreamingNetwork
-from models import build, cnunet, dense, imse, lite_rtse, muse
+from models import blocks, build, cnunet, imse, muse
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
-from models.imse import MagnitudePhaseNetwork
 from models.stft import Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
 
-onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
-pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
 
-# Exporting MUSE, however narrow, takes as long as all others.
-NETWORKS = ("imse", pytest.param("muse", marks=pytest.mark.slow), "lite_rtse", "cnunet")
+NETWORKS = ("lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imse", "muse", "cnunet")))
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
 
 
 def random_network(name: str) -> tuple[nn.Module, Config]:
-    """A network with each kind of block, but few of them: exporting takes time in proportion."""
+    """Build a network with few blocks of each kind: exporting takes time in proportion."""
     config = load_config(ROOT / f"configs/{name}.json", ["model.channels=8"] if name in ("imse", "muse") else [])
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(imse, "BLOCKS_PER_STAGE", 1)
         patch.setattr(muse, "BLOCKS_PER_STAGE", 1)
-        patch.setattr(dense, "DENSE_LAYERS", 1)
+        patch.setattr(blocks, "DENSE_LAYERS", 1)
         patch.setattr(cnunet, "STAGE_DEPTHS", (2, 1))
         patch.setattr(cnunet, "DENSE_LAYERS", 2)
         network = build(config).eval()
-    if isinstance(network, MagnitudePhaseNetwork):
-        # An angle is as exact as its vector is long, and those of random weights are short.
-        network.phase_decoder.real.load_state_dict({"bias": torch.tensor([2.0])}, strict=False)
+    if name in ("imse", "muse"):
+        # The angle of a short vector amplifies rounding errors, and with random weights vectors are short.
+        network.get_parameter("phase_decoder.real.bias").data.fill_(2.0)
     return network, config
 
 
 @pytest.fixture(scope="module")
 def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Each network as a file, written when it is first asked for; Lite-RTSE for streams too."""
+    """Export a network to a file, once; "lite_rtse stream" with its state."""
     folder = tmp_path_factory.mktemp("onnx")
 
     @cache
@@ -75,7 +73,7 @@ def noise(config: Config, batch: int, frames: int) -> Spectra:
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "lite_rtse stream"])
-def test_values_are_those_of_pytorch(name: str, file_of: Callable[[str], Path]) -> None:
+def test_results_equal_pytorch(name: str, file_of: Callable[[str], Path]) -> None:
     network, config = random_network(name.split()[0])
     exported, _ = load_onnx(file_of(name), threads=1)
     for batch, frames in ((1, 1), (3, 9), (2, 40)):
@@ -90,7 +88,7 @@ def test_values_are_those_of_pytorch(name: str, file_of: Callable[[str], Path]) 
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "lite_rtse stream"])
-def test_a_file_alone_is_complete(name: str, file_of: Callable[[str], Path]) -> None:
+def test_a_file_is_complete(name: str, file_of: Callable[[str], Path]) -> None:
     _, config = random_network(name.split()[0])
     _, read = load_onnx(file_of(name), threads=1)
     assert read == config
@@ -120,11 +118,11 @@ def weight_bytes(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_file_is_little_more_than_its_weights(name: str, file_of: Callable[[str], Path]) -> None:
+def test_a_file_is_hardly_larger_than_its_weights(name: str, file_of: Callable[[str], Path]) -> None:
     assert file_of(name).stat().st_size < weight_bytes(random_network(name)[0]) + 250_000
 
 
-def test_a_stream_gives_what_the_whole_gives(file_of: Callable[[str], Path]) -> None:
+def test_a_stream_equals_one_pass(file_of: Callable[[str], Path]) -> None:
     network, config = random_network("lite_rtse")
     exported, _ = load_onnx(file_of("lite_rtse stream"), threads=1)
     assert isinstance(exported, StreamingNetwork)
@@ -133,30 +131,29 @@ def test_a_stream_gives_what_the_whole_gives(file_of: Callable[[str], Path]) -> 
     assert np.abs(expected - NOISY).max() > 0.01
     for pieces in (1, 256, 1000, len(NOISY)):
         stream = Stream(exported, config)
-        starts = range(0, len(NOISY) if pieces > 1 else 1500, pieces)
+        starts = range(0, len(NOISY) if pieces > 1 else 800, pieces)
         enhanced = np.concatenate([stream.process(NOISY[start : start + pieces]) for start in starts])
         np.testing.assert_allclose(enhanced, expected[: len(enhanced)], rtol=0, atol=1e-5)
         assert len(enhanced) >= 512
     assert len(enhanced) + len(stream.flush()) == len(NOISY)
 
 
-def test_one_that_needs_the_whole_signal_cannot_stream(file_of: Callable[[str], Path]) -> None:
-    for name in ("lite_rtse", "imse"):
-        exported, config = load_onnx(file_of(name), threads=1)
-        with pytest.raises(UserError, match="cannot stream"):
-            Stream(exported, config)
-    with pytest.raises(UserError, match="IMSE cannot stream: it needs the whole signal"):
+def test_networks_that_cannot_stream(file_of: Callable[[str], Path]) -> None:
+    exported, config = load_onnx(file_of("lite_rtse"), threads=1)
+    with pytest.raises(UserError, match="cannot stream"):
+        Stream(exported, config)
+    with pytest.raises(UserError, match="IMSE cannot stream"):
         export(*random_network("imse"), stream=True)
 
 
-def test_an_older_pytorch_gets_a_line_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_pytorch_cannot_export_lstms(monkeypatch: pytest.MonkeyPatch) -> None:
     network, config = random_network("lite_rtse")
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
-    with pytest.raises(UserError, match=r"exporting LiteRTSE needs PyTorch 2\.8 or newer; this is 2\.6\.0\+cu124"):
+    with pytest.raises(UserError, match=r"LiteRTSE .* 2\.8 .* 2\.6\.0\+cu124"):
         export(network, config)
 
 
-def test_another_network_is_told_apart(file_of: Callable[[str], Path]) -> None:
+def test_check_finds_another_networks_weights(file_of: Callable[[str], Path]) -> None:
     network, config = random_network("lite_rtse")
     for name in ("lite_rtse", "lite_rtse stream"):
         exported, _ = load_onnx(file_of(name), threads=1)
@@ -165,11 +162,11 @@ def test_another_network_is_told_apart(file_of: Callable[[str], Path]) -> None:
         network.get_parameter("mask.bias").add_(0.01)
     for name in ("lite_rtse", "lite_rtse stream"):
         exported, _ = load_onnx(file_of(name), threads=1)
-        with pytest.raises(UserError, match=r"magnitudes of 1 x 1 frames are .* nothing was written"):
+        with pytest.raises(UserError, match=r"magnitudes of 1 x 1 frames .* nothing was written"):
             check(exported, network, config)
 
 
-def test_a_lost_state_is_noticed(file_of: Callable[[str], Path]) -> None:
+def test_check_finds_a_lost_state(file_of: Callable[[str], Path]) -> None:
     class Forgetful(StreamingOnnxNetwork):
         def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
             enhanced, after = super().stream(noisy, state)
@@ -183,15 +180,14 @@ def test_a_lost_state_is_noticed(file_of: Callable[[str], Path]) -> None:
 
 def test_exporting_leaves_the_network_as_it_was() -> None:
     network, config = random_network("lite_rtse")
-    run_lstm, noisy = lite_rtse.run_lstm, noise(config, 1, 5)
+    noisy = noise(config, 1, 5)
     before = network(noisy).mag
     exported = with_onnxruntime(network, config, threads=2)
     assert isinstance(exported, StreamingNetwork)
     assert not exported.training
-    assert lite_rtse.run_lstm is run_lstm
     assert all(weight.requires_grad for weight in network.parameters())
-    assert torch.equal(network(noisy).mag, before)
-    torch.testing.assert_close(exported(noisy).mag, before.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(noisy).mag, before)
+    torch.testing.assert_close(exported(noisy).mag, before.detach(), rtol=0, atol=1e-4)
 
 
 def message_of(path: Path) -> str:
@@ -203,23 +199,23 @@ def message_of(path: Path) -> str:
     return message
 
 
-def test_files_that_are_no_onnx(tmp_path: Path) -> None:
+def test_files_that_are_not_onnx(tmp_path: Path) -> None:
     path = tmp_path / "network.onnx"
     assert "cannot be read: No such file" in message_of(path)
     for content in (b"", b"these are no weights\n" * 100, DEFAULT_CHECKPOINT.read_bytes()[:5000]):
         path.write_bytes(content)
-        assert "not an ONNX file, or cut short; give one that scripts/export_onnx.py wrote" in message_of(path)
+        assert "not an ONNX file, or cut short" in message_of(path)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99, 0.9999])
 def test_files_cut_short(file_of: Callable[[str], Path], tmp_path: Path, share: float) -> None:
-    content = file_of("imse").read_bytes()
+    content = file_of("lite_rtse").read_bytes()
     path = tmp_path / "cut.onnx"
     path.write_bytes(content[: int(len(content) * share)])
     assert "not an ONNX file, or cut short" in message_of(path)
 
 
-def test_files_of_others(file_of: Callable[[str], Path], tmp_path: Path, small_config: Config) -> None:
+def test_files_of_other_projects(file_of: Callable[[str], Path], tmp_path: Path, small_config: Config) -> None:
     path = tmp_path / "foreign.onnx"
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
@@ -241,8 +237,8 @@ def test_a_missing_package_is_named(
     file_of: Callable[[str], Path], small_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "onnxruntime is not installed: pip install -e '.[onnx]'" in message_of(file_of("imse"))
-    with pytest.raises(UserError, match=r"onnxruntime not installed: pip install -e '.\[onnx\]'"):
+    assert "pip install onnxruntime" in message_of(file_of("lite_rtse"))
+    with pytest.raises(UserError, match="onnxruntime"):
         with_onnxruntime(build(small_config).eval(), small_config, threads=1)
 
 
@@ -266,5 +262,5 @@ def test_whole_networks(name: str, largest: float, request: pytest.FixtureReques
     level = 1 if config.data.normalize_level else 0.1
     noisy = Spectrogram(config.stft)(level * torch.randn(1, config.data.segment_size))
     with torch.inference_mode():
-        expected, found = network(noisy).mag, network_of(open_session(content, 1, "a network"))(noisy).mag
+        expected, found = network(noisy).mag, session_network(open_session(content, 1, "a network"))(noisy).mag
     assert (found - expected).abs().max() < 1e-4 * expected.max()
