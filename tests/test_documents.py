@@ -38,7 +38,7 @@ def python_calls(path: Path) -> Iterator[tuple[str, list[str]]]:
     text = path.read_text(encoding="utf-8")
     inline = re.findall(r"`((?:python|torchrun) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     for command in [*commands(path), *inline]:
-        for call in re.findall(r"(?:^|[ /])(?:python|torchrun) ([^|<>;&]+)", " ".join(command.split())):
+        for call in re.findall(r"(?:^|[ /])(?:python|torchrun) (?!-c )([^|<>;&]+)", " ".join(command.split())):
             words = shlex.split(re.sub(r"[…\[\]]", " ", call))
             if words[0] == "-m":
                 yield words[1], words[2:]
@@ -71,7 +71,7 @@ def test_commands_have_the_options_that_pages_use(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_pages_name_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for name in re.findall(r"(?:configs|scripts)/[\w/]+\.(?:json|sh)", text):
+    for name in re.findall(r"(?:configs|scripts)/[a-z_/0-9]+\.(?:json|sh)", text):
         assert (ROOT / name).is_file(), name
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("http"):
@@ -91,7 +91,7 @@ def test_commands_are_found() -> None:
 
 def test_the_code_page_names_modules_that_exist() -> None:
     text = (ROOT / "docs/CODE.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:\.py|/))`", text):
+    for name in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", text):
         assert (ROOT / name).exists(), name
     for module, attribute in re.findall(r"`([a-z]+\.[a-z_]+)\.([A-Za-z_]+)`", text):
         if (ROOT / f"{module.replace('.', '/')}.py").exists():
