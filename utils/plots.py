@@ -115,10 +115,12 @@ def spectrogram_figure(wavs: Mapping[str, np.ndarray], sampling_rate: int, start
     reference = max(float(power_spectrogram(wav, sampling_rate).max()) for wav in wavs.values())
     figure = Figure((1.2 + 3.3 * len(wavs), 3.1), layout="constrained")
     row = figure.subplots(1, len(wavs), sharey=True, squeeze=False)[0]
+    mesh: QuadMesh | None = None
     for axes, (name, wav) in zip(row, wavs.items(), strict=True):
         mesh = draw_spectrogram(axes, wav, sampling_rate, reference=reference, start=start, samples=samples)
         axes.set_title(name)
         axes.label_outer()
+    assert mesh, "no signals"
     figure.colorbar(mesh, ax=row, pad=0.01, label="dB re loudest point", ticks=range(-RANGE_DB, 1, 20))
     return figure
 

@@ -134,12 +134,14 @@ def attention_figure(
             weights = {kind: head.weights[kind][index] for kind in kinds}  # [T', F']
             maps = {kind: trace.upsample(each, stage) for kind, each in weights.items()}  # [T, F]
             limit = max(float(np.percentile(each.abs(), SHOWN_PERCENTILE)) for each in maps.values())
+            image: AxesImage | None = None
             for axes, kind in zip(own_rows[:, column], kinds, strict=True):
                 image = draw_map(axes, maps[kind].numpy(), trace, start, cmap=DIVERGING, vmin=-limit, vmax=limit)
                 mark(axes, "black")
                 labels = {"query": name, "stage": stage, "block": head.attention.block, "head": head.number}
                 statistics = weight_statistics(weights[kind], maps[kind], point, trace)
                 numbers.append(labels | {"attention": kind} | statistics)
+            assert image
             bar = {"pad": 0.02, "aspect": 30, "label": "weight × N", "extend": "both"}
             figure.colorbar(image, ax=own_rows[:, column].tolist(), **bar)
     for axes, (stage, head) in zip(grid[0][1:], heads.items(), strict=True):

@@ -124,7 +124,8 @@ def trace(network: nn.Module, config: Config, wav: np.ndarray) -> Trace:
         handles.append(stage.register_forward_pre_hook(partial(keep_size, name)))
         for number, block in enumerate(stage.blocks, start=1):
             attention = getattr(block, "attention", None)
-            if type(attention) in (MALA, TaylorAttention):  # not subclasses, which compute other weights
+            # Not subclasses: they may compute other weights.
+            if isinstance(attention, nn.Module) and type(attention) in (MALA, TaylorAttention):
                 handles.append(attention.register_forward_pre_hook(partial(keep_input, name, number)))
     try:
         enhanced_wav = Enhancer(network, config).enhance_signal(wav, protocol="whole")

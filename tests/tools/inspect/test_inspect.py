@@ -138,11 +138,11 @@ def test_curves_have_a_panel_of_losses_and_one_per_score() -> None:
     training = {"training/loss": [(10, 0.5), (20, 0.25)], "training/learning_rate": [(10, 1.0), (20, 0.1)]}
     validation = {"validation/loss": [(20, 0.3)], "validation/pesq": [(20, 2.5)]}
     losses, pesq = curves_figure({**training, **validation}).axes
-    assert [line.get_xydata().tolist() for line in losses.lines] == [[[10, 0.5], [20, 0.25]], [[20, 0.3]]]
+    assert [np.asarray(line.get_xydata()).tolist() for line in losses.lines] == [[[10, 0.5], [20, 0.25]], [[20, 0.3]]]
     assert losses.get_yscale() == "log"
     legend = losses.get_legend()
     assert legend and [text.get_text() for text in legend.get_texts()] == ["loss"]
-    assert pesq.lines[0].get_xydata().tolist() == [[20, 2.5]]
+    assert np.asarray(pesq.lines[0].get_xydata()).tolist() == [[20, 2.5]]
     assert pesq.get_title() == "PESQ, validation"
 
 
