@@ -261,10 +261,10 @@ def test_two_processes_compute_what_one_does(pairs: Path, tmp_path: Path) -> Non
     """Steps with a discriminator are compared in tests/utils/test_distributed.py, in double precision.
 
     With a tiny learning rate the weights stay the same, so the first moments compare the gradients of three steps. The
-    magnitude loss is smooth, so rounding cannot change its gradient much.
+    losses are smooth, so rounding cannot change their gradients much.
     """
     options = [f"--config={PAPER}", *SMALL, "--max_steps=3", "--num_workers=1", "--quiet"]
-    options += settings(optim_learning_rate=1e-7, loss_phase=0, loss_complex=0, loss_metric=0)
+    options += settings(optim_learning_rate=1e-7, loss_phase=0, loss_metric=0)
     alone = train_here(pairs, *options, "--checkpoint_path", tmp_path / "alone")
     result = torchrun(pairs, *options, *settings(train_batch_size=1), "--checkpoint_path", tmp_path / "two")
     assert (alone.code, result.returncode) == (0, 0), result.stderr

@@ -105,6 +105,7 @@ class ProcessPool(Generic[Result]):
         raise LostProcessError("the process that worked on it died")
 
     def _start(self) -> loky.ProcessPoolExecutor:
+        cause: BaseException | None = None
         for _ in range(ATTEMPTS):
             with self._lock:
                 if self._closed:
