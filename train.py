@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,7 +154,9 @@ def exit_code(code: int) -> Iterator[None]:
         raise
 
 
-def batches_from(crops: CropDataset, config: Config, group: Group, workers: int, step: int) -> Iterator[Batch]:
+def batches_from(
+    crops: CropDataset, config: Config, group: Group, workers: int, step: int
+) -> Generator[Batch, None, None]:
     """Yield the batches of all epochs, without end, beginning with that of `step`."""
     epoch_steps = steps_per_epoch(len(crops), config.train.batch_size * group.ranks)
     while True:
@@ -263,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if step >= last_step:
                     break
 
-                logs = trainer.step(next(batches), epoch=step // epoch_steps)
+                logs = trainer.step(next(batches), step // epoch_steps)
                 bar.update()
                 if trainer.global_step % LOG_INTERVAL == 0:
                     means = group.mean(logs)
@@ -292,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def format_scores(scores: dict[str, float]) -> str:
+def format_scores(scores: Mapping[str, float]) -> str:
     """Format scores as `name value, …`."""
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 

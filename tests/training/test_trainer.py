@@ -112,14 +112,15 @@ def test_step_reads_no_values_from_the_device(make: MakeTrainer, lag: int) -> No
 def test_nonfinite_gradient_changes_nothing_and_is_counted(make: MakeTrainer, lag: int) -> None:
     trainer = make([LABELS[0], NAN_LABELS, NAN_LABELS, *LABELS], ema_decay=0.5, metric_lag=lag, grad_clip=1.0)
     trainer.step(BATCHES[3], 0)
-    assert trainer.ema_model and trainer.discriminator_optimizer
+    discriminator, discriminator_optimizer = trainer.discriminator, trainer.discriminator_optimizer
+    assert discriminator and discriminator_optimizer
 
-    def learned() -> dict[str, Any]:
+    def learned() -> list[Any]:
         parts = [trainer.network.state_dict(), trainer.eval_model.state_dict(), trainer.optimizer.state_dict()["state"]]
         if not lag:  # with a lag the discriminator learns the last good batch now
-            parts.append(trainer.discriminator_optimizer.state_dict()["state"])
-            parts.append(dict(trainer.discriminator.named_parameters()))
-        return copy.deepcopy(dict(enumerate(parts)))
+            parts.append(discriminator_optimizer.state_dict()["state"])
+            parts.append(dict(discriminator.named_parameters()))
+        return copy.deepcopy(parts)
 
     before = learned()
     for count in (1, 2):
@@ -298,7 +299,7 @@ def test_discriminator_loss(make: MakeTrainer, labels: tuple[float, ...]) -> Non
     assert after.isfinite().all() and not torch.equal(after, before)
     # The generator is scored by the updated discriminator.
     updated = copy.deepcopy(trainer.discriminator)
-    assert updated
+    assert updated and trainer.discriminator
     metric = squared_errors(updated.eval(), clean, enhanced, 1.0).mean()
     assert logs["metric"] == pytest.approx(metric.item(), rel=1e-4)
     assert all(parameter.requires_grad for parameter in trainer.discriminator.parameters())
