@@ -12,13 +12,11 @@ from models.cnunet import CNUNet
 from models.imse import IMSE
 from models.lite_rtse import LiteRTSE
 from models.muse import MUSE
-from tools.ablation.networks import AblatedIMSE
 
 __all__ = ["NETWORKS", "build"]
 
 NETWORKS: Mapping[str, Callable[[Any, int], nn.Module]] = {
     "imse": IMSE,
-    "imse_ablation": AblatedIMSE,
     "muse": MUSE,
     "lite_rtse": LiteRTSE,
     "cnunet": CNUNet,
