@@ -1,29 +1,40 @@
-"""The networks, and what turns their spectra into sound."""
+"""The networks by name, and how `models.build` makes one from a configuration.
+
+A network maps noisy to enhanced `models.stft.Spectra`. Its constructor takes its settings, a subclass of
+`config.NetworkConfig`, and the number of frequency bins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from config import Config
+import config as settings
+from config import Config, NetworkConfig
 from models.cnunet import CNUNet
 from models.imse import IMSE
 from models.lite_rtse import LiteRTSE
 from models.muse import MUSE
 
-__all__ = ["NETWORKS", "build"]
+__all__ = ["NETWORKS", "build", "register"]
 
-NETWORKS: Mapping[str, Callable[[Any, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[[Any, int], nn.Module]] = {
     "imse": IMSE,
     "muse": MUSE,
     "lite_rtse": LiteRTSE,
     "cnunet": CNUNet,
 }
-"""What makes each network of its settings and the number of frequency bins, by the name that `model.name` gives."""
+"""Network class by `model.name`; `config.MODEL_CONFIGS` has the settings class of each."""
+
+
+def register(name: str, config_class: type[NetworkConfig], network_class: Callable[[Any, int], nn.Module]) -> None:
+    """Make a network available as `model.name` in configurations and checkpoints."""
+    settings.MODEL_CONFIGS[name] = config_class
+    NETWORKS[name] = network_class
 
 
 def build(config: Config) -> nn.Module:
-    """The network that `config.model` names, with fresh random weights: `Spectra` → `Spectra`."""
+    """Return the network `config.model.name` with new random weights."""
     return NETWORKS[config.model.name](config.model, config.stft.bins)
