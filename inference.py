@@ -5,8 +5,9 @@
     python inference.py --input_noisy_wavs_dir - < noisy.wav > enhanced.wav
     arecord -f S16_LE -r 16000 -t raw | python inference.py --stream | aplay -f S16_LE -r 16000
 
-Each output keeps its input's name, rate, channel count, length and sample format; a folder's tree is mirrored. With
-a clean folder the scores follow. Exit codes: 0 all done, 1 some files failed (each named), 2 command line wrong.
+Each output keeps its input's name, sampling rate, channel count, length and sample format; a folder's tree is mirrored.
+With a folder of clean files the scores are printed too. Exit codes: 0 all done, 1 some files failed (each is named on
+standard error), 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -19,64 +20,59 @@ from pathlib import Path
 
 import torch
 
-from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
-from data.audio import AudioError
+from cli import DONE, SOME_FAILED, ArgumentParser, run
 from data.file_lists import audio_by_id, plan_outputs
-from enhance.enhancer import Enhancer
-from enhance.files import Load, enhance_file, enhance_files, without_done
-from enhance.runtimes import fast_enhancer, keep_freed_memory, load_network
+from enhance.files import enhance_file, enhance_files, is_done
+from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from enhance.stdio import pipe_file, pipe_pcm
 from enhance.streaming import Stream
 from enhance.windows import PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
-from utils.distributed import Group, join_for_files, rank_count
-
-WITH_STREAM = ("stream", "checkpoint_file", "backend", "device", "quiet")
+from utils.distributed import join_for_files, rank_count
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Namespace:
-    """Read the command line; exits with code 2 where it is wrong."""
+    """Parse the command line and fill in defaults; raises `UserError` for options that do not go together."""
     parser = ArgumentParser(description="Enhance noisy speech.")
     add = parser.add_argument
-    add("--input_noisy_wavs_dir", metavar="IN", help="folder, file, or - for standard input")
-    add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not needed with -")
-    add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="clean versions: print the scores too")
-    add("--resume", action="store_true", help="skip files that have a whole result already, not older than they are")
-    add("--checkpoint_file", type=Path, metavar="CKPT", help="default: this project's own")
-    add("--protocol", choices=PROTOCOLS, help="how signals are cut; default: overlap")
-    add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input, enhanced to standard output")
-    add("--backend", choices=("torch", "onnxruntime"), help="what computes; default: torch, for an .onnx onnxruntime")
-    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--input_noisy_wavs_dir", metavar="IN", help="noisy folder or file, or - for standard input")
+    add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not with -")
+    add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="folder of clean files: print the scores too")
+    add("--resume", action="store_true", help="skip files that have a complete result that is not older")
+    add("--checkpoint_file", type=Path, metavar="CKPT", help="default: the embedded checkpoint")
+    add("--protocol", choices=PROTOCOLS, help="how signals are cut into windows; default: overlap")
+    add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input to standard output")
+    add("--backend", choices=("torch", "onnxruntime"), help="default: torch; onnxruntime for an .onnx file")
+    add("--device", help="cpu or cuda; default: cuda if available")
     add("--batch_size", type=int, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
     add("--num_threads", type=int, metavar="N", help="CPU threads of the network; default: all cores")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
-    add("--compile", action="store_true", help="compile the network: takes a minute, pays for many files")
-    add("--quiet", action="store_true", help="no progress bar, no word on latency")
+    add("--compile", action="store_true", help="compile the network first: takes a minute, pays for many files")
+    add("--quiet", action="store_true", help="no progress bar, no line about the latency")
     options = parser.parse_args(argv)
+
+    source, stdin = options.input_noisy_wavs_dir, options.stream or options.input_noisy_wavs_dir == "-"
     if options.stream:
-        given = [name for name, value in vars(options).items() if value not in (None, False)]
-        if for_files := [f"--{name}" for name in given if name not in WITH_STREAM]:
-            parser.error(f"{', '.join(for_files)}: not with --stream")
-    elif options.input_noisy_wavs_dir is None:
+        allowed = ("stream", "checkpoint_file", "backend", "device", "quiet")
+        given = [f"--{name}" for name, value in vars(options).items() if value and name not in allowed]
+        if given:
+            parser.error(f"{', '.join(given)}: not with --stream")
+    elif source is None:
         parser.error("the following arguments are required: --input_noisy_wavs_dir")
-    elif options.input_noisy_wavs_dir != "-" and options.output_dir is None:
+    elif source != "-" and options.output_dir is None:
         parser.error("--output_dir is needed: the folder for the results")
-    elif options.input_noisy_wavs_dir == "-" and (options.input_clean_wavs_dir or options.output_dir or options.resume):
+    elif source == "-" and (options.input_clean_wavs_dir or options.output_dir or options.resume):
         parser.error("--output_dir, --input_clean_wavs_dir, --resume: not with standard input")
     elif options.compile and options.protocol == "whole":
-        parser.error("--compile: not with --protocol whole, where every length is another")
+        parser.error("--compile: not with --protocol whole, where each file has its own length")
+    if stdin and rank_count() > 1:
+        parser.error("standard input is for one process, not for torchrun")
+    for name in ("batch_size", "num_threads"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            parser.error(f"--{name}: must be 1 or more")
+
     options.protocol = options.protocol or "overlap"
     options.checkpoint_file = options.checkpoint_file or (LIVE_CHECKPOINT if options.stream else DEFAULT_CHECKPOINT)
-    check_computing(parser, options)
-    return options
-
-
-def check_computing(parser: ArgumentParser, options: Namespace) -> None:
-    """Choose what computes, and where; ends the program where that does not go together."""
-    if rank_count() > 1 and (options.stream or options.input_noisy_wavs_dir == "-"):
-        parser.error("standard input is for one process, not for torchrun")
-    if any(number is not None and number < 1 for number in (options.batch_size, options.num_threads)):
-        parser.error("--batch_size, --num_threads: must be 1 or more")
     onnx_file = options.checkpoint_file.suffix == ".onnx"
     options.backend = options.backend or ("onnxruntime" if onnx_file else "torch")
     on_cpu = options.backend == "onnxruntime" or not torch.cuda.is_available()
@@ -86,61 +82,61 @@ def check_computing(parser: ArgumentParser, options: Namespace) -> None:
     if options.backend == "onnxruntime" and (options.device != "cpu" or options.bf16 or options.compile):
         parser.error("--backend onnxruntime: computes on the CPU, without --bf16 and --compile")
     parser.check_device(options.device)
-
-
-def enhance_live(stream: Stream, quiet: bool) -> None:
-    """Standard input to standard output, in real time."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # a frame is too little work to share
-    if not quiet:
-        print(f"live at {stream.rate} Hz, {1000 * stream.latency:g} ms behind", file=sys.stderr)
-    pipe_pcm(stream.process, stream.flush)
-
-
-def enhance_share(
-    jobs: list[tuple[Path, Path]], enhancer: Enhancer, load: Load, group: Group, options: Namespace
-) -> dict[Path, str]:
-    """Enhance this process' share of the files; returns the failures of all processes."""
-    own = jobs[group.rank :: group.ranks]
-    own = without_done(own) if options.resume else own
-    failures = enhance_files(own, enhancer, options.protocol, load, options.quiet or not group.leads)
-    return {target: reason for part in group.gather(failures) for target, reason in part.items()}
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments(argv)
-    torch.backends.cudnn.allow_tf32 = False  # a GPU gives the CPU's numbers
-    keep_freed_memory()
-    protocol = options.protocol
+    torch.backends.cudnn.allow_tf32 = False  # the same results on a GPU as on a CPU
+    tune_malloc()
+    if options.stream:
+        return enhance_live(options)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
     group, device = join_for_files(options.device)
-    load = Load.choose(device, protocol, options.batch_size, options.num_threads)
-    try:
-        network, config = load_network(options.checkpoint_file, options.backend, 1 if options.stream else load.threads)
-        if options.stream:
-            enhance_live(Stream(network.to(device), config), options.quiet)
-            return DONE
-        enhancer = fast_enhancer(network, config, device, protocol, load, options.bf16, options.compile)
-        if options.input_noisy_wavs_dir == "-":
-            pipe_file(lambda source, target: enhance_file(source, target, enhancer, protocol, load))
-            return DONE
-        jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
-        clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
-    except (UserError, AudioError) as error:
-        print(error, file=sys.stderr)
-        return SOME_FAILED if isinstance(error, AudioError) else USAGE_ERROR
-    failures = enhance_share(jobs, enhancer, load, group, options)
+    network, config = load_network(options.checkpoint_file, options.backend, torch.get_num_threads())
+    enhancer = fast_enhancer(
+        network, config, device, options.protocol, options.batch_size, bf16=options.bf16, compiled=options.compile
+    )
+    if options.input_noisy_wavs_dir == "-":
+        pipe_file(lambda source, target: enhance_file(source, target, enhancer, options.protocol))
+        return DONE
+
+    jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
+    clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
+    own = jobs[group.rank :: group.ranks]
+    if options.resume:
+        left = [job for job in own if not is_done(*job)]
+        print(f"{len(own) - len(left)} of {len(own)} files are done already", file=sys.stderr)
+        own = left
+    failures = enhance_files(own, enhancer, options.protocol, options.quiet or not group.leads)
+    failures = {target: reason for part in group.gather(failures) for target, reason in part.items()}
+
     problems: list[str] = []
     if clean and group.leads:
-        from metrics.results import print_scores  # late: with SciPy, it takes as long to import as PyTorch
+        from metrics.results import print_scores  # late: importing SciPy takes as long as importing PyTorch
 
         targets = {target: target.relative_to(options.output_dir) for _, target in jobs}
         problems = print_scores(clean, targets, failures, whole=Path(options.input_noisy_wavs_dir).is_dir())
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    failed = group.any(bool(failures or problems))  # together, for torchrun ends all when one has failed
+        for problem in problems:
+            print(problem, file=sys.stderr)
+    # The same exit code in all processes, because torchrun ends all of them when one fails.
+    failed = group.any(bool(failures or problems))
     group.close()
     return SOME_FAILED if failed else DONE
+
+
+def enhance_live(options: Namespace) -> int:
+    """Enhance standard input to standard output in real time."""
+    network, config = load_network(options.checkpoint_file, options.backend, threads=1)
+    stream = Stream(network.to(options.device), config)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # a frame is too little work to share
+    if not options.quiet:
+        print(f"live at {stream.sampling_rate} Hz, {1000 * stream.latency:g} ms behind", file=sys.stderr)
+    pipe_pcm(stream.process, stream.flush)
+    return DONE
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from cli import UserError
 from config import DataConfig
 from data.audio import AudioError, AudioReader, read_audio
 from data.file_lists import Utterance
-from data.levels import level_factor
+from data.levels import mean_power, unit_power_gain
 
 _FULL_SCALE = 32_768
 _PROBLEMS_SHOWN = 10
@@ -150,7 +150,7 @@ class PairedDataset:
         """A random crop of the pair `index`; raises `AudioError`."""
         random = np.random.default_rng([self._seed, epoch, index])
         _, clean, noisy = _read_pair(self._utterances[index], self._recordings)
-        factor = level_factor(noisy) if self._data.normalize_level else np.float32(1)
+        factor = unit_power_gain(mean_power(noisy)) if self._data.normalize_level else np.float32(1)
         segment = self._data.segment_size
         start = random_start(random, len(noisy), segment)
         return Crop(*(fit_segment(signal[start:], segment) * factor for signal in (clean, noisy)))

@@ -17,7 +17,7 @@ from cli import UserError
 from config import DataConfig, MixConfig
 from data.audio import AudioReader
 from data.dataset import AudioCache, Crop, EvalPair, fit_segment, random_start
-from data.levels import SILENT_POWER, level_factor, mean_power
+from data.levels import SILENT_POWER, mean_power, unit_power_gain
 
 _REDRAWS = 10
 
@@ -72,7 +72,7 @@ class MixedDataset:
         snr = random.uniform(self._mix.snr_low, self._mix.snr_high)
         noisy = add_noise(voice, self._noise.draw(random, self._data.segment_size), snr)
         gain = np.float32(10 ** (random.uniform(self._mix.gain_low, self._mix.gain_high) / 20))
-        factor = level_factor(noisy) * gain if self._data.normalize_level else gain
+        factor = unit_power_gain(mean_power(noisy)) * gain if self._data.normalize_level else gain
         return Crop(clean * factor, noisy * factor)
 
     def _draw_speech(self, random: np.random.Generator, speech: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,10 @@
-"""Networks that onnxruntime computes, from .onnx files that `scripts/export_onnx.py` writes.
-
-They take and give `Spectra` as the PyTorch networks do, on the CPU, so that `enhance.enhancer.Enhancer` and
-`enhance.streaming.Stream` work with either:
+"""Networks run by onnxruntime, from the .onnx files that `scripts/export_onnx.py` writes.
 
     network, config = load_onnx(Path("network.onnx"), threads=1)
     enhanced = network(Spectrogram(config.stft)(wav))
 
-The file alone is complete: its metadata hold the configuration. Only the package onnxruntime is needed.
+They map `Spectra` to `Spectra` on the CPU, so `Enhancer` and `Stream` take them like the PyTorch networks. A file is
+complete: its metadata hold the configuration.
 """
 
 from __future__ import annotations
@@ -28,17 +26,16 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 CONFIG_KEY = "config"
-"""Where the metadata of a file hold the configuration, in JSON."""
+"""Key of the configuration, in JSON, in a file's metadata."""
 
 SPECTRA_INPUTS = ("mag", "pha")
-"""The inputs that every network has, `[batch, F, frames]`; what others it has are its state."""
+"""Inputs of every network, `[batch, F, frames]`. Further inputs are its state."""
 
-_EXPORT_ANEW = "give one that scripts/export_onnx.py wrote"
-_ERRORS_ONLY = 3  # of onnxruntime's log levels
+_EXPORT_AGAIN = "give one that scripts/export_onnx.py wrote"
 
 
 class OnnxNetwork(nn.Module):
-    """Noisy `Spectra` → enhanced `Spectra`, on the CPU; it cannot be trained."""
+    """A network in an onnxruntime session, for inference on the CPU."""
 
     def __init__(self, session: InferenceSession) -> None:
         super().__init__()
@@ -49,28 +46,28 @@ class OnnxNetwork(nn.Module):
         return self._run(noisy, {})[0]
 
     def _run(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, list[np.ndarray]]:
-        """One pass; returns the enhanced spectra, and the other outputs in order."""
+        """Run the session; returns the enhanced spectra and the other outputs, in order."""
         inputs = {name: np.ascontiguousarray(x) for name, x in zip(SPECTRA_INPUTS, noisy, strict=True)}
         mag, pha, *others = map(np.asarray, self._session.run(None, {**inputs, **state}))
         return Spectra(torch.from_numpy(mag), torch.from_numpy(pha)), others
 
 
 class StreamingOnnxNetwork(OnnxNetwork):
-    """A network that also takes its frames in pieces: a `enhance.streaming.StreamingNetwork`."""
+    """A network with a state: a `enhance.streaming.StreamingNetwork`."""
 
     def __init__(self, session: InferenceSession) -> None:
         super().__init__(session)
         self._state_shapes = {each.name: each.shape for each in session.get_inputs() if each.name not in SPECTRA_INPUTS}
 
     def initial_state(self, batch: int) -> dict[str, np.ndarray]:
-        """The state before the first frame of `batch` signals: zeros, by the names of the inputs."""
+        """Return the state before the first frame of `batch` signals: {input name: zeros}."""
         return {
             name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
             for name, shape in self._state_shapes.items()
         }
 
     def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
-        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns them, and the state after them."""
+        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns them and the next state."""
         enhanced, next_state = self._run(noisy, state)
         return enhanced, dict(zip(self._state_shapes, next_state, strict=True))
 
@@ -80,10 +77,10 @@ class StreamingOnnxNetwork(OnnxNetwork):
 
 
 def load_onnx(path: Path, threads: int) -> tuple[OnnxNetwork, Config]:
-    """Read a network and its configuration from a file of `scripts/export_onnx.py`; it computes on `threads` cores.
+    """Load a network and its configuration from an .onnx file, to run on `threads` threads.
 
-    A `StreamingOnnxNetwork` where the file was exported for streams. Raises `UserError` where the file is
-    missing, cut short, no ONNX or not of this project, or onnxruntime is not installed.
+    The network is a `StreamingOnnxNetwork` if the file has a state. Raises `UserError` if the file is missing, cut
+    short, not ONNX or not from this project, or onnxruntime is not installed.
     """
     try:
         content = path.read_bytes()
@@ -93,33 +90,33 @@ def load_onnx(path: Path, threads: int) -> tuple[OnnxNetwork, Config]:
     metadata = session.get_modelmeta().custom_metadata_map
     inputs = [each.name for each in session.get_inputs()]
     if CONFIG_KEY not in metadata or tuple(inputs[: len(SPECTRA_INPUTS)]) != SPECTRA_INPUTS:
-        raise UserError(f"{path}: an ONNX file without this project's configuration; {_EXPORT_ANEW}")
+        raise UserError(f"{path}: an ONNX file without this project's configuration; {_EXPORT_AGAIN}")
     try:
         config = parse_config(json.loads(metadata[CONFIG_KEY]), "its configuration")
     except (UserError, ValueError, RecursionError) as error:
         reason = "; ".join(str(error).splitlines())
-        raise UserError(f"{path}: its configuration cannot be used ({reason}); {_EXPORT_ANEW}") from error
-    return network_of(session), config
+        raise UserError(f"{path}: its configuration cannot be used ({reason}); {_EXPORT_AGAIN}") from error
+    return session_network(session), config
 
 
-def network_of(session: InferenceSession) -> OnnxNetwork:
-    """The network that a session computes; one that streams where it has a state."""
-    streams = len(session.get_inputs()) > len(SPECTRA_INPUTS)
-    return (StreamingOnnxNetwork if streams else OnnxNetwork)(session).eval()
+def session_network(session: InferenceSession) -> OnnxNetwork:
+    """Return the network of a session, a `StreamingOnnxNetwork` if it has a state."""
+    streaming = len(session.get_inputs()) > len(SPECTRA_INPUTS)
+    return (StreamingOnnxNetwork if streaming else OnnxNetwork)(session).eval()
 
 
 def open_session(content: bytes, threads: int, name: str, simplified: Path | None = None) -> InferenceSession:
-    """A session of onnxruntime for the content of an .onnx file, which messages call `name`.
+    """Open an onnxruntime session on the content of an .onnx file, called `name` in messages.
 
-    With `simplified`, the graph is simplified without regard to this machine and written there. Raises
-    `UserError` where the content is no ONNX, cut short, or onnxruntime is not installed.
+    With `simplified`, the graph is optimised independently of this machine and written to that path. Raises
+    `UserError` if the content is cut short or not ONNX, or onnxruntime is not installed.
     """
     try:
         import onnxruntime  # late: an optional package
     except ImportError as error:
-        raise UserError(f"{name}: onnxruntime is not installed: pip install -e '.[onnx]'") from error
+        raise UserError(f"{name}: onnxruntime is not installed: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = threads
     if simplified is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -129,4 +126,4 @@ def open_session(content: bytes, threads: int, name: str, simplified: Path | Non
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except unusable as error:
-        raise UserError(f"{name}: not an ONNX file, or cut short; {_EXPORT_ANEW}") from error
+        raise UserError(f"{name}: not an ONNX file, or cut short; {_EXPORT_AGAIN}") from error

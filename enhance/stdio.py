@@ -1,4 +1,4 @@
-"""From standard input to standard output: a whole audio file, or live sound as raw PCM."""
+"""Standard input to standard output: a whole audio file, or live sound as raw PCM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from data.audio import AudioError
 
 READ_BYTES = 65_536
-"""Read at a time at most: as much as a pipe holds."""
+"""Maximum size of one read: the capacity of a pipe."""
 
 _PCM = np.dtype("<i2")
 _FULL_SCALE = 32_768
@@ -24,9 +24,9 @@ _FULL_SCALE = 32_768
 
 @contextmanager
 def standard_streams() -> Iterator[tuple[BufferedReader, BufferedWriter]]:
-    """Standard input and output in bytes; raises `AudioError` where they are closed or fail.
+    """Open standard input and output as binary streams.
 
-    `BrokenPipeError` passes: who reads the output has had enough.
+    Raises `AudioError` if they are closed or fail, except `BrokenPipeError`, which passes: `cli.run` handles it.
     """
     if sys.stdin is None or sys.stdout is None:
         raise AudioError("standard input or output: closed")
@@ -43,45 +43,45 @@ def standard_streams() -> Iterator[tuple[BufferedReader, BufferedWriter]]:
 
 
 def pipe_file(convert: Callable[[Path, Path], None]) -> None:
-    """Standard input to standard output through two files, from and to which `convert` works.
+    """Read a file from standard input, `convert(source, target)` it, and write the result to standard output.
 
-    Where it raises `AudioError`, the message names the stream instead of the file.
+    An `AudioError` of `convert` is raised with the name of the stream in place of the temporary file's.
     """
-    with standard_streams() as (source, target), tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder, "in"), Path(folder, "out")
-        with before.open("wb") as stream:
-            shutil.copyfileobj(source, stream)
+    with standard_streams() as (stdin, stdout), tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in"), Path(folder, "out")
+        with source.open("wb") as stream:
+            shutil.copyfileobj(stdin, stream)
         try:
-            convert(before, after)
+            convert(source, target)
         except AudioError as error:
-            message = str(error).replace(str(before), "standard input").replace(str(after), "standard output")
+            message = str(error).replace(str(source), "standard input").replace(str(target), "standard output")
             raise AudioError(message) from error
-        with after.open("rb") as stream:
-            shutil.copyfileobj(stream, target)
+        with target.open("rb") as stream:
+            shutil.copyfileobj(stream, stdout)
 
 
 def pipe_pcm(process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np.ndarray]) -> None:
-    """Standard input to standard output as the sound comes: 16-bit PCM, little endian, one channel, no header.
+    """Process raw PCM from standard input to standard output as it comes: 16 bits, little endian, one channel.
 
-    `process` takes what is there, float32 in ±1 `[n]`, and gives what can go, `flush` the rest at the end. Values
-    beyond 16 bits are clipped. Raises `AudioError` where the input ends within a sample, after all before has gone,
-    and where a result is NaN or infinite.
+    `process` maps the samples that have arrived, float32 in ±1 `[n]`, to those that are ready; `flush` returns the rest
+    at the end. Output beyond full scale is clipped. Raises `AudioError` if the input ends within a sample (after the
+    output of all samples before) or a result is NaN or infinite.
     """
+
+    def write(samples: np.ndarray) -> None:
+        if not np.isfinite(samples).all():
+            raise AudioError("standard output: ends here: the result holds NaN or infinite samples")
+        steps = np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1)
+        stdout.write(steps.astype(_PCM).tobytes())
+        stdout.flush()
+
     rest = b""
-    with standard_streams() as (source, target):
-        while data := source.read1(READ_BYTES):
+    with standard_streams() as (stdin, stdout):
+        while data := stdin.read1(READ_BYTES):
             data = rest + data
             samples = np.frombuffer(data, _PCM, len(data) // _PCM.itemsize)
             rest = data[samples.nbytes :]
-            _write_pcm(target, process(samples.astype(np.float32) / _FULL_SCALE))
-        _write_pcm(target, flush())
+            write(process(samples.astype(np.float32) / _FULL_SCALE))
+        write(flush())
     if rest:
         raise AudioError("standard input: ends within a sample; give raw PCM of 16 bits, one channel")
-
-
-def _write_pcm(target: BufferedWriter, samples: np.ndarray) -> None:
-    if not np.isfinite(samples).all():
-        raise AudioError("standard output: ends here: the result holds NaN or infinite samples")
-    steps = np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1)
-    target.write(steps.astype(_PCM).tobytes())
-    target.flush()

@@ -1,7 +1,7 @@
-"""Cut a signal into windows that a network can take, and join what comes back: the three inference protocols.
+"""Inference protocols: how a signal is cut into windows for the network, and how the enhanced windows are joined.
 
-A protocol is a list of `Window`s, made by one of `PROTOCOLS`. `cut` and `join` follow it block by block, so that
-memory does not grow with the signal's length. `join` of an unchanged `cut` gives back the signal.
+A protocol is a function in `PROTOCOLS` that returns a list of `Window`. `cut` and `join` work block by block, so that
+memory does not grow with the signal. `join` of unchanged windows gives back the signal.
 """
 
 from __future__ import annotations
@@ -12,31 +12,29 @@ from itertools import pairwise
 
 import numpy as np
 
+# Protocol "overlap", chosen by PESQ on speech and noise that are not in the test set.
 OVERLAP_WINDOW = 1.5
-"""Length of overlapping windows, in segments."""
+"""Window length in segments."""
 
 OVERLAP_HOP = 0.5
-"""Their distance at most, as a share of their length."""
+"""Maximum hop, as a fraction of the window length."""
 
 OVERLAP_FADE = 0.5
-"""Length of their cross-fade, likewise."""
+"""Length of the cross-fade, as a fraction of the window length."""
 
 SHORTEST_WINDOW = 1 / 3
-"""A signal that is shorter than this share of a window is followed by zeros."""
+"""Signals shorter than this fraction of a window are zero-padded to it."""
 
 WHOLE_LIMIT = 300 * 16_000
-"""Samples that are taken in one pass at most: five minutes, for which IMSE needs some 11 GB."""
-
-_SEVERAL_SEGMENTS = 10
-"""Of a signal that is longer than any protocol's window."""
+"""Maximum number of samples of protocol "whole": five minutes, for which IMSE needs about 11 GB."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One pass of the network, in samples of the whole signal.
+    """One pass of the network; all positions are samples of the signal.
 
-    It reads [start, start + length), zeros where the signal has ended, and gives the output [begin, end). The first
-    `fade` samples of that are also given by the window before, and cross-faded.
+    The input is [start, start + length), zero-padded at the end of the signal, the output [begin, end). The first
+    `fade` output samples are cross-faded with those of the window before.
     """
 
     start: int
@@ -47,55 +45,48 @@ class Window:
 
 
 def plan_paper(samples: int, segment: int) -> list[Window]:
-    """Consecutive segments, then one more at the very end; short signals padded with zeros; no cross-fade.
+    """Plan consecutive segments and one more that ends with the signal, without cross-fade.
 
-    Section "inference" of the released IMSE and MUSE: the protocol of their published numbers.
+    A signal shorter than a segment is zero-padded. This is the protocol of the published numbers (section "inference"
+    of the released IMSE and MUSE).
     """
     if samples < segment:
         return [Window(0, segment, 0, samples)]
     count, rest = divmod(samples, segment)
-    ends = [segment * (i + 1) for i in range(count)]
-    if rest:
-        ends[-1] -= segment - rest
-    windows = [Window(i * segment, segment, i * segment, end) for i, end in enumerate(ends)]
-    if rest:
+    windows = [Window(i * segment, segment, i * segment, (i + 1) * segment) for i in range(count)]
+    if rest:  # the last full segment gives only its first `rest` samples, the one at the end all of its own
+        start = (count - 1) * segment
+        windows[-1] = Window(start, segment, start, start + rest)
         windows.append(Window(samples - segment, segment, samples - segment, samples))
     return windows
 
 
 def plan_overlap(samples: int, segment: int) -> list[Window]:
-    """Evenly spaced windows that overlap by half or more, each faded linearly into the next over half its length.
-
-    A signal shorter than a window is taken at its own length. Chosen with scripts/choose_overlap.py, on speech and
-    noise that are not in the test set.
-    """
+    """Plan windows of 1.5 segments that overlap by at least half and are cross-faded over half of their length."""
     return spread_windows(samples, int(OVERLAP_WINDOW * segment), OVERLAP_HOP, OVERLAP_FADE)
 
 
-def spread_windows(samples: int, length: int, hop_share: float, fade_share: float) -> list[Window]:
-    """Evenly spaced windows, at most `hop_share` of their length apart, cross-faded over `fade_share` of it.
+def spread_windows(samples: int, length: int, max_hop: float, fade: float) -> list[Window]:
+    """Plan evenly spaced windows of `length` samples, the first and the last flush with the signal.
 
-    The first begins and the last ends with the signal, each fade lies in the middle of its overlap. One window of
-    its own length is enough for a signal that is shorter.
+    `max_hop` and `fade` are fractions of the length; each cross-fade is centred in its overlap. A signal that is not
+    longer than a window becomes one window of its own length.
     """
     if samples <= length:
         return [Window(0, max(samples, int(SHORTEST_WINDOW * length)), 0, samples)]
-    fade = int(fade_share * length)
-    steps = -(-(samples - length) // int(hop_share * length))
-    starts = [round(i * (samples - length) / steps) for i in range(steps + 1)]
-    begins = [0] + [start + (before + length - start - fade) // 2 for before, start in pairwise(starts)]
-    ends = [begin + fade for begin in begins[1:]] + [samples]
-    fades = [0] + [fade] * steps
-    return [
-        Window(start, length, begin, end, fade)
-        for start, begin, end, fade in zip(starts, begins, ends, fades, strict=True)
-    ]
+    fade_samples = int(fade * length)
+    hops = -(-(samples - length) // int(max_hop * length))
+    starts = [round(i * (samples - length) / hops) for i in range(hops + 1)]
+    begins = [0] + [start + (before + length - start - fade_samples) // 2 for before, start in pairwise(starts)]
+    ends = [begin + fade_samples for begin in begins[1:]] + [samples]
+    fades = [0] + [fade_samples] * hops
+    return [Window(start, length, *rest) for start, *rest in zip(starts, begins, ends, fades, strict=True)]
 
 
 def plan_whole(samples: int, segment: int) -> list[Window]:
-    """One window over everything: memory grows with the signal.
+    """Plan one window over the whole signal; memory grows with its length.
 
-    Raises `MemoryError` for a signal of more than `WHOLE_LIMIT` samples.
+    Raises `MemoryError` for more than `WHOLE_LIMIT` samples.
     """
     del segment
     if samples > WHOLE_LIMIT:
@@ -108,19 +99,19 @@ PROTOCOLS: dict[str, Callable[[int, int], list[Window]]] = {
     "paper": plan_paper,
     "whole": plan_whole,
 }
-"""The protocols by name: (samples of the signal, samples of a segment) → windows in order."""
+"""By name, functions (samples of the signal, samples of a segment) → windows in order."""
 
 
 def repeated_length(protocol: str, segment: int) -> int | None:
-    """Samples of the windows that signals of all lengths share; None for protocol "whole", which has none."""
-    return None if protocol == "whole" else PROTOCOLS[protocol](_SEVERAL_SEGMENTS * segment, segment)[0].length
+    """Return the window length of long signals, in samples; None for protocol "whole", which has none."""
+    return None if protocol == "whole" else PROTOCOLS[protocol](10 * segment, segment)[0].length
 
 
 def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
-    """Blocks `[n, channels]` of a signal → the samples `[length, channels]` that each window reads, in order."""
+    """Cut a signal in blocks `[n, channels]` into the inputs `[length, channels]` of its windows."""
     source = iter(blocks)
     held: list[np.ndarray] = []
-    first, count = 0, 0  # the signal's index of the first held sample, and how many are held
+    first, count = 0, 0  # position of the first sample in `held`, and number of samples in it
     for window in windows:
         while first + count < window.start + window.length and (block := next(source, None)) is not None:
             held.append(block)
@@ -134,7 +125,10 @@ def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.
 
 
 def join(pieces: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
-    """The windows' results `[length, channels]`, in order → blocks `[n, channels]` of the whole signal."""
+    """Join the enhanced windows `[length, channels]` to blocks `[n, channels]` of the signal.
+
+    Raises `ValueError` if there are fewer or more pieces than windows.
+    """
     tail: np.ndarray | None = None
     for index, (piece, window) in enumerate(zip(pieces, windows, strict=True)):
         span = piece[window.begin - window.start : window.end - window.start].copy()

@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from models.stft import angle
 
+# New in PyTorch 2.7.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 DENSE_LAYERS = 4
 _NORM_EPS = 1e-5
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import CnunetConfig
-from models.blocks import at_least_float32
+from models.blocks import at_least_float32, is_exporting
 from models.stft import Spectra
 
 STAGE_DEPTHS = (6, 5, 4, 4, 4, 3)
@@ -58,9 +58,26 @@ class CausalConv2d(nn.Conv2d):
         return super().forward(functional.pad(input, (self.dilation[1], 0)))
 
 
-def _norm_act(channels: int) -> tuple[nn.GroupNorm, nn.PReLU]:
+class MapNorm(nn.GroupNorm):
+    """`nn.GroupNorm`, exported with sums over one axis at a time: `[B, C, F, T]` → the same shape.
+
+    onnxruntime adds up a reduction over several axes term by term, which costs two digits over a whole map.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize each group of channels over channels, bins and frames."""
+        if not is_exporting():
+            return super().forward(input)
+        x = input.unflatten(1, (self.num_groups, -1))
+        centred = x - x.mean(4, keepdim=True).mean(3, keepdim=True).mean(2, keepdim=True)
+        variance = centred.square().mean(4, keepdim=True).mean(3, keepdim=True).mean(2, keepdim=True)
+        x = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def _norm_act(channels: int) -> tuple[MapNorm, nn.PReLU]:
     """The norm over channels, bins and frames of each map, and a PReLU with one slope."""
-    return nn.GroupNorm(1, channels, _NORM_EPS), nn.PReLU()
+    return MapNorm(1, channels, _NORM_EPS), nn.PReLU()
 
 
 class InConv(nn.Sequential):
@@ -104,7 +121,7 @@ class ComplexSubPixelConv(nn.Module):
         super().__init__()
         self.conv = CausalConv2d(in_channels, 4 * out_channels)
         self.spread = SpreadBins()
-        self.norm = nn.GroupNorm(2, 2 * out_channels, _NORM_EPS)
+        self.norm = MapNorm(2, 2 * out_channels, _NORM_EPS)
         self.slopes = nn.Parameter(torch.full((2,), 0.25))
 
     def forward(self, x: Tensor) -> Tensor:

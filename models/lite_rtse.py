@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from config import LiteRtseConfig
-from models.blocks import at_least_float32
+from models.blocks import at_least_float32, is_exporting
 from models.stft import Spectra, angle
 
 SCALE_CHANNELS = 32
@@ -167,9 +167,23 @@ class LiteRTSE(nn.Module):
 
 
 def run_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`[B, T, F]` → outputs of the same shape, and the next hidden and cell state, `[1, B, F]` each."""
+    """Apply an LSTM to `[B, T, F]`; return outputs of the same shape and the next hidden and cell state `[1, B, F]`."""
+    if is_exporting():
+        # PyTorch's LSTM would be recorded for one number of frames only: write ONNX's node instead. PyTorch orders
+        # the gates input, forget, cell, output; ONNX input, output, forget, cell.
+        gates = ([parameter.chunk(4)[gate] for gate in (0, 3, 1, 2)] for parameter in lstm.all_weights[0])
+        weight, recurrent, bias, recurrent_bias = (torch.cat(parts)[None] for parts in gates)
+        batch, frames, _ = x.shape
+        y, hidden, cell = torch.onnx.ops.symbolic_multi_out(
+            "LSTM",
+            (x.transpose(0, 1), weight, recurrent, torch.cat([bias, recurrent_bias], dim=1), None, *state),
+            {"hidden_size": lstm.hidden_size},
+            dtypes=[x.dtype] * 3,
+            shapes=[(frames, 1, batch, lstm.hidden_size), *[(1, batch, lstm.hidden_size)] * 2],
+        )
+        return y[:, 0].transpose(0, 1), (hidden, cell)
     if x.shape[1] > 1:
         return lstm(x, state)
-    # A CPU's LSTM reorders its weights at each call, which takes 20 times as long as a single frame.
+    # nn.LSTM reorders its weights at each call on a CPU, which takes 20 times as long as one frame.
     hidden, cell = torch.lstm_cell(x[:, 0], (state[0][0], state[1][0]), *lstm.all_weights[0])
     return hidden[:, None], (hidden[None], cell[None])

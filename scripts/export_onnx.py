@@ -1,20 +1,19 @@
-"""Write a network as an ONNX file, for onnxruntime and devices without PyTorch.
+"""Export a network to an ONNX file, for onnxruntime and devices without PyTorch.
 
     python -m scripts.export_onnx [--checkpoint_file CKPT] --output network.onnx [--stream]
 
-Inputs are `mag` and `pha`, the compressed magnitude and the phase of noisy speech, float32 `[batch, F, frames]` with
-any batch and frames from 1 up; outputs `enhanced_mag` and `enhanced_pha`. With --stream, for causal networks, the
-state between calls is input and output as well: `x` and `next_x` for each of its tensors, zeros at the beginning.
-The whole configuration, with the STFT, stands in the metadata as JSON under `config`.
+Inputs are `mag` and `pha`, the compressed magnitude and the phase of noisy speech, float32 `[batch, F, frames]` for any
+batch size and 1 or more frames; outputs are `enhanced_mag` and `enhanced_pha`. With --stream, for causal networks, the
+state between calls is input and output too: `x` and `next_x` for each of its tensors, zeros at the beginning. The
+metadata hold the configuration, with the STFT, as JSON under `config`.
 
-The file is compared with PyTorch before it appears, which takes from seconds (Lite-RTSE) to a minute or two (CNUNet).
-Needs pip install -e '.[onnx]'. Exit codes: 0 written; 1 not written, with the reason on standard error; 2 the command
-line is wrong.
+The results are compared with PyTorch's before the file is written, which takes from seconds (Lite-RTSE) to a minute or
+two (CNUNet). Needs `pip install onnx onnxruntime onnxscript`. Exit codes: 0 written; 1 not written, with the reason on
+standard error; 2 the command line is wrong.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,25 +24,22 @@ from utils.atomic import atomic_open
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
-    parser = ArgumentParser(description="Write a network as an ONNX file.")
+    """Run the command line and return the exit code."""
+    parser = ArgumentParser(description="Export a network to an ONNX file.")
     add = parser.add_argument
-    add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: this project's own")
-    add("--output", type=Path, metavar="FILE", required=True, help="the .onnx file; one that is there is replaced")
-    add("--stream", action="store_true", help="with the state between calls, to enhance live")
+    add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: the embedded one")
+    add("--output", type=Path, metavar="FILE", required=True, help="the .onnx file; an existing one is replaced")
+    add("--stream", action="store_true", help="export the state between calls, for live enhancement")
     options = parser.parse_args(argv)
     try:
-        network, config = load_checkpoint(options.checkpoint_file)
-        content = export(network, config, options.stream)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return SOME_FAILED
-    try:
+        content = export(*load_checkpoint(options.checkpoint_file), options.stream)
         with atomic_open(options.output) as file:
             file.write(content)
+    except UserError as error:
+        raise UserError(str(error), SOME_FAILED) from error
     except OSError as error:
-        print(f"{options.output}: cannot be written: {error.strerror}; try another --output", file=sys.stderr)
-        return SOME_FAILED
+        message = f"{options.output}: cannot be written: {error.strerror}; try another --output"
+        raise UserError(message, SOME_FAILED) from error
     return DONE
 
 

@@ -130,7 +130,7 @@ def test_when_samples_come_out(live_config: Config, stft: str, heard: list[int],
 @pytest.mark.parametrize(("stft", "samples"), [("default", 512), ("short window", 384), ("odd window", 33)])
 def test_no_sample_waits_longer_than_the_latency(live_config: Config, stft: str, samples: int) -> None:
     stream = Stream(Echo(), replace(live_config, stft=STFTS[stft]))
-    assert stream.rate == 16_000
+    assert stream.sampling_rate == 16_000
     assert stream.latency == samples / 16_000
     given = 0
     waiting: list[int] = []

@@ -1,0 +1,71 @@
+"""Entry points for `torch.hub`: networks that are ready to enhance speech, without an installation.
+
+    import torch
+
+    enhancer = torch.hub.load("/path/to/this/repository", "imse", source="local")
+    enhanced = enhancer.enhance_signal(noisy)  # float32 samples [N] at enhancer.sampling_rate Hz
+
+Each returns an `enhance.enhancer.Enhancer` on the CPU in evaluation mode. `torch.hub` puts the repository on `sys.path`
+while it loads; modules of the calling project that are called `models`, `data` or `utils` hide those of the repository.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import enhance.streaming  # noqa: F401 (afterwards it can be imported although the repository is not on sys.path)
+from cli import UserError
+from enhance.enhancer import Enhancer
+from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT, load_checkpoint
+from scripts.download_published import OUTPUT_DIR, PUBLISHED, RELEASE_URL, fetch
+
+dependencies = ["numpy", "pydantic", "safetensors", "torch", "tqdm"]
+
+
+def imse(checkpoint_file: str | Path | None = None) -> Enhancer:
+    """Load IMSE, by default with the weights that this project trained.
+
+    checkpoint_file: a file, or the name of published weights, "g_best_pesq_3.373" or "g_best_pesq_3.399", which are
+    downloaded to checkpoints/published unless they are there.
+
+    Raises `cli.UserError` if the file is not a checkpoint or cannot be downloaded.
+    """
+    path = Path(checkpoint_file or DEFAULT_CHECKPOINT)
+    for published in PUBLISHED:
+        if published.name == str(checkpoint_file) and not path.exists():
+            path = OUTPUT_DIR / published.name
+            try:
+                fetch(published, OUTPUT_DIR, RELEASE_URL)
+            except (UserError, OSError) as error:
+                raise UserError(f"{path}: the published weights cannot be downloaded: {error}") from error
+    return Enhancer(*load_checkpoint(path))
+
+
+def muse(checkpoint_file: str | Path | None = None) -> Enhancer:
+    """Load MUSE, from the weights that its authors published, or other ones.
+
+    checkpoint_file: by default checkpoints/published/muse/g_best, which has to be put there: `g_best` of
+    https://github.com/huaidanquede/MUSE-Speech-Enhancement.
+
+    Raises `cli.UserError` if the file is missing or not a checkpoint.
+    """
+    path = Path(checkpoint_file or OUTPUT_DIR / "muse" / "g_best")
+    if not path.exists():
+        release = "https://github.com/huaidanquede/MUSE-Speech-Enhancement"
+        raise UserError(f"{path}: no such file; download g_best of {release} or give checkpoint_file")
+    return Enhancer(*load_checkpoint(path))
+
+
+def lite_rtse(checkpoint_file: str | Path | None = None) -> Enhancer:
+    """Load Lite-RTSE, a causal network, by default with the weights that this project trained.
+
+    It also enhances live:
+
+        from enhance.streaming import Stream
+
+        enhancer = torch.hub.load("/path/to/this/repository", "lite_rtse", source="local")
+        stream = Stream(enhancer.network, enhancer.config)
+
+    Raises `cli.UserError` if `checkpoint_file` is not a checkpoint.
+    """
+    return Enhancer(*load_checkpoint(Path(checkpoint_file or LIVE_CHECKPOINT)))
