@@ -1,10 +1,12 @@
-"""The convolutional ends of the U-Net: dense encoder, magnitude decoder and phase decoder.
+"""Blocks of IMSE and MUSE: dense encoder, magnitude and phase decoder, and transformer block.
 
-Feature maps are `[B, C, T, F]`: time is the first spatial axis, frequency the second. The layout in memory is
-channels-last throughout, which suits 1×1 and depthwise convolutions on CPUs and GPUs alike.
+Feature maps are `[B, C, T, F]`: time is the first spatial axis, frequency the second. They are channels-last in
+memory, which suits 1×1 and depthwise convolutions on CPUs and GPUs.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +14,28 @@ from torch.nn import functional
 
 from models.stft import angle
 
+if TYPE_CHECKING:
+    from models.mala import RotaryTables
+
+DENSE_LAYERS = 4
+EXPANSION = 2.66
+_NORM_EPS = 1e-5
+
 # New in PyTorch 2.7.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
-DENSE_LAYERS = 4
-_NORM_EPS = 1e-5
-
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The same numbers with more digits, where autocast has made them bfloat16."""
+    """Convert to float32 if the data type has fewer digits, such as the bfloat16 of autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class InstanceNorm(nn.Module):
-    """Zero mean and unit deviation over T and F of each channel, then a learned scale and shift.
+    """Normalise each channel over T and F, then scale and shift: `[B, C, T, F]` → the same shape.
 
-    Written out: torch's InstanceNorm leaves the channels-last layout, and its group norm, which keeps it, computes
-    the variance as E[x²] − E[x]², which costs two digits of the enhanced phase. A bias in a convolution before
-    this has no effect, so those convolutions have none.
+    `nn.InstanceNorm2d` leaves the channels-last layout. `nn.GroupNorm` keeps it, but computes the variance as
+    E[x²] − E[x]², which costs two digits of the enhanced phase. A bias before this norm has no effect, so the
+    convolutions before it have none.
     """
 
     def __init__(self, channels: int) -> None:
@@ -38,10 +44,10 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, T, F]` → the same shape."""
-        x = at_least_float32(x)  # bfloat16 has too few digits for a mean over a whole map
-        centred = x - spatial_mean(x)
-        variance = spatial_mean(centred.square())
+        """Normalise in float32 at least: bfloat16 has too few digits for a mean over a whole map."""
+        x = at_least_float32(x)
+        centred = x - x.mean(dim=(2, 3), keepdim=True)
+        variance = centred.square().mean(dim=(2, 3), keepdim=True)
         scale = torch.rsqrt(variance + _NORM_EPS) * self.weight[:, None, None]
         return torch.addcmul(self.bias[:, None, None], centred, scale)
 
@@ -66,7 +72,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class DenseBlock(nn.Module):
-    """Four 3×3 layers, dilated 1, 2, 4, 8 along time; each sees all that came before it: `[B, C, T, F]` → same."""
+    """Four densely connected 3×3 layers, dilated 1, 2, 4, 8 along time: `[B, C, T, F]` → the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,15 +81,15 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last layer's output."""
-        seen = [x]  # newest first
+        """Apply each layer to all earlier outputs, newest first; return the last output."""
+        outputs = [x]
         for layer in self.layers:
-            seen.insert(0, layer(torch.cat(seen, dim=1)))
-        return seen[0]
+            outputs.insert(0, layer(torch.cat(outputs, dim=1)))
+        return outputs[0]
 
 
 class DenseEncoder(nn.Module):
-    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `maps` for another number than 2."""
+    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `maps` inputs instead of 2."""
 
     def __init__(self, channels: int, maps: int = 2) -> None:
         super().__init__()
@@ -97,10 +103,10 @@ class DenseEncoder(nn.Module):
 
 
 class FreqUpsample(nn.Module):
-    """Twice the frequency resolution: `[B, C, T, F]` → `[B, C, T, 2F]`.
+    """Double the frequency resolution: `[B, C, T, F]` → `[B, C, T, 2F]`.
 
-    The release spreads a 1×1 convolution's 4C outputs over 2×2 positions and then reads every second row only;
-    the 2C outputs that are read are what is computed here, ordered so that spreading them is a change of view.
+    The release applies a 2×2 pixel shuffle to 4C channels and then a convolution of stride 2 along time, which reads
+    every second row only. Here only the 2C channels of these rows are computed, ordered so that the shuffle is a view.
     """
 
     def __init__(self, channels: int) -> None:
@@ -109,14 +115,14 @@ class FreqUpsample(nn.Module):
         self.smooth = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1), groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Spread each position's two channel groups over two neighbouring bins, then filter along frequency."""
+        """Spread two channel groups over neighbouring bins, then filter along frequency."""
         batch, channels, frames, bins = x.shape
         spread = self.spread(x).permute(0, 2, 3, 1).reshape(batch, frames, 2 * bins, channels)
         return self.smooth(spread.permute(0, 3, 1, 2))
 
 
 class MagnitudeDecoder(nn.Module):
-    """Features `[B, C, T, F / 2]` → a mask in 0..beta on the compressed noisy magnitude, `[B, F, T]`."""
+    """Features `[B, C, T, F / 2]` → mask of the compressed magnitude, `[B, F, T]` in 0..`beta`."""
 
     def __init__(self, channels: int, bins: int, beta: float) -> None:
         super().__init__()
@@ -128,7 +134,7 @@ class MagnitudeDecoder(nn.Module):
         self.slope = nn.Parameter(torch.ones(bins, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sigmoid with one learned slope a frequency bin."""
+        """Apply a sigmoid with one learned slope a frequency bin."""
         x = self.rescale(self.squeeze(self.double_bins(self.dense_block(x))))
         return self.beta * torch.sigmoid(self.slope * x.squeeze(1).transpose(1, 2))
 
@@ -146,21 +152,17 @@ class PhaseDecoder(nn.Module):
         self.imaginary = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Angle of a learned real and imaginary part."""
+        """Return the angle of a learned real and imaginary part."""
         x = self.act(self.norm(self.double_bins(self.dense_block(x))))
-        # In bfloat16 angles near ±π would be 1/64 rad apart.
+        # In bfloat16, angles near ±π would be 1/64 rad apart.
         real, imaginary = at_least_float32(self.real(x)), at_least_float32(self.imaginary(x))
         return angle(real, imaginary).squeeze(1).transpose(1, 2)
 
 
-EXPANSION = 2.66
-_NORM_EPS = 1e-5
-
-
 class BiasFreeLayerNorm(nn.Module):
-    """Divide each position by the deviation of its channels: `[B, C, T, F]` → the same shape.
+    """Bias-free layer norm of Restormer: x / sqrt(var(x) + 1e-5) · weight over the channels of `[B, C, T, F]`.
 
-    The deviation is around the mean, but the mean itself stays in: x / sqrt(var(x) + 1e-5) · weight.
+    Zamir et al. 2022, arXiv 2111.09881. The variance is around the mean, but the mean is not subtracted.
     """
 
     def __init__(self, channels: int) -> None:
@@ -169,14 +171,14 @@ class BiasFreeLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the channel axis."""
-        # Written out, since torch.var over a short axis is an order of magnitude slower.
+        # torch.var over a short axis is ten times slower.
         centred = x - x.mean(dim=1, keepdim=True)
         variance = centred.square().mean(dim=1, keepdim=True)
         return x * torch.rsqrt(variance + _NORM_EPS) * self.weight
 
 
 class GDFN(nn.Module):
-    """Two branches of 1×1 and depthwise 3×3 convolutions, one gating the other: `[B, C, T, F]` → the same shape."""
+    """Gated depthwise feed-forward network of Restormer, expansion 2.66: `[B, C, T, F]` → the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -186,22 +188,14 @@ class GDFN(nn.Module):
         self.project = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """GELU(gate) · value, back to C channels."""
+        """Compute GELU(gate) · value and project it to C channels."""
         return self.project(functional.gelu(self.gate(x)) * self.value(x))
 
 
-def pointwise_depthwise(channels: int, hidden: int) -> nn.Sequential:
-    """A 1×1 convolution, then a depthwise 3×3 one: `[B, C, T, F]` → `[B, hidden, T, F]`."""
-    return nn.Sequential(
-        nn.Conv2d(channels, hidden, 1, bias=False),
-        nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False),
-    )
-
-
 class TransformerBlock(nn.Module):
-    """Attention and the feed-forward network, each behind a norm and beside a skip connection.
+    """Transformer block of Restormer: attention and GDFN, each after a bias-free layer norm and with a skip connection.
 
-    `[B, C, T, F]` → the same shape; `attention` maps `[B, C, T, F]`, and the positions where it needs them, likewise.
+    `[B, C, T, F]` → the same shape. `attention` is called with the map and the rotary tables, if there are any.
     """
 
     def __init__(self, channels: int, attention: nn.Module) -> None:
@@ -211,33 +205,28 @@ class TransformerBlock(nn.Module):
         self.feed_forward_norm = BiasFreeLayerNorm(channels)
         self.feed_forward = GDFN(channels)
 
-    def forward(self, x: Tensor, *positions: object) -> Tensor:
-        """Global context first, then each position by itself and its neighbours."""
-        x = x + self.attention(self.attention_norm(x), *positions)
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        """Attend to all positions, then transform each position."""
+        x = x + self.attention(self.attention_norm(x), rotary)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
+def pointwise_depthwise(channels: int, hidden: int) -> nn.Sequential:
+    """Return a 1×1 and a depthwise 3×3 convolution, `[B, C, T, F]` → `[B, hidden, T, F]`."""
+    return nn.Sequential(
+        nn.Conv2d(channels, hidden, 1, bias=False),
+        nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False),
+    )
+
+
 def to_tokens(x: Tensor) -> Tensor:
-    """A map `[B, C, T, F]` as its N = T·F positions `[B, N, C]`; in channels-last memory this copies nothing."""
+    """Reshape a map `[B, C, T, F]` to tokens `[B, T·F, C]`; a view if the map is channels-last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def token_mean(x: Tensor, bins: int) -> Tensor:
-    """The mean over the positions `[B, N, C]` of a map with F = `bins`, first in each frame, then over them: `[B, C]`.
-
-    onnxruntime adds up a dimension one by one: of all positions at once, that would cost two digits.
-    """
-    return x.unflatten(1, (-1, bins)).mean(dim=2).mean(dim=1)
-
-
-def spatial_mean(x: Tensor) -> Tensor:
-    """The mean of each channel of a map, likewise: `[B, C, T, F]` → `[B, C, 1, 1]`."""
-    return token_mean(to_tokens(x), x.shape[3])[:, :, None, None]
-
-
 def head_blocks(channels: int, head_width: int) -> Tensor:
-    """`[C, C]`, 1 where two channels belong to one head, which is `head_width` neighbouring channels, else 0.
+    """Return a block-diagonal `[C, C]` matrix, 1 where two channels belong to the same head, else 0.
 
-    Multiplied by it, one C×C matrix has the products of all heads as blocks on its diagonal.
+    Heads are groups of `head_width` neighbouring channels.
     """
     return torch.block_diag(*[torch.ones(head_width, head_width)] * (channels // head_width))

@@ -1,14 +1,14 @@
-"""CNUNet: a complex U-Net made of U-Nets, noisy spectra in, enhanced spectra out.
+"""CNUNet: a complex U-Net whose stages are U-Nets; noisy spectra in, enhanced spectra out.
 
 Hwang, Park and Park, "Complex Nested U-Net for Speech Enhancement Using Augmented Two-Level Skip Connections", and
-its release (seorim0/CNUNet). The network maps the real and imaginary parts of noisy speech to those of clean speech,
+its release (seorim0/CNUNet). The network maps real and imaginary part of noisy speech to those of clean speech,
 without a mask. A complex encoder halves the frequency axis six times; two real-valued decoders, one for each part,
-undo it. Each stage is a small U-Net too, and a stage of the decoders sees the output of the encoder's stage at its
-resolution and also the features within that stage: the second level of skip connections.
+double it again. Each stage is a small U-Net. A decoder stage gets the output of the encoder stage at its resolution
+and the features within that stage, the second level of skip connections.
 
-Feature maps are `[B, C, F, T]`, channels-last in memory, which suits the convolutions on CPUs and GPUs alike. Complex
-ones have the real part in the first half of the channels, the imaginary part in the second. Convolutions and
-attention look at past frames only; the norms look at the whole map, so the network is not causal.
+Feature maps are `[B, C, F, T]`, channels-last in memory. Complex maps have the real part in the first half of the
+channels, the imaginary part in the second. Convolutions and attention see past frames only; the norms see the whole
+map, so the network is not causal.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from models.blocks import at_least_float32, is_exporting
 from models.stft import Spectra
 
 STAGE_DEPTHS = (6, 5, 4, 4, 4, 3)
-"""How often each stage halves its frequency axis again, from the highest resolution to the lowest."""
+"""Number of times each stage halves its frequency axis, from the highest resolution to the lowest."""
+
+BIN_MULTIPLE = 256
+"""The bins above 0 Hz are halved eight times in the deepest path."""
 
 WIDTH = 64
-"""Channels between the encoder's stages; each decoder has half of them, and a stage's own U-Net fewer."""
+"""Channels between the encoder's stages; each decoder has half of them."""
 ENCODER_MIDDLE = 32
 DECODER_MIDDLE = 16
 
 REAL, IMAGINARY = 0, 1
 RELEASED_SLIPS = {1: REAL, 2: IMAGINARY, 3: IMAGINARY}
-"""Stage of the encoder, from 0 → the decoder that gets the other part's fourth features of it in the release."""
+"""In the release, the fourth features of encoder stage `key` (from 0) go to decoder `value` from the other part."""
 SLIPPED_FEATURES = 4
 
 DENSE_LAYERS = 7
@@ -43,9 +46,9 @@ _NORM_EPS = 1e-8
 
 
 class CausalConv2d(nn.Conv2d):
-    """3×2 convolution of neighbouring bins in this frame and an earlier one: `[B, C, F, T]` → `[B, C', F / stride, T]`.
+    """3×2 convolution over neighbouring bins of this and an earlier frame: `[B, C, F, T]` → `[B, C', F / stride, T]`.
 
-    Zeros surround the bins and precede the first frame. `dilation` spreads bins and frames alike.
+    Bins are padded with zeros on both sides, frames before the first. `dilation` applies to bins and frames.
     """
 
     def __init__(
@@ -54,18 +57,18 @@ class CausalConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, (3, 2), (stride, 1), (dilation, 0), dilation, groups)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve, after zeros in front."""
+        """Pad the past and convolve."""
         return super().forward(functional.pad(input, (self.dilation[1], 0)))
 
 
 class MapNorm(nn.GroupNorm):
     """`nn.GroupNorm`, exported with sums over one axis at a time: `[B, C, F, T]` → the same shape.
 
-    onnxruntime adds up a reduction over several axes term by term, which costs two digits over a whole map.
+    onnxruntime adds up a whole map term by term, which costs two digits.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize each group of channels over channels, bins and frames."""
+        """Normalise each group over its channels, bins and frames."""
         if not is_exporting():
             return super().forward(input)
         x = input.unflatten(1, (self.num_groups, -1))
@@ -76,45 +79,45 @@ class MapNorm(nn.GroupNorm):
 
 
 def _norm_act(channels: int) -> tuple[MapNorm, nn.PReLU]:
-    """The norm over channels, bins and frames of each map, and a PReLU with one slope."""
+    """Return a norm over channels, bins and frames, and a PReLU with one slope."""
     return MapNorm(1, channels, _NORM_EPS), nn.PReLU()
 
 
 class InConv(nn.Sequential):
-    """INCONV, another number of channels: `[B, C, F, T]` → `[B, C', F, T]`."""
+    """INCONV, 1×1 convolution, norm and PReLU: `[B, C, F, T]` → `[B, C', F, T]`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, out_channels, 1), *_norm_act(out_channels))
 
 
 class DownConv(nn.Sequential):
-    """CONV, half the bins: `[B, C, F, T]` → `[B, C', F / 2, T]`."""
+    """CONV, halve the bins: `[B, C, F, T]` → `[B, C', F / 2, T]`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(CausalConv2d(in_channels, out_channels, stride=2), *_norm_act(out_channels))
 
 
 class SubPixelConv(nn.Sequential):
-    """SPCONV, twice the bins: `[B, C, F, T]` → `[B, C', 2F, T]`."""
+    """SPCONV, double the bins: `[B, C, F, T]` → `[B, C', 2F, T]`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(CausalConv2d(in_channels, 2 * out_channels), SpreadBins(), *_norm_act(out_channels))
 
 
 class SpreadBins(nn.Module):
-    """Each two neighbouring channels become one of twice the bins: `[B, 2C, F, T]` → `[B, C, 2F, T]`."""
+    """Pixel shuffle along frequency: `[B, 2C, F, T]` → `[B, C, 2F, T]`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Channel 2c + s at bin f goes to channel c at bin 2f + s."""
+        """Move channel 2c + s at bin f to channel c at bin 2f + s."""
         x = x.permute(0, 2, 3, 1).unflatten(3, (-1, 2))  # [B, F, T, C, 2]
         return x.permute(0, 1, 4, 2, 3).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class ComplexSubPixelConv(nn.Module):
-    """CSPCONV, a complex convolution to twice the bins: complex `[B, 2C, F, T]` → `[B, 2C', 2F, T]`.
+    """CSPCONV, complex convolution that doubles the bins: complex `[B, 2C, F, T]` → `[B, 2C', 2F, T]`.
 
-    real = W_r(real) − W_i(imaginary), imaginary = W_i(real) + W_r(imaginary), each W with its bias every time;
-    `conv` is W_r and W_i, one above the other. Each part has a norm and a slope of its own.
+    real = W_r(real) − W_i(imaginary), imaginary = W_i(real) + W_r(imaginary), where each W adds its bias every time;
+    `conv` holds W_r and W_i, one after the other. Each part has its own norm and slope.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -125,7 +128,7 @@ class ComplexSubPixelConv(nn.Module):
         self.slopes = nn.Parameter(torch.full((2,), 0.25))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve both parts at once, one after the other in the batch."""
+        """Convolve both parts in one batch, combine, spread, normalise."""
         of_real, of_imaginary = self.conv(torch.cat(x.chunk(2, dim=1))).chunk(2)
         rr, ri = of_real.chunk(2, dim=1)
         ir, ii = of_imaginary.chunk(2, dim=1)
@@ -134,13 +137,13 @@ class ComplexSubPixelConv(nn.Module):
 
 
 def complex_concat(maps: Sequence[Tensor]) -> Tensor:
-    """Complex `[B, 2C_i, F, T]` side by side, all real parts before all imaginary parts: `[B, 2 · ΣC_i, F, T]`."""
+    """Concatenate complex `[B, 2C_i, F, T]`, all real parts before all imaginary parts: `[B, 2 · ΣC_i, F, T]`."""
     real, imaginary = zip(*(x.chunk(2, dim=1) for x in maps), strict=True)
     return torch.cat([*real, *imaginary], dim=1)
 
 
 class DenseLayer(nn.Sequential):
-    """A layer of the dilated dense block, over `inputs` maps of C channels: `[B, inputs · C, F, T]` → `[B, C, F, T]`.
+    """Layer of the dilated dense block, for `inputs` maps of C channels: `[B, inputs · C, F, T]` → `[B, C, F, T]`.
 
     Each channel of the first convolution sees `inputs` channels only; the 1×1 convolution mixes them.
     """
@@ -154,7 +157,7 @@ class DenseLayer(nn.Sequential):
 
 
 class DilatedDenseBlock(nn.Module):
-    """DDB, seven layers dilated 1, 2, 4 … 64, each seeing all that came before it: `[B, C, F, T]` → the same shape."""
+    """DDB, seven densely connected layers dilated 1, 2, 4 … 64: `[B, C, F, T]` → the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -164,15 +167,15 @@ class DilatedDenseBlock(nn.Module):
         self.widen = nn.Sequential(CausalConv2d(half, channels), nn.PReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Widen the last layer's output again."""
-        seen = [self.narrow(x)]  # newest first
+        """Apply each layer to all earlier outputs, newest first; widen the last output."""
+        outputs = [self.narrow(x)]
         for layer in self.layers:
-            seen.insert(0, layer(complex_concat(seen)))
-        return self.widen(seen[0])
+            outputs.insert(0, layer(complex_concat(outputs)))
+        return self.widen(outputs[0])
 
 
 class TimeFrequencyAttention(nn.Module):
-    """CTFA, a gate a frame and a gate a bin, which know the past only: `[B, C, F, T]` → the same shape."""
+    """CTFA, causal gates for each frame and each bin: `[B, C, F, T]` → the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -180,7 +183,7 @@ class TimeFrequencyAttention(nn.Module):
         self.frequency_gate = _gate(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gates from the mean over the bins, and from each bin's mean over 32 frames, zeros before the first."""
+        """Gate by the mean over the bins and by each bin's mean over the last 32 frames, zero-padded."""
         time_gate = self.time_gate(x.mean(dim=2, keepdim=True))  # [B, C, 1, T]
         recent = functional.avg_pool2d(functional.pad(x, (ATTENTION_FRAMES - 1, 0)), (1, ATTENTION_FRAMES), stride=1)
         return x * time_gate * self.frequency_gate(recent)
@@ -201,15 +204,16 @@ class ComplexAttention(nn.Module):
         self.imaginary = TimeFrequencyAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend to each half of the channels."""
+        """Gate each half of the channels."""
         real, imaginary = x.chunk(2, dim=1)
         return torch.cat([self.real(real), self.imaginary(imaginary)], dim=1)
 
 
 class EncoderStage(nn.Module):
-    """CMSFE-eN, a complex U-Net of N levels: complex `[B, 64, F, T]` → the same shape, and the features for the skips.
+    """CMSFE-eN, a complex U-Net of N levels: complex `[B, 64, F, T]` → the same shape, and features for skips.
 
-    Those are, complex too, `[B, 64, F, T]` and `[B, 32, F / 2, T]` … `[B, 32, F / 2^N, T]`; F divisible by 2^N.
+    F must be divisible by 2^N. The features for the skip connections are complex `[B, 64, F, T]`,
+    `[B, 32, F / 2, T]` … `[B, 32, F / 2^N, T]`.
     """
 
     def __init__(self, depth: int, attention: bool) -> None:
@@ -218,14 +222,14 @@ class EncoderStage(nn.Module):
         self.in_conv = InConv(WIDTH, WIDTH)
         self.down = nn.ModuleList(DownConv(middle if level else WIDTH, middle) for level in range(depth))
         self.bottleneck = DilatedDenseBlock(middle)
-        # Of each part: as many channels as are joined from below and from the side.
+        # Inputs of each part: half of the channels from below and half of the skip connection.
         self.up = nn.ModuleList(
             ComplexSubPixelConv(middle, middle // 2 if level else WIDTH // 2) for level in reversed(range(depth))
         )
         self.attention = ComplexAttention(WIDTH // 2) if attention else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Down, up again, and the stage's input added."""
+        """Encode and decode with skip connections, and add the stage's input."""
         x = self.in_conv(x)
         y, encoded = x, []
         for conv in self.down:
@@ -259,7 +263,7 @@ class DecoderStage(nn.Module):
         self.attention = TimeFrequencyAttention(half) if attention else nn.Identity()
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Down and up again, each level with its skip, and the stage's input added."""
+        """Encode and decode, each level with its skip, and add the stage's input."""
         x = self.in_conv(x)
         y, encoded = x, []
         for conv, skip in zip(self.down, skips[:-1], strict=True):
@@ -272,12 +276,12 @@ class DecoderStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """de1 … de6 of one part, lowest resolution first: `[B, 32, F, T]` → `[B, 32, 64F, T]`."""
+    """Stages de1 … de6 of one part, lowest resolution first: `[B, 32, F, T]` → `[B, 32, 64F, T]`."""
 
     def __init__(self) -> None:
         super().__init__()
         half = WIDTH // 2
-        # Two groups: each half of the channels has a convolution of its own.
+        # Two groups: each half of the channels has its own convolution.
         self.up_samplers = nn.ModuleList(
             nn.ConvTranspose2d(half, half, (3, 1), (2, 1), (1, 0), (1, 0), groups=2) for _ in STAGE_DEPTHS
         )
@@ -286,7 +290,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, x: Tensor, skips: Sequence[Sequence[Tensor]]) -> Tensor:
-        """`skips`: this part of the output and of the features of en1 … en6."""
+        """Decode; `skips` holds this part of the outputs and features of en1 … en6."""
         for up_sample, stage, (output, *features) in zip(self.up_samplers, self.stages, reversed(skips), strict=True):
             x = stage(torch.cat([up_sample(x), output], dim=1), features)
         return x
@@ -295,21 +299,21 @@ class Decoder(nn.Module):
 class CNUNet(nn.Module):
     """Noisy spectra → enhanced spectra, uncompressed, for any number of frames from 1 up.
 
-    The release computes its STFT by a convolution, which gives one frame more at each end, sees zeros beyond the
-    edges where the repository's sees reflected samples, and counts phases from the first sample of the window rather
-    than from 56 before it.
+    The release computes its STFT by a convolution, which gives one more frame at each end, sees zeros beyond the
+    edges instead of reflected samples, and counts phases from the first sample of the window instead of from 56
+    samples before it.
     """
 
     def __init__(self, config: CnunetConfig, bins: int) -> None:
         super().__init__()
-        if problem := config.bins_problem(bins):
-            raise ValueError(f"{bins} bins: {problem}")
+        if bins % BIN_MULTIPLE != 1 or bins == 1:
+            raise ValueError(f"{bins} bins: the network needs a multiple of {BIN_MULTIPLE} besides the one at 0 Hz")
         self.released_skips = config.released_skips
         self.in_conv = InConv(2, WIDTH)
         self.stages = nn.ModuleList(
             EncoderStage(depth, attention=level == 0) for level, depth in enumerate(STAGE_DEPTHS)
         )
-        # Two groups: real and imaginary part have a convolution of their own.
+        # Two groups: real and imaginary part have their own convolutions.
         self.down_samplers = nn.ModuleList(
             nn.Conv2d(WIDTH, WIDTH, (3, 1), (2, 1), (1, 0), groups=2) for _ in STAGE_DEPTHS
         )
@@ -319,7 +323,7 @@ class CNUNet(nn.Module):
         self.out_conv = nn.Conv2d(WIDTH, 2, 1)
 
     def forward(self, noisy: Spectra) -> Spectra:
-        """Enhance uncompressed spectra `[B, F, T]`; the bin at 0 Hz is not seen, and 0 in the result."""
+        """Enhance uncompressed spectra `[B, F, T]`; the bin at 0 Hz is ignored and 0 in the result."""
         x = noisy.complex.permute(0, 3, 1, 2)[:, :, 1:]  # [B, 2, F - 1, T]
         x = self.in_conv(x.contiguous(memory_format=torch.channels_last))
         encoded: list[list[Tensor]] = []
@@ -327,17 +331,14 @@ class CNUNet(nn.Module):
             output, features = stage(x)
             encoded.append([output, *features])
             x = down_sample(output)
-        real_skips, imaginary_skips = self._skips(encoded)
+
+        # Each decoder gets its half of every complex map, by stage.
+        skips = [[[x.chunk(2, dim=1)[part] for x in maps] for maps in encoded] for part in (REAL, IMAGINARY)]
+        if self.released_skips:
+            for stage, part in RELEASED_SLIPS.items():
+                skips[part][stage][SLIPPED_FEATURES] = skips[1 - part][stage][SLIPPED_FEATURES]
         real, imaginary = self.bottleneck(x).chunk(2, dim=1)
-        decoded = [self.real_decoder(real, real_skips), self.imaginary_decoder(imaginary, imaginary_skips)]
+        decoded = [self.real_decoder(real, skips[REAL]), self.imaginary_decoder(imaginary, skips[IMAGINARY])]
         x = at_least_float32(self.out_conv(torch.cat(decoded, dim=1)))
         real, imaginary = functional.pad(x, (0, 0, 1, 0)).unbind(dim=1)
         return Spectra.from_parts(real, imaginary)
-
-    def _skips(self, encoded: list[list[Tensor]]) -> list[list[list[Tensor]]]:
-        """What each decoder gets, by stage: its half of each complex map."""
-        skips = [[[x.chunk(2, dim=1)[part] for x in maps] for maps in encoded] for part in (REAL, IMAGINARY)]
-        if self.released_skips:
-            for stage, taker in RELEASED_SLIPS.items():
-                skips[taker][stage][SLIPPED_FEATURES] = skips[1 - taker][stage][SLIPPED_FEATURES]
-        return skips

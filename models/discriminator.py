@@ -1,6 +1,6 @@
-"""The metric discriminator: learns to tell PESQ from two magnitude spectra, so that the generator can follow it.
+"""Metric discriminator: estimates PESQ from two magnitude spectra, as a differentiable loss for the generator.
 
-Section on training of the IMSE paper; the idea is MetricGAN's (Fu et al. 2019), the form CMGAN's and MP-SENet's.
+IMSE paper, section on training. The idea is from MetricGAN (Fu et al. 2019), the network from CMGAN and MP-SENet.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ DROPOUT = 0.3
 
 
 class MetricDiscriminator(nn.Module):
-    """Clean and other compressed magnitude `[B, F, T]` → estimated quality `[B]`, 1 for that of the clean one.
+    """Clean and enhanced compressed magnitude `[B, F, T]` → estimated quality `[B]` in 0..1.
 
-    The target is (PESQ − 1) / 3.5. 181 650 parameters, for any number of bins and of frames from 16 up.
+    The target is (PESQ − 1) / 3.5; it is 1 for clean speech. 181 650 parameters, for any number of bins and frames
+    from 16 up.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class MetricDiscriminator(nn.Module):
         self.slope = nn.Parameter(torch.ones(1))
 
     def forward(self, clean_mag: Tensor, mag: Tensor, dropout: Tensor | None = None) -> Tensor:
-        """Estimate the quality of `mag`; `dropout` `[B, HIDDEN]` multiplies the hidden units (`dropout_factors`)."""
+        """Estimate the quality of `mag`; the hidden units are multiplied by `dropout` `[B, HIDDEN]` if given."""
         features = self.features(torch.stack([clean_mag, mag], dim=1))  # [B, C, F / 16, T / 16]
         hidden = self.hidden(functional.adaptive_max_pool2d(features, 1).flatten(1))
         if dropout is not None:
@@ -49,10 +50,10 @@ class MetricDiscriminator(nn.Module):
 
 
 def dropout_factors(rows: int, seed: int) -> Tensor:
-    """0 for units dropped with probability 0.3, 1 / 0.7 for those kept: `[rows, HIDDEN]`.
+    """Draw dropout factors `[rows, HIDDEN]`: 0 with probability 0.3, else 1 / 0.7.
 
-    Drawn outside of the network and from a seed of their own, so that a crop's do not depend on which process
-    works on it, and a resumed run has nothing to restore.
+    They depend on the seed only, not on the global random state, so that they are the same in any process and after
+    a resume.
     """
     draws = torch.rand(rows, HIDDEN, generator=torch.Generator().manual_seed(seed))
     return (draws >= DROPOUT).float() / (1 - DROPOUT)

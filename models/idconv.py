@@ -1,6 +1,7 @@
-"""IDConv, the inception depthwise convolution: local patterns by a square and two long, thin kernels.
+"""IDConv, the inception depthwise convolution of IMSE: a square and two band kernels on parts of the channels.
 
-IMSE paper, section on IDConv (after InceptionNeXt): it replaces MUSE's deformable embedding.
+IMSE paper, section on IDConv, after InceptionNeXt (Yu et al. 2024, arXiv 2303.16900). It replaces MUSE's deformable
+embedding.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ BAND_KERNEL = 11
 
 
 class IDConv(nn.Module):
-    """Mix the channels, then filter three eighths of them depthwise: `[B, C, T, F]` → the same shape.
+    """1×1 convolution, then depthwise filters on three eighths of the channels: `[B, C, T, F]` → the same shape.
 
-    Of the mixed channels, C/8 meet a 3×3 kernel, C/8 a 1×11 kernel (along frequency), C/8 an 11×1 kernel (along
-    time); the other 5C/8 pass unchanged, and stand first.
+    After the 1×1 convolution, C/8 channels get a 3×3 kernel, C/8 a 1×11 kernel along frequency, and C/8 an 11×1
+    kernel along time; the first 5C/8 pass unchanged.
 
     Parameters
     ----------
     channels: width C, divisible by 8.
-    band_kernel: length of the thin kernels, odd; 11 in the paper.
+    band_kernel: length of the band kernels, odd; 11 in the paper.
     """
 
     def __init__(self, channels: int, band_kernel: int = BAND_KERNEL) -> None:
@@ -34,13 +35,12 @@ class IDConv(nn.Module):
         self.along_time: nn.Module = depthwise(group, (band_kernel, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Split, filter, and put together in the same order."""
+        """Mix the channels, split, filter and concatenate in the same order."""
         same, square, frequency, time = torch.split(self.mix(x), self.split, dim=1)
-        filtered = [self.square(square), self.along_frequency(frequency), self.along_time(time)]
-        return torch.cat([same, *filtered], dim=1)
+        return torch.cat([same, self.square(square), self.along_frequency(frequency), self.along_time(time)], dim=1)
 
 
 def depthwise(channels: int, kernel: tuple[int, int]) -> nn.Conv2d:
-    """Each channel by itself, with zeros around the map: `[B, C, T, F]` → the same shape."""
+    """Return a depthwise convolution that keeps the shape `[B, C, T, F]`; `kernel` sizes are odd."""
     padding = (kernel[0] // 2, kernel[1] // 2)
     return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels)

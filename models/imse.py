@@ -1,31 +1,55 @@
-"""The U-Net of IMSE and MUSE: noisy magnitude and phase in, enhanced magnitude and phase out.
+"""IMSE: noisy magnitude and phase in, enhanced magnitude and phase out.
 
-Both papers draw the same picture, a dense encoder, three levels of stages with skip connections, and a decoder each
-for magnitude and phase; they fill its stages with different blocks (`models.imse`, `models.muse`).
+Tang, Qin and Li 2025, "IMSE: Efficient U-Net-based Speech Enhancement using Inception Depthwise Convolution and
+Amplitude-Aware Linear Attention", arXiv 2511.14515. From top to bottom as in the paper's figure: a stage, the U-Net of
+three levels, and the network around it. MUSE (`models.muse`) is the same network with other stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from config import ImseConfig, UNetConfig
+from config import UNetConfig
 from models.blocks import DenseEncoder, MagnitudeDecoder, PhaseDecoder, TransformerBlock
 from models.idconv import IDConv
-from models.mala import MALA, rotary_tables
+from models.mala import MALA, RotaryTables, rotary_tables
 from models.stft import Spectra
 
-FRAME_MULTIPLE = 4
-"""Two halvings of the time axis need a frame count divisible by this."""
-
+LEVELS = 3
 BLOCKS_PER_STAGE = 4
 
+FRAME_MULTIPLE = 4
+"""The U-Net halves the time axis twice."""
 
-class Down(nn.Module):
-    """Half the resolution on both axes: `[B, C, T, F]` → `[B, C', T / 2, F / 2]`."""
+
+class Stage(nn.Module):
+    """Local convolution, transformer blocks, and a skip connection around both: `[B, C, T, F]` → the same shape."""
+
+    def __init__(self, local: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.local = local
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        """Apply the stage; `rotary` holds the tables for this level, None for attention without rotary encoding."""
+        y = self.local(x)
+        for block in self.blocks:
+            y = block(y, rotary)
+        return y + x
+
+
+def imse_stage(level: int, channels: int) -> Stage:
+    """Return a stage of IMSE, IDConv and four blocks with MALA; the same on every level."""
+    del level
+    return Stage(IDConv(channels), (TransformerBlock(channels, MALA(channels)) for _ in range(BLOCKS_PER_STAGE)))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution on both axes by pixel unshuffle: `[B, C, T, F]` → `[B, C', T / 2, F / 2]`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -33,12 +57,12 @@ class Down(nn.Module):
         self.pointwise = nn.Conv2d(in_channels, out_channels // 4, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filter, then fold each 2×2 patch into channels."""
+        """Convolve, then fold 2×2 patches into channels."""
         return functional.pixel_unshuffle(self.pointwise(self.depthwise(x)), 2)
 
 
-class Up(nn.Module):
-    """Twice the resolution on both axes: `[B, C, T, F]` → `[B, C', 2T, 2F]`."""
+class Upsample(nn.Module):
+    """Double the resolution on both axes by pixel shuffle: `[B, C, T, F]` → `[B, C', 2T, 2F]`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -46,57 +70,29 @@ class Up(nn.Module):
         self.pointwise = nn.Conv2d(in_channels, 4 * out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filter, then unfold channels into 2×2 patches."""
+        """Convolve, then unfold channels into 2×2 patches."""
         return functional.pixel_shuffle(self.pointwise(self.depthwise(x)), 2)
 
 
-class Stage(nn.Module):
-    """Local patterns, then transformer blocks, and the stage's input added: `[B, C, T, F]` → the same shape."""
-
-    def __init__(self, local: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.local = local
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor, *positions: object) -> Tensor:
-        """`positions`, if any, is what the blocks are told of where things are in the map."""
-        y = self.local(x)
-        for block in self.blocks:
-            y = block(y, *positions)
-        return y + x
-
-
 class UNet(nn.Module):
-    """Three levels of stages and a refinement for each decoder: `[B, C, T, F]` → twice the same shape.
+    """Three levels of stages and a refinement stage for each decoder, with C, 2C and 3C channels.
 
-    Returns the features for the magnitude decoder and those for the phase decoder; T and F divisible by 4.
-
-    Parameters
-    ----------
-    channels: width C of the first level; the others have 2C and 3C.
-    stage: makes a stage, given its level (0, 1, 2) and its width.
-    positions: makes what all stages of a level are told of positions, given its T, F and width, and a tensor for
-        data type and device; None where they are told nothing.
+    `[B, C, T, F]`, T and F divisible by 4 → features for the magnitude and for the phase decoder, each of that shape.
+    `stage(level, channels)` makes the stages.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        stage: Callable[[int, int], Stage],
-        positions: Callable[[int, int, int, Tensor], object] | None = None,
-    ) -> None:
+    def __init__(self, channels: int, stage: Callable[[int, int], Stage]) -> None:
         super().__init__()
-        self.positions = positions
         width_1, width_2, width_3 = channels, 2 * channels, 3 * channels
         self.encoder_level1 = stage(0, width_1)
-        self.down_1_2 = Down(width_1, width_2)
+        self.down_1_2 = Downsample(width_1, width_2)
         self.encoder_level2 = stage(1, width_2)
-        self.down_2_3 = Down(width_2, width_3)
+        self.down_2_3 = Downsample(width_2, width_3)
         self.bottleneck = stage(2, width_3)
-        self.up_3_2 = Up(width_3, width_2)
+        self.up_3_2 = Upsample(width_3, width_2)
         self.reduce_level2 = nn.Conv2d(2 * width_2, width_2, 1, bias=False)
         self.decoder_level2 = stage(1, width_2)
-        self.up_2_1 = Up(width_2, width_1)
+        self.up_2_1 = Upsample(width_2, width_1)
         self.reduce_level1 = nn.Conv2d(2 * width_1, width_1, 1, bias=False)
         self.decoder_level1 = stage(0, width_1)
         self.mag_refinement = stage(0, width_1)
@@ -104,70 +100,66 @@ class UNet(nn.Module):
         self.pha_refinement: nn.Module = stage(0, width_1)
         self.pha_output: nn.Module = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Down, up again with skip connections, then two refinements of the same features."""
-        positions_1, positions_2, positions_3 = (self._positions(x, level) for level in range(3))
-        encoded_1 = self.encoder_level1(x, *positions_1)
-        encoded_2 = self.encoder_level2(self.down_1_2(encoded_1), *positions_2)
-        decoded_3 = self.bottleneck(self.down_2_3(encoded_2), *positions_3)
+    def forward(self, x: Tensor, rotary: Sequence[RotaryTables | None]) -> tuple[Tensor, Tensor]:
+        """Encode, decode with skip connections, and refine; `rotary` holds the tables of each level."""
+        rotary_1, rotary_2, rotary_3 = rotary
+        encoded_1 = self.encoder_level1(x, rotary_1)
+        encoded_2 = self.encoder_level2(self.down_1_2(encoded_1), rotary_2)
+        decoded_3 = self.bottleneck(self.down_2_3(encoded_2), rotary_3)
         merged_2 = self.reduce_level2(torch.cat([self.up_3_2(decoded_3), encoded_2], dim=1))
-        decoded_2 = self.decoder_level2(merged_2, *positions_2)
+        decoded_2 = self.decoder_level2(merged_2, rotary_2)
         merged_1 = self.reduce_level1(torch.cat([self.up_2_1(decoded_2), encoded_1], dim=1))
-        decoded_1 = self.decoder_level1(merged_1, *positions_1)
-        for_mag = self.mag_output(self.mag_refinement(decoded_1, *positions_1)) + x
-        for_pha = self.pha_output(self.pha_refinement(decoded_1, *positions_1)) + x
+        decoded_1 = self.decoder_level1(merged_1, rotary_1)
+        for_mag = self.mag_output(self.mag_refinement(decoded_1, rotary_1)) + x
+        for_pha = self.pha_output(self.pha_refinement(decoded_1, rotary_1)) + x
         return for_mag, for_pha
 
-    def _positions(self, x: Tensor, level: int) -> tuple[object, ...]:
-        if self.positions is None:
-            return ()
-        _, channels, frames, bins = x.shape
-        return (self.positions(frames // 2**level, bins // 2**level, (level + 1) * channels, x),)
 
+class IMSE(nn.Module):
+    """Noisy spectra → enhanced spectra, compressed, for any number of frames from 1 up.
 
-def as_maps(*parts: Tensor) -> Tensor:
-    """Parts of spectra `[B, F, T]` as maps `[B, parts, T', F]`, in time filled up to a T' that can be halved twice."""
-    x = torch.stack(parts, dim=1).transpose(2, 3)
-    x = functional.pad(x, (0, 0, 0, -x.shape[2] % FRAME_MULTIPLE))
-    return x.contiguous(memory_format=torch.channels_last)
+    The magnitude is multiplied by an estimated mask, the phase is estimated directly.
 
-
-class MagnitudePhaseNetwork(nn.Module):
-    """Noisy spectra → enhanced spectra, for any number of frames from 1 up.
-
-    The magnitude is masked, the phase estimated anew. A frame count that the U-Net cannot halve twice is filled
-    up with silent frames and cut again.
+    Parameters
+    ----------
+    config: base width and largest value of the mask.
+    bins: number of frequency bins F, divisible by 8.
+    stage: makes the stages of the U-Net, see `UNet`.
+    rotary: pass rotary tables to the stages.
     """
 
     def __init__(
         self,
         config: UNetConfig,
         bins: int,
-        stage: Callable[[int, int], Stage],
-        positions: Callable[[int, int, int, Tensor], object] | None = None,
+        stage: Callable[[int, int], Stage] = imse_stage,
+        rotary: bool = True,
     ) -> None:
         super().__init__()
+        self.rotary = rotary
         self.dense_encoder = DenseEncoder(config.channels)
-        self.unet = UNet(config.channels, stage, positions)
+        self.unet = UNet(config.channels, stage)
         self.magnitude_decoder = MagnitudeDecoder(config.channels, bins, config.beta)
         self.phase_decoder = PhaseDecoder(config.channels)
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance compressed spectra `[B, F, T]`."""
+        for_mag, for_pha = self.features(noisy.mag, noisy.pha)
         frames = noisy.mag.shape[-1]
-        for_mag, for_pha = self.unet(self.dense_encoder(as_maps(noisy.mag, noisy.pha)))
         mask = self.magnitude_decoder(for_mag)[..., :frames]
         return Spectra(noisy.mag * mask, self.phase_decoder(for_pha)[..., :frames])
 
+    def features(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode maps `[B, F, T]`; return the inputs of both decoders, `[B, C, T', F / 2]` with T' divisible by 4.
 
-class IMSE(MagnitudePhaseNetwork):
-    """Noisy `Spectra` → enhanced `Spectra`; see `MagnitudePhaseNetwork`."""
-
-    def __init__(self, config: ImseConfig, bins: int) -> None:
-        super().__init__(config, bins, imse_stage, rotary_tables)
-
-
-def imse_stage(_: int, channels: int) -> Stage:
-    """A stage of IMSE; alike on every level."""
-    blocks = (TransformerBlock(channels, MALA(channels)) for _ in range(BLOCKS_PER_STAGE))
-    return Stage(IDConv(channels), blocks)
+        Silent frames are appended to reach T'.
+        """
+        x = torch.stack(maps, dim=1).transpose(2, 3)  # [B, 2, T, F]
+        x = functional.pad(x, (0, 0, 0, -x.shape[2] % FRAME_MULTIPLE))
+        x = self.dense_encoder(x.contiguous(memory_format=torch.channels_last))
+        _, channels, frames, bins = x.shape
+        rotary = [
+            rotary_tables(frames // 2**level, bins // 2**level, (level + 1) * channels, x) if self.rotary else None
+            for level in range(LEVELS)
+        ]
+        return self.unet(x, rotary)

@@ -1,11 +1,10 @@
-"""Lite-RTSE: a causal network of 1.56 M weights for enhancement in real time (IEEE document 10308952).
+"""Lite-RTSE: a causal network of 1.56 M weights for real-time enhancement (IEEE document 10308952).
 
-Two LSTMs, and a branch of convolutions that multiply their results in place of activations. Built after the unofficial
-implementation github.com/Xiaobin-Rong/lite-rtse; where its last version and the paper's figure differ,
-`LiteRtseConfig.multi_order` chooses.
+Two LSTMs, and a branch of convolutions with products instead of activations. After the unofficial implementation
+github.com/Xiaobin-Rong/lite-rtse; `LiteRtseConfig.multi_order` selects between its last version and the paper's figure.
 
-Every layer sees the current frame and earlier ones, of which a `State` keeps what is needed: a signal may come in
-pieces of any number of frames, and a whole signal is one piece.
+Every layer sees the current and earlier frames, and a `State` carries what it needs of the latter: a signal can be
+processed in pieces of any number of frames, or as a whole.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ SCALE_CHANNELS = 32
 """Channels of the multi-scale convolutions."""
 
 GATES = (4, 8, 16, 32, 64)
-"""Channels that are multiplied at each order of the multi-order convolution: half as many at the one before."""
+"""Channels of the gate at each order of the recursive gated convolution."""
 
 SCALE_SIZE, ORDER_SIZE = 3, 7
-"""Sides of the depthwise kernels, in frames and bins."""
+"""Kernel sizes of the depthwise convolutions, in frames and in bins."""
 
 
 class State(NamedTuple):
-    """What is left of the frames before, for B signals, in plain tensors.
+    """State after a frame, for B signals.
 
-    mask_hidden, mask_cell, fused_hidden, fused_cell: of the two LSTMs, `[1, B, F]`.
-    past: the last inputs of each causal convolution, in order, `[B, C, kernel size - 1, F]`.
+    mask_hidden, mask_cell, fused_hidden, fused_cell: states of the two LSTMs, `[1, B, F]`.
+    past: last inputs of each causal convolution, in order, `[B, C, kernel size - 1, F]`.
     """
 
     mask_hidden: Tensor
@@ -46,29 +45,29 @@ class State(NamedTuple):
 
 
 class CausalDepthwise(nn.Module):
-    """A depthwise convolution, `size` square, over the current frame and those before it: `[B, C, T, F]` → same."""
+    """Depthwise `size`×`size` convolution over the current and earlier frames: `[B, C, T, F]` → the same shape."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, size, padding=(0, size // 2), groups=channels)
 
     def initial_past(self, batch: int, bins: int) -> Tensor:
-        """The zeros before the first frame, `[B, C, size - 1, F]`."""
+        """Return zeros in place of the inputs before the first frame, `[B, C, size - 1, F]`."""
         past = self.conv.weight.new_zeros(batch, self.conv.in_channels, self.conv.kernel_size[0] - 1, bins)
         return past.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the result and the past of the next frame."""
-        # On CPUs this layout makes it twice as fast; the layers after it keep to it.
+        """Convolve; return the result and the past of the next frame."""
+        # Twice as fast on CPUs in this layout, which the following layers keep.
         seen = torch.cat([past, x.contiguous(memory_format=torch.channels_last)], dim=2)
         return self.conv(seen), seen[:, :, x.shape[2] :]
 
 
 class MultiScaleConv(nn.Module):
-    """The product of two branches, each linear: `[B, C_in, T, F]` → `[B, C, T, F]`.
+    """Product of two linear branches: `[B, C_in, T, F]` → `[B, C, T, F]`.
 
-    The paper's figure has a standard convolution where this one, as the unofficial implementation, is depthwise: with
-    a standard one the training diverged there.
+    The paper's figure has a standard convolution in place of the depthwise one. The unofficial implementation replaced
+    it because training diverged.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -79,17 +78,18 @@ class MultiScaleConv(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the result and the past of the next frame."""
+        """Multiply the branches; return the result and the past of the next frame."""
         filtered, past = self.depthwise(self.widen(x), past)
         return self.mix(filtered) * self.shortcut(x), past
 
 
 class GnConv(nn.Module):
-    """A recursive gated convolution: `[B, C, T, F]` → `[B, 1, T, F]`.
+    """Recursive gated convolution: `[B, C, T, F]` → `[B, 1, T, F]`.
 
-    At each order the features are multiplied by a gate of as many channels; at all but the last, a 1×1 convolution
-    then doubles their channels. The gates come from 7×7 depthwise convolutions: with `repeated` from one before each
-    of these orders, over all gates that are left, else from a single one before the first.
+    gnConv of HorNet (Rao et al. 2022, arXiv 2207.14284). At each order the features are multiplied by a gate; at all
+    but the last, a 1×1 convolution then doubles their channels. The gates come from 7×7 depthwise convolutions: with
+    `repeated`, one before each of these orders over all remaining gates, as in the unofficial implementation; else one
+    before the first order, as in HorNet.
     """
 
     def __init__(self, channels: int, repeated: bool) -> None:
@@ -101,7 +101,7 @@ class GnConv(nn.Module):
         self.squeeze = nn.Conv2d(GATES[-1], 1, 1)
 
     def forward(self, x: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Returns the result and the past of the next frame."""
+        """Apply all orders; return the result and the past of the next frame."""
         gates, features = self.widen(x).split([sum(GATES), GATES[0]], dim=1)
         next_past: list[Tensor] = []
         for order, double in enumerate(self.doubling):
@@ -114,7 +114,7 @@ class GnConv(nn.Module):
 
 
 class LiteRTSE(nn.Module):
-    """Noisy spectra → enhanced spectra, without compression, frame by frame."""
+    """Noisy spectra → enhanced spectra, uncompressed and causal."""
 
     def __init__(self, config: LiteRtseConfig, bins: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class LiteRTSE(nn.Module):
         self.imaginary = nn.Linear(bins, bins)
 
     def initial_state(self, batch: int) -> State:
-        """The state before the first frame of `batch` signals, on the network's device."""
+        """Return the state before the first frame of `batch` signals, on the network's device."""
         bins = self.mask.out_features
         zeros = self.mask.weight.new_zeros(1, batch, bins)
         causal = [module for module in self.modules() if isinstance(module, CausalDepthwise)]
@@ -141,9 +141,9 @@ class LiteRTSE(nn.Module):
         return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
 
     def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
-        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; phases come out unwrapped, in ±3π.
+        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; return them and the state after them.
 
-        Returns them, and the state after them.
+        Phases are not wrapped: they are in ±3π.
         """
         mag = noisy.mag.transpose(1, 2)  # [B, T, F]
         hidden, mask_state = run_lstm(self.mask_lstm, mag, (state.mask_hidden, state.mask_cell))
@@ -161,7 +161,7 @@ class LiteRTSE(nn.Module):
         )
         masked = masked.transpose(1, 2)
         signed = masked + scale * (noisy.mag - masked)
-        half_turn = math.pi * (signed < 0).to(signed)  # what a negative magnitude is
+        half_turn = math.pi * (signed < 0).to(signed)  # a negative magnitude is a phase shift of π
         pha = noisy.pha + angle(real, imaginary) + half_turn
         return Spectra(signed.abs(), pha), State(*mask_state, *fused_state, (past_1, past_2, *past_orders))
 

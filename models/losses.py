@@ -1,9 +1,9 @@
-"""The generator's loss terms, each by its name in the configuration's section `loss`.
+"""Loss terms of the generator, named as in the configuration's section `loss`.
 
-The recipe of IMSE and MUSE (IMSE, section on training, and its release) is a weighted sum of `magnitude`, `phase`,
-`complex` and `metric`; the last comes from the discriminator (`models.discriminator`). CNUNet trains with
-`magnitude_l1` and `complex_l1`, Lite-RTSE with `compressed_magnitude`, `compressed_complex` and `si_sdr`. The others:
-a consistency loss as in MP-SENet, and an error of the waveform.
+IMSE and MUSE train with a weighted sum of `magnitude`, `phase`, `complex` and `metric` (IMSE paper, section on
+training, and its release); `metric` comes from the discriminator (`models.discriminator`). CNUNet trains with
+`magnitude_l1` and `complex_l1`, Lite-RTSE with `compressed_magnitude`, `compressed_complex` and `si_sdr`.
+`consistency` is from MP-SENet, `time` is an error of the waveform.
 """
 
 from __future__ import annotations
@@ -23,40 +23,38 @@ from models.stft import Spectra, Spectrogram
 _SI_SDR_EPS = 1e-8
 _COMPRESSION = 0.3
 
-# Added to powers, so that gradients stay bounded where there is silence.
+# Added to powers to keep gradients bounded at silence.
 _L1_POWER = 1e-7
 _COMPRESSED_POWER = 1e-12
 
 
 class Speech(NamedTuple):
-    """A batch of speech at the network's level: its waveforms `[B, N]` and its compressed spectra `[B, F, T]`."""
+    """A batch of speech at the network's level: waveforms `[B, N]` and compressed spectra `[B, F, T]`."""
 
     wav: Tensor
     spectra: Spectra
 
 
 def anti_wrapping(difference: Tensor) -> Tensor:
-    """The size of a difference of phases in radians, to the nearest whole turn: 0..π."""
+    """Return the absolute difference of phases in radians, modulo 2π: 0..π."""
     return (difference - 2 * math.pi * torch.round(difference / (2 * math.pi))).abs()
 
 
 def instantaneous_phase(clean_pha: Tensor, pha: Tensor) -> Tensor:
-    """Mean phase difference (IP) in radians, phases `[B, F, T]`."""
+    """Compute the instantaneous phase loss (IP) in radians of phases `[B, F, T]`."""
     return anti_wrapping(clean_pha - pha).mean()
 
 
 def group_delay(clean_pha: Tensor, pha: Tensor) -> Tensor:
-    """Mean difference of the group delays (GD), the phases' first differences along frequency, from 0 on."""
-    return anti_wrapping(_first_difference(clean_pha - pha, dim=1)).mean()
+    """Compute the group delay loss (GD): differences along frequency, starting from 0."""
+    difference = clean_pha - pha
+    return anti_wrapping(torch.diff(difference, dim=1, prepend=torch.zeros_like(difference[:, :1]))).mean()
 
 
 def angular_frequency(clean_pha: Tensor, pha: Tensor) -> Tensor:
-    """Mean difference of the instantaneous angular frequencies (IAF), the first differences along time, from 0 on."""
-    return anti_wrapping(_first_difference(clean_pha - pha, dim=2)).mean()
-
-
-def _first_difference(x: Tensor, dim: int) -> Tensor:
-    return torch.diff(x, dim=dim, prepend=torch.zeros_like(x.narrow(dim, 0, 1)))
+    """Compute the instantaneous angular frequency loss (IAF): differences along time, starting from 0."""
+    difference = clean_pha - pha
+    return anti_wrapping(torch.diff(difference, dim=2, prepend=torch.zeros_like(difference[..., :1]))).mean()
 
 
 def magnitude(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
@@ -65,30 +63,30 @@ def magnitude(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
 
 
 def phase(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
-    """IP + GD + IAF in radians (Ai and Ling 2023, "Neural speech phase prediction ...")."""
-    phases = clean.spectra.pha, enhanced.spectra.pha
-    return instantaneous_phase(*phases) + group_delay(*phases) + angular_frequency(*phases)
+    """IP + GD + IAF in radians (Ai and Ling 2023, arXiv 2211.15974)."""
+    clean_pha, pha = clean.spectra.pha, enhanced.spectra.pha
+    return instantaneous_phase(clean_pha, pha) + group_delay(clean_pha, pha) + angular_frequency(clean_pha, pha)
 
 
 def complex_spectrum(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
-    """Twice the mean squared error of the compressed spectra's real and imaginary parts, as released."""
+    """Twice the mean squared error of real and imaginary part of the compressed spectra, as released."""
     return 2 * functional.mse_loss(enhanced.spectra.complex, clean.spectra.complex)
 
 
 def consistency(_: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
-    """Twice the mean squared change of the compressed spectra on their way to a waveform and back (MP-SENet)."""
+    """Twice the mean squared difference between the enhanced spectra and those of the enhanced waveform (MP-SENet)."""
     return 2 * functional.mse_loss(spectrogram(enhanced.wav).complex, enhanced.spectra.complex)
 
 
 def time(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
-    """Mean absolute error of the waveforms, at the network's level."""
+    """Mean absolute error of the waveforms."""
     return functional.l1_loss(enhanced.wav, clean.wav)
 
 
 def si_sdr(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
-    """Minus the mean scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019).
+    """Negative mean scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019).
 
-    An energy of 1e-8 is added to each, which keeps silence finite.
+    1e-8 is added to each energy to keep it finite at silence.
     """
     target_wav = clean.wav - clean.wav.mean(dim=-1, keepdim=True)
     wav = enhanced.wav - enhanced.wav.mean(dim=-1, keepdim=True)
@@ -99,36 +97,34 @@ def si_sdr(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
 
 
 def magnitude_l1(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
-    """Mean absolute error of the uncompressed magnitudes, of the enhanced waveform's own spectra (CNUNet)."""
-    clean_mag, mag = (
-        (_linear_mag(spectra, spectrogram).square() + _L1_POWER).sqrt()
-        for spectra in (clean.spectra, spectrogram(enhanced.wav))
-    )
-    return functional.l1_loss(mag, clean_mag)
+    """Mean absolute error of the uncompressed magnitudes of the enhanced waveform (CNUNet)."""
+    clean_mag = _linear_mag(clean.spectra, spectrogram)
+    mag = _linear_mag(spectrogram(enhanced.wav), spectrogram)
+    return functional.l1_loss((mag.square() + _L1_POWER).sqrt(), (clean_mag.square() + _L1_POWER).sqrt())
 
 
 def complex_l1(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
-    """Mean absolute error of the uncompressed real and imaginary parts, of the waveform's own spectra (CNUNet)."""
-    clean_parts, parts = (
-        Spectra(_linear_mag(spectra, spectrogram), spectra.pha).complex
-        for spectra in (clean.spectra, spectrogram(enhanced.wav))
-    )
+    """Mean absolute error of the uncompressed real and imaginary parts of the enhanced waveform (CNUNet)."""
+    reanalysed = spectrogram(enhanced.wav)
+    clean_parts = Spectra(_linear_mag(clean.spectra, spectrogram), clean.spectra.pha).complex
+    parts = Spectra(_linear_mag(reanalysed, spectrogram), reanalysed.pha).complex
     return functional.l1_loss(parts, clean_parts)
 
 
 def compressed_magnitude(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
-    """Mean squared error of the magnitudes to the power of 0.3, whatever the network's own compression (GTCRN)."""
-    clean_mag, mag = (_compressed_mag(speech.spectra, spectrogram) for speech in (clean, enhanced))
+    """Mean squared error of the magnitudes to the power of 0.3, independent of the network's compression (GTCRN)."""
+    clean_mag = _compressed_mag(_linear_mag(clean.spectra, spectrogram))
+    mag = _compressed_mag(_linear_mag(enhanced.spectra, spectrogram))
     return functional.mse_loss(mag, clean_mag)
 
 
 def compressed_complex(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
-    """Sum of the mean squared errors of real and imaginary part, the magnitude to the power of 0.3 (GTCRN)."""
-    clean_parts, parts = (
-        Spectra(_linear_mag(spectra, spectrogram) / mag ** (1 / _COMPRESSION - 1), spectra.pha).complex
-        for spectra in (clean.spectra, enhanced.spectra)
-        for mag in [_compressed_mag(spectra, spectrogram)]
-    )
+    """Sum of the mean squared errors of real and imaginary part with magnitudes to the power of 0.3 (GTCRN)."""
+    clean_mag = _linear_mag(clean.spectra, spectrogram)
+    mag = _linear_mag(enhanced.spectra, spectrogram)
+    clean_mag = clean_mag / _compressed_mag(clean_mag) ** (1 / _COMPRESSION - 1)
+    mag = mag / _compressed_mag(mag) ** (1 / _COMPRESSION - 1)
+    clean_parts, parts = Spectra(clean_mag, clean.spectra.pha).complex, Spectra(mag, enhanced.spectra.pha).complex
     return 2 * functional.mse_loss(parts, clean_parts)
 
 
@@ -136,8 +132,8 @@ def _linear_mag(spectra: Spectra, spectrogram: Spectrogram) -> Tensor:
     return spectra.mag ** (1 / spectrogram.config.compress_factor)
 
 
-def _compressed_mag(spectra: Spectra, spectrogram: Spectrogram) -> Tensor:
-    return (_linear_mag(spectra, spectrogram).square() + _COMPRESSED_POWER) ** (_COMPRESSION / 2)
+def _compressed_mag(mag: Tensor) -> Tensor:
+    return (mag.square() + _COMPRESSED_POWER) ** (_COMPRESSION / 2)
 
 
 TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
@@ -152,15 +148,15 @@ TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
     "compressed_magnitude": compressed_magnitude,
     "compressed_complex": compressed_complex,
 }
-"""The terms that need clean and enhanced speech only, by the name of their weight in `config.LossConfig`."""
+"""Terms computed from clean and enhanced speech, by the name of their weight in `config.LossConfig`."""
 
 
 def loss_terms(weights: LossConfig, clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> dict[str, Tensor]:
-    """The terms with a weight above 0, each a scalar, unweighted; without `metric`."""
-    wanted = [name for name, weight in asdict(weights).items() if weight > 0 and name != "metric"]
-    return {name: TERMS[name](clean, enhanced, spectrogram) for name in wanted}
+    """Compute the terms with a weight above 0 but `metric`, as unweighted scalars."""
+    names = [name for name, weight in asdict(weights).items() if weight > 0 and name != "metric"]
+    return {name: TERMS[name](clean, enhanced, spectrogram) for name in names}
 
 
 def weighted_sum(weights: LossConfig, terms: Mapping[str, Tensor]) -> Tensor:
-    """What the generator minimises."""
+    """Return the total loss of the generator: the sum of the terms times their weights."""
     return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()

@@ -1,7 +1,7 @@
-"""From waveform to compressed spectra and back: the one STFT pair, used by every network, in training and inference.
+"""STFT with power-law compression, and its inverse, used by every network in training and inference.
 
-Section 3.1 of the IMSE paper and its release: magnitude ** 0.3, phase of the uncompressed STFT. `enhance.streaming`
-computes the same hop by hop.
+IMSE paper, section 3.1: magnitude ** 0.3 and the phase of the uncompressed STFT. `enhance.streaming` computes the
+same frame by frame.
 """
 
 from __future__ import annotations
@@ -14,39 +14,36 @@ from torch.nn import functional
 
 from config import StftConfig
 
-# Powers below this count as silence: 1e-15 in magnitude, under which the gradient of mag ** 0.3 overflows float32.
-_SILENT_POWER = 1e-30
-
 PHASE_FLOOR = 1e-6
-"""Parts of a spectrum this small, relative to the frame's largest magnitude, have no phase: float32 rounding errors."""
+"""Real and imaginary parts below this fraction of the frame's largest magnitude count as 0 for the phase."""
+
+# Below a magnitude of 1e-15 the gradient of mag ** 0.3 overflows float32: treat it as silence.
+_SILENT_POWER = 1e-30
 
 
 class Spectra(NamedTuple):
-    """A batch of spectra: compressed magnitude and phase in radians, each `[B, F, T]`."""
+    """Compressed magnitude and phase in radians of a batch of signals, each `[B, F, T]`."""
 
     mag: Tensor
     pha: Tensor
 
     @classmethod
     def from_parts(cls, real: Tensor, imaginary: Tensor, compress_factor: float = 1.0) -> Spectra:
-        """From real and imaginary parts, whose magnitudes are raised to `compress_factor`."""
-        power = real.square() + imaginary.square()
-        silent = power < _SILENT_POWER
-        # Where silent, both branches of `where` must have a finite gradient, not only the chosen one.
-        mag = torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (compress_factor / 2))
-        return cls(mag, angle(real, imaginary))
+        """Convert real and imaginary part of uncompressed spectra."""
+        return cls(_compressed_mag(real, imaginary, compress_factor), angle(real, imaginary))
 
     @classmethod
     def from_stft(cls, spectrum: Tensor, compress_factor: float) -> Spectra:
-        """Convert a complex STFT `[B, F, T]` to compressed magnitude and phase.
+        """Convert a complex STFT `[B, F, T]`, with one defined phase for bins that are only rounding errors.
 
         Real and imaginary parts below `PHASE_FLOOR` times the frame's largest magnitude count as +0 for the phase. A
         frame reflected at an edge of the signal is symmetric: its imaginary parts are rounding errors around 0, and
-        their sign, which decides between +π and −π, differs between FFT libraries.
+        their sign, which decides between +π and −π, differs between FFT libraries. The magnitude is not affected.
         """
+        mag = _compressed_mag(spectrum.real, spectrum.imag, compress_factor)
         floor = PHASE_FLOOR * spectrum.detach().abs().amax(dim=1, keepdim=True)
-        real, imaginary = (part.masked_fill(part.abs() < floor, 0.0) for part in (spectrum.real, spectrum.imag))
-        mag = cls.from_parts(spectrum.real, spectrum.imag, compress_factor).mag
+        real = spectrum.real.masked_fill(spectrum.real.abs() < floor, 0.0)
+        imaginary = spectrum.imag.masked_fill(spectrum.imag.abs() < floor, 0.0)
         return cls(mag, angle(real, imaginary))
 
     @property
@@ -56,16 +53,23 @@ class Spectra(NamedTuple):
 
 
 def angle(real: Tensor, imaginary: Tensor) -> Tensor:
-    """The angle of complex numbers in radians; 0, with gradient 0, where they are too small to have one."""
+    """Return the phase of complex numbers in radians; 0, with gradient 0, below a magnitude of 1e-15."""
     silent = real.square() + imaginary.square() < _SILENT_POWER
+    # Both branches of `where` need a finite gradient, not only the selected one.
     return torch.where(silent, 0.0, torch.atan2(imaginary, real.masked_fill(silent, 1.0)))
 
 
-class Spectrogram(nn.Module):
-    """STFT with power-law compression, and its inverse.
+def _compressed_mag(real: Tensor, imaginary: Tensor, compress_factor: float) -> Tensor:
+    power = real.square() + imaginary.square()
+    silent = power < _SILENT_POWER
+    return torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (compress_factor / 2))
 
-    Centred frames with reflected edges and a periodic window: N samples, after `StftConfig.padding`, give
-    N // hop_size + 1 frames of n_fft / 2 + 1 bins. Gradients are finite everywhere, also at zero magnitude.
+
+class Spectrogram(nn.Module):
+    """STFT with power-law compression, and its inverse; gradients are finite everywhere, also at zero magnitude.
+
+    Centred frames, reflected edges, periodic window. N samples, padded by `StftConfig.padding`, give N // hop_size + 1
+    frames of n_fft / 2 + 1 bins.
     """
 
     window: Tensor
@@ -78,7 +82,7 @@ class Spectrogram(nn.Module):
         self.register_buffer("window", samples.sqrt() if config.window == "sqrt_hann" else samples, persistent=False)
 
     def forward(self, wav: Tensor) -> Spectra:
-        """Waveforms `[B, N]`, N ≥ 1, to their compressed spectra `[B, F, T]`."""
+        """Transform waveforms `[B, N]`, N ≥ 1, to compressed spectra `[B, F, T]`."""
         wav = functional.pad(wav, (0, self.config.padding(wav.shape[-1])))
         spectrum = torch.stft(
             wav,
@@ -93,11 +97,9 @@ class Spectrogram(nn.Module):
         return Spectra.from_stft(spectrum, self.config.compress_factor)
 
     def inverse(self, spectra: Spectra, samples: int) -> Tensor:
-        """Compressed spectra `[B, F, T]` back to waveforms `[B, samples]`."""
-        # A power with exponent > 1 has a finite gradient at zero.
-        mag = spectra.mag ** (1 / self.config.compress_factor)
+        """Transform compressed spectra `[B, F, T]` back to waveforms `[B, samples]`."""
         return torch.istft(
-            torch.polar(mag, spectra.pha),
+            torch.polar(spectra.mag ** (1 / self.config.compress_factor), spectra.pha),
             self.config.n_fft,
             self.config.hop_size,
             self.config.win_size,
