@@ -1,24 +1,23 @@
-"""Write the lists for training and testing, training.txt and test.txt: a line `id|clean path|noisy path` a pair.
+"""Write the file lists training.txt and test.txt, with a line `id|clean path|noisy path` per pair.
 
     python make_file_list.py [--train_clean_path DIR --train_noisy_path DIR]
                              [--test_clean_path DIR --test_noisy_path DIR] [--output_dir .]
 
-Without folders it lists what downsampling.py has written; with those of one split given, that split alone.
-Files pair by name and stand in the list sorted, with their paths as the folders were given: they are
-read from the same place, or give absolute folders. Exit codes: 0 all done; 1 some files have no twin or an impossible
-name, each named on standard error, the lists hold the others; 2 the command line is wrong.
+Without folders it lists the output of downsampling.py; with the folders of one split, that split only. Files are paired
+by name and sorted. Relative folders give relative paths: use such a list from the same working directory.
+
+Exit codes: 0 all done; 1 some files are unpaired or have names that a list cannot hold (each named on standard error,
+the others listed); 2 wrong command line.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
-from data.file_lists import file_list_line, require_pairs
-from utils.atomic import write_text_atomically
+from cli import DONE, SOME_FAILED, ArgumentParser, run
+from data.file_lists import file_list_line, require_pairs, write_file_list
 
 DATA_DIR = Path("VoiceBank+DEMAND") / "16k"
 DEFAULT_FOLDERS = {
@@ -28,59 +27,39 @@ DEFAULT_FOLDERS = {
 LIST_NAMES = {"train": "training.txt", "test": "test.txt"}
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; `splits` of the result has the clean and noisy folder of each list to write."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
     parser = ArgumentParser(description="Write training.txt and test.txt.")
     for split, (clean, noisy) in DEFAULT_FOLDERS.items():
         parser.add_argument(f"--{split}_clean_path", type=Path, metavar="DIR", help=f"default: {clean}")
         parser.add_argument(f"--{split}_noisy_path", type=Path, metavar="DIR", help=f"default: {noisy}")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="where the lists go; default: here")
-    args = parser.parse_args(argv)
-    given = {s: (vars(args)[f"{s}_clean_path"], vars(args)[f"{s}_noisy_path"]) for s in DEFAULT_FOLDERS}
-    for split, folders in given.items():
-        if (folders[0] is None) != (folders[1] is None):
-            parser.error(f"--{split}_clean_path and --{split}_noisy_path belong together")
-    args.splits = {split: folders for split, folders in given.items() if folders[0] is not None}
-    if not args.splits:
-        there = {s: folders for s, folders in DEFAULT_FOLDERS.items() if any(map(Path.is_dir, folders))}
-        args.splits = there or DEFAULT_FOLDERS
-    return args
+    parser.add_argument("--output_dir", type=Path, default=Path(), help="folder for the lists; default: here")
+    options = vars(parser.parse_args(argv))
 
+    folders: dict[str, tuple[Path, Path]] = {}
+    for split in DEFAULT_FOLDERS:
+        clean, noisy = options[f"{split}_clean_path"], options[f"{split}_noisy_path"]
+        if (clean is None) != (noisy is None):
+            parser.error(f"--{split}_clean_path and --{split}_noisy_path must be given together")
+        if clean is not None:
+            folders[split] = clean, noisy
+    if not folders:
+        present = {split: both for split, both in DEFAULT_FOLDERS.items() if any(map(Path.is_dir, both))}
+        folders = present or DEFAULT_FOLDERS
+    for clean, noisy in folders.values():
+        file_list_line(str(clean), str(noisy))  # raises UserError for folder names that a list cannot hold
 
-def list_lines(clean_dir: Path, noisy_dir: Path) -> tuple[list[str], list[str]]:
-    """The lines of one list, and what is wrong with the files that are not in it.
-
-    Raises `UserError` where a folder cannot be used at all.
-    """
-    file_list_line(str(clean_dir), str(noisy_dir))
-    pairing = require_pairs(clean_dir, noisy_dir)
-    lines: list[str] = []
-    problems = [f"{path}: no file of this name in {noisy_dir}" for path in pairing.clean_only]
-    problems += [f"{path}: no file of this name in {clean_dir}" for path in pairing.noisy_only]
-    for pair in pairing.pairs:
-        try:
-            lines.append(file_list_line(pair.id, str(pair.clean), str(pair.noisy)))
-        except UserError as error:
-            problems.append(str(error))
-    return lines, problems
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
-    args = parse_arguments(argv)
-    try:
-        lists = {split: list_lines(*folders) for split, folders in args.splits.items()}
-        for split, (lines, _) in lists.items():
-            path = args.output_dir / LIST_NAMES[split]
-            write_text_atomically(path, "".join(f"{line}\n" for line in lines))
-            print(f"{path}: {len(lines)} pairs")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
-    except OSError as error:
-        print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
-        return USAGE_ERROR
-    problems = [problem for _, found in lists.values() for problem in found]
+    problems: list[str] = []
+    pairings = {split: require_pairs(*both) for split, both in folders.items()}
+    for split, pairing in pairings.items():
+        path = options["output_dir"] / LIST_NAMES[split]
+        rows = [(pair.id, str(pair.clean), str(pair.noisy)) for pair in pairing.pairs]
+        written, rejected = write_file_list(path, rows)
+        print(f"{path}: {written} pairs")
+        clean, noisy = folders[split]
+        problems += [f"{path}: no file of this name in {noisy}" for path in pairing.clean_only]
+        problems += [f"{path}: no file of this name in {clean}" for path in pairing.noisy_only]
+        problems += rejected
     for problem in problems:
         print(problem, file=sys.stderr)
     return SOME_FAILED if problems else DONE

@@ -1,1 +1,1 @@
-"""Audio files, file lists and segmentation: everything that knows files and samples but no models."""
+"""Audio files, file lists and training data. Knows no models."""

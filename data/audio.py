@@ -1,8 +1,7 @@
-"""Read, write and resample audio files in blocks: any rate, any channel count, any length, in bounded memory.
+"""Read, write and resample audio files in blocks: any rate, channel count and length in bounded memory.
 
-Every audio file that this project reads or writes goes through this module, so that each kind of bad file is
-refused in one place with one clear line (`AudioError`), and an output file appears under its final name
-only when it is whole.
+All audio files are read and written here. An unusable file raises `AudioError` with a one-line message. An output file
+appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import soundfile
@@ -24,25 +23,25 @@ import soxr
 from cli import SOME_FAILED, UserError
 from utils.atomic import atomic_open
 
-_Result = TypeVar("_Result")
+Result = TypeVar("Result")
 
 BLOCK_FRAMES = 65_536
-"""Frames that are read at a time: large enough to be fast, small enough to be no matter in memory."""
+"""Samples per channel that are read or written at a time."""
 
 LOWEST_RATE = 1000
-"""Hz; nothing slower is sound, and a file that says so would grow beyond all measure at 16 kHz."""
+"""Minimum sampling rate in Hz. A damaged header with a lower one would make the resampled signal huge."""
 
 LARGEST_SAMPLE = 1e9
-"""Beyond it nothing is sound, only a damaged file; its square summed over hours is still within float32."""
+"""Maximum absolute sample value. Larger ones indicate a damaged file; sums of their squares could overflow float32."""
 
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
-# Writers to a pipe do not know the length and put 0, or more than this (ffmpeg 2³² − 1, sox about 2³¹).
 _UNKNOWN_DATA_SIZE = 0x7FFF_0000
+"""WAV writers to a pipe do not know the data size and write 0 or more than this (ffmpeg 2³² − 1, sox about 2³¹)."""
 
 
 class AudioError(UserError):
-    """An audio file cannot be read or written. Commands report it and go on with the other files."""
+    """An audio file cannot be read or written. Commands report it and continue with the other files."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, SOME_FAILED)
@@ -50,7 +49,7 @@ class AudioError(UserError):
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """What an output must keep of its input: rate in Hz, channel count, container and sample format."""
+    """Sampling rate in Hz, channel count, and libsndfile's names of container and sample format."""
 
     rate: int
     channels: int
@@ -59,35 +58,33 @@ class AudioFormat:
 
 
 class AudioReader:
-    """An open audio file, read in blocks as float32 in ±1 (floating-point files may exceed it).
+    """An open audio file, read in blocks of float32 samples in ±1 (float files may exceed this range).
 
-    Parameters
-    ----------
-    source: path of the file.
-
-    `frames` is the length in samples a channel that the header promises, and the true one once all is read.
-    Raises `AudioError` where the file is not audio, holds no samples or damaged ones (see `blocks`), or is
-    cut short; the last only for formats that tell: WAV, FLAC, MP3.
+    `format` is the file's format, and `frames` the number of samples per channel: according to the header, and after
+    `blocks` the actual one. Raises `AudioError` if the file is not audio, empty or damaged, or if a WAV file is cut
+    short.
     """
 
     def __init__(self, source: Path) -> None:
         self.name = str(source)
         try:
             with ExitStack() as stack:
-                stream = stack.enter_context(source.open("rb"))
-                self._callbacks = _Callbacks(stream, _check_wav_header(stream, self.name))
-                self._file = stack.enter_context(_ForwardFile(self._callbacks.as_stream()))
+                file = stack.enter_context(source.open("rb"))
+                patch_offset, patch = _check_wav_header(file, self.name)
+                file.seek(0)
+                self._stream = _LibsndfileStream(file, patch_offset, patch)
+                self._file = stack.enter_context(_ForwardOnlyFile(self._stream))  # pyright: ignore[reportArgumentType]
+                self.format = AudioFormat(
+                    self._file.samplerate, self._file.channels, self._file.format, self._file.subtype
+                )
+                if self.format.rate < LOWEST_RATE:
+                    raise AudioError(f"{self.name}: its rate of {self.format.rate} Hz is below {LOWEST_RATE} Hz")
                 self._close = stack.pop_all().close
         except OSError as error:
             raise AudioError(f"{self.name}: cannot be read: {error.strerror}") from error
         except soundfile.SoundFileError as error:
             raise AudioError(f"{self.name}: not an audio file that can be decoded ({_reason(error)})") from error
-        file = self._file
-        self.format = AudioFormat(file.samplerate, file.channels, file.format, file.subtype)
-        self.frames = file.frames
-        if file.samplerate < LOWEST_RATE:
-            self._close()
-            raise AudioError(f"{self.name}: its rate of {file.samplerate} Hz is below {LOWEST_RATE} Hz")
+        self.frames = self._file.frames
 
     def __enter__(self) -> AudioReader:
         return self
@@ -96,47 +93,42 @@ class AudioReader:
         self._close()
 
     def blocks(self, frames: int = BLOCK_FRAMES) -> Iterator[np.ndarray]:
-        """Yield the whole file, once, as float32 arrays `[≤ frames, channels]`.
+        """Yield the file once, as float32 arrays `[up to frames, channels]`.
 
-        Raises `AudioError` at samples that are NaN, infinite or beyond ±`LARGEST_SAMPLE`.
+        Raises `AudioError` for samples that are NaN, infinite or beyond ±`LARGEST_SAMPLE`, for a file without samples,
+        and for a damaged file or one that ends before the length in its header (WAV, FLAC, MP3).
         """
-        promised = self.frames
         count = 0
-        while len(block := self._read(frames, count)):
-            usable = np.abs(block) <= LARGEST_SAMPLE  # false for NaN too
-            if not usable.all():
-                place = int(np.argmin(usable.all(axis=1)))
-                kind = "overlarge" if np.isfinite(block[place]).all() else "NaN or infinite"
-                raise AudioError(f"{self.name}: holds {kind} samples (the first at sample {count + place})")
+        while True:
+            try:
+                block = self._file.read(frames, dtype="float32", always_2d=True)
+                self._stream.check()
+            except (OSError, soundfile.SoundFileError) as error:
+                reason = _reason(self._stream.error or error)
+                raise AudioError(f"{self.name}: broken or cut short at sample {count} or later ({reason})") from error
+            if len(block) == 0:
+                break
+            valid = (np.abs(block) <= LARGEST_SAMPLE).all(axis=1)  # False for NaN
+            if not valid.all():
+                first = int(np.argmin(valid))
+                kind = "overlarge" if np.isfinite(block[first]).all() else "NaN or infinite"
+                raise AudioError(f"{self.name}: holds {kind} samples (the first at sample {count + first})")
             count += len(block)
             yield block
         if count == 0:
             raise AudioError(f"{self.name}: holds no samples")
-        # A FLAC stream of unknown length promises 2^63 − 1.
-        if count < promised < 2**62:
-            raise AudioError(f"{self.name}: cut short: {count} of {promised} samples a channel are there")
+        if count < self.frames < 2**62:  # libsndfile gives 2⁶³ − 1 frames for a FLAC file of unknown length
+            raise AudioError(f"{self.name}: cut short: {count} of {self.frames} samples a channel are there")
         self.frames = count
-
-    def _read(self, frames: int, count: int) -> np.ndarray:
-        """The next block, empty at the end; `count` samples have been read before it."""
-        try:
-            block = self._file.read(frames, dtype="float32", always_2d=True)
-            self._callbacks.check()
-        except (OSError, soundfile.SoundFileError) as error:
-            reason = _reason(self._callbacks.error or error)
-            message = f"{self.name}: broken or cut short at sample {count} or later ({reason})"
-            raise AudioError(message) from error
-        return block
 
 
 def read_audio(path: Path, rate: int | None = None) -> tuple[np.ndarray, AudioFormat]:
-    """Read a whole file: float32 samples `[frames, channels]`, at `rate` Hz if given, and its format.
+    """Read a whole file as float32 `[frames, channels]`, resampled to `rate` Hz if given.
 
-    The format's rate is that of the samples returned. Raises `AudioError` as `AudioReader` does.
+    Also returns the format, with the rate of the returned samples. Raises `AudioError` as `AudioReader` does.
     """
     with AudioReader(path) as reader:
-        blocks = reader.blocks()
-        audio_format = reader.format
+        blocks, audio_format = reader.blocks(), reader.format
         if rate is not None:
             blocks = resample_blocks(blocks, audio_format.rate, rate, audio_format.channels)
             audio_format = replace(audio_format, rate=rate)
@@ -146,9 +138,9 @@ def read_audio(path: Path, rate: int | None = None) -> tuple[np.ndarray, AudioFo
 def resample_blocks(
     blocks: Iterator[np.ndarray], source_rate: int, target_rate: int, channels: int
 ) -> Iterator[np.ndarray]:
-    """Resample float32 blocks `[frames, channels]` as one continuous signal (soxr, high quality, no delay).
+    """Resample float32 blocks `[frames, channels]` as one continuous signal (soxr VHQ, no delay).
 
-    At least one sample comes out, also of a signal shorter than one sample at the target rate.
+    Yields at least one sample, also for a signal shorter than one sample at the target rate.
     """
     if source_rate == target_rate:
         yield from blocks
@@ -164,7 +156,7 @@ def resample_blocks(
 
 
 def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray]:
-    """Pass on `frames` samples of blocks `[n, channels]`; fill up with zeros should they end before."""
+    """Cut blocks `[n, channels]` to `frames` samples in total, or pad them with zeros."""
     channels = 1
     for block in blocks:
         channels = block.shape[1]
@@ -175,58 +167,63 @@ def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray
 
 
 class AudioWriter:
-    """An output file that appears under its final name only when all of it has been written.
+    """A context manager that writes an audio file atomically.
 
-    Used as a context manager: it writes to a hidden temporary file beside `path` and renames it at a clean
-    end; at any error the temporary file goes and whatever stood at `path` before stays. Values beyond what
-    the sample format holds are clipped, never wrapped. Raises `AudioError` when writing fails, and for NaN or
-    infinite samples.
+    Samples go to a temporary file that is renamed to `path` when the block ends without an error; otherwise it is
+    removed, and an earlier file at `path` remains. Values beyond the range of the sample format are clipped. Raises
+    `AudioError` if writing fails and for NaN or infinite samples.
     """
 
     def __init__(self, path: Path, audio_format: AudioFormat) -> None:
         self.path = path
-        self._subtype = audio_format.subtype
-        self._opened = _replacing_audio(path, audio_format)
+        self._format = audio_format
 
     def __enter__(self) -> AudioWriter:
-        self._file, self._callbacks = self._opened.__enter__()
+        self._context: AbstractContextManager[None] = self._open()
+        self._context.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._opened.__exit__(*exception)
+        self._context.__exit__(*exception)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        stream = None
+        try:
+            with atomic_open(self.path) as file:
+                self._stream = stream = _LibsndfileStream(file)
+                with soundfile.SoundFile(
+                    stream,  # pyright: ignore[reportArgumentType]
+                    "w",
+                    samplerate=self._format.rate,
+                    channels=self._format.channels,
+                    format=self._format.container,
+                    subtype=self._format.subtype,
+                ) as self._file:
+                    yield
+                stream.check()  # libsndfile writes the rest on closing and ignores errors
+        except (OSError, soundfile.SoundFileError) as error:
+            reason = _reason((stream and stream.error) or error)
+            kind = f"{self._format.container} {self._format.subtype}"
+            raise AudioError(f"{self.path}: cannot be written as {kind} ({reason})") from error
 
     def write(self, samples: np.ndarray) -> None:
         """Append float samples `[frames, channels]`."""
         if not np.isfinite(samples).all():
             raise AudioError(f"{self.path}: not written: the result holds NaN or infinite samples")
-        # libsndfile's Vorbis encoder crashes at some millions of samples.
+        # libsndfile's Vorbis encoder crashes when it gets millions of samples at once.
         for start in range(0, len(samples), BLOCK_FRAMES):
-            self._file.write(_to_sample_format(samples[start : start + BLOCK_FRAMES], self._subtype))
-            self._callbacks.check()
-
-
-@contextmanager
-def _replacing_audio(path: Path, audio_format: AudioFormat) -> Iterator[tuple[soundfile.SoundFile, _Callbacks]]:
-    """A sound file, and what it writes through; it becomes `path` at a clean end. Raises `AudioError`."""
-    callbacks = None
-    try:
-        with atomic_open(path) as stream:
-            callbacks = _Callbacks(stream)
-            with soundfile.SoundFile(
-                callbacks.as_stream(),
-                "w",
-                samplerate=audio_format.rate,
-                channels=audio_format.channels,
-                format=audio_format.container,
-                subtype=audio_format.subtype,
-            ) as file:
-                yield file, callbacks
-            # At closing, libsndfile writes what is left and reports a failure to nobody.
-            callbacks.check()
-    except (OSError, soundfile.SoundFileError) as error:
-        reason = _reason((callbacks and callbacks.error) or error)
-        kind = f"{audio_format.container} {audio_format.subtype}"
-        raise AudioError(f"{path}: cannot be written as {kind} ({reason})") from error
+            block = samples[start : start + BLOCK_FRAMES]
+            if bits := _PCM_BITS.get(self._format.subtype):
+                # Round to the nearest step; full scale is 2^(bits − 1) as in reading. soundfile takes the upper bits
+                # of int32.
+                full_scale = 2.0 ** (bits - 1)
+                steps = np.clip(np.rint(block.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
+                block = (steps * 2.0 ** (32 - bits)).astype(np.int32)
+            elif self._format.subtype not in _FLOAT_SUBTYPES:
+                block = np.clip(block, -1, 1)
+            self._file.write(block)
+            self._stream.check()
 
 
 def write_audio(path: Path, samples: np.ndarray, audio_format: AudioFormat) -> None:
@@ -235,124 +232,94 @@ def write_audio(path: Path, samples: np.ndarray, audio_format: AudioFormat) -> N
         writer.write(samples)
 
 
-class _ForwardFile(soundfile.SoundFile):
-    """Read from start to end without seeking: that fails in broken FLAC files and those of unknown length."""
+class _ForwardOnlyFile(soundfile.SoundFile):
+    """A file that soundfile reads without seeking, which fails in damaged FLAC files and those of unknown length."""
 
     def seekable(self) -> bool:
-        """Tell soundfile to let it be."""
         return False
 
 
-class _Callbacks:
-    """A file for libsndfile to read or write through.
+class _LibsndfileStream:
+    """A file object for libsndfile that keeps the first `OSError` in `error`.
 
-    It calls back from C, where an exception would be printed and lost: the first is kept in `error`. `patch`
-    is an offset, and the bytes to be read there in place of the file's own.
+    libsndfile calls the methods from C, where a raised exception would be printed and lost. When reading, the bytes
+    `patch` replace those of the file at `patch_offset`.
     """
 
-    def __init__(self, stream: BinaryIO, patch: tuple[int, bytes] = (0, b"")) -> None:
+    def __init__(self, file: BinaryIO, patch_offset: int = 0, patch: bytes = b"") -> None:
         self.error: OSError | None = None
-        self._stream = stream
+        self._file = file
+        self._patch_offset = patch_offset
         self._patch = patch
 
-    def as_stream(self) -> BinaryIO:
-        """Itself: soundfile asks for a whole stream, and uses the four methods that are here."""
-        return cast(BinaryIO, self)
-
     def check(self) -> None:
-        """Raise the error that was kept."""
+        """Raise `error` if there is one."""
         if self.error is not None:
             raise self.error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._keep_error(self._stream.seek, offset, whence) or 0
+        return self._call(self._file.seek, offset, whence) or 0
 
     def tell(self) -> int:
-        return self._keep_error(self._stream.tell) or 0
+        return self._call(self._file.tell) or 0
 
     def read(self, size: int) -> bytes:
-        offset, patch = self._patch
-        offset -= self.tell()
-        data = bytearray(self._keep_error(self._stream.read, size) or b"")
-        for place, byte in enumerate(patch, start=offset):
-            if 0 <= place < len(data):
-                data[place] = byte
+        patch_start = self._patch_offset - self.tell()
+        data = bytearray(self._call(self._file.read, size) or b"")
+        for index, byte in enumerate(self._patch, start=patch_start):
+            if 0 <= index < len(data):
+                data[index] = byte
         return bytes(data)
 
     def write(self, data: bytes) -> int:
-        # After an error it takes all, for soundfile asserts that libsndfile could write.
-        self._keep_error(self._stream.write, data)
-        return len(data)
+        self._call(self._file.write, data)
+        return len(data)  # also after an error: soundfile asserts that everything was written
 
-    def _keep_error(self, method: Callable[..., _Result], *arguments: object) -> _Result | None:
+    def _call(self, method: Callable[..., Result], *arguments: object) -> Result | None:
         try:
             return method(*arguments)
         except OSError as error:
-            # In broken files libsndfile seeks before the start; no fault of the device.
+            # In damaged files libsndfile seeks to negative positions; this is not a device error.
             if error.errno != errno.EINVAL:
                 self.error = self.error or error
             return None
 
 
-def _to_sample_format(samples: np.ndarray, subtype: str) -> np.ndarray:
-    """Round to the nearest step of the sample format: full scale is 2^(bits − 1), as in reading."""
-    bits = _PCM_BITS.get(subtype)
-    if bits is None:
-        return samples if subtype in _FLOAT_SUBTYPES else np.clip(samples, -1, 1)
-    full_scale = 2.0 ** (bits - 1)
-    steps = np.clip(np.rint(samples.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
-    # libsndfile takes the upper bits of 32.
-    return steps.astype(np.int64).__lshift__(32 - bits).astype(np.int32)
-
-
 def _reason(error: Exception) -> str:
-    """The cause in libsndfile's or the system's words, without the path that the message names anyway."""
+    """Return the message of libsndfile or the system without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = getattr(error, "error_string", None) or str(error)
     return re.sub(r"^Error.*?: ", "", text).strip().rstrip(".")
 
 
-def _check_wav_header(stream: BinaryIO, name: str) -> tuple[int, bytes]:
-    """Compare a WAV file's size with what its header says, since libsndfile takes either in silence.
+def _check_wav_header(file: BinaryIO, name: str) -> tuple[int, bytes]:
+    """Raise `AudioError` if a file is empty, or a WAV file shorter than its header says; libsndfile accepts both.
 
-    Returns the patch for `_Callbacks` that gives the header the length it leaves open. Raises `AudioError`
-    where the file is empty or ends before its header says.
+    Returns an offset and the bytes to read there instead of the file's own: the size of the data, if a writer to a
+    pipe left it 0. The bytes are empty for all other files.
     """
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    header = stream.read(12)
-    patch = (0, b"")
+    size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise AudioError(f"{name}: the file is empty")
-    if header[:4] == b"RIFF" and header[8:] == b"WAVE":
-        closed = abs(struct.unpack("<I", header[4:8])[0] + 8 - size) <= 1
-        patch = _check_wav_chunks(stream, size, closed, name)
-    stream.seek(0)
-    return patch
-
-
-def _check_wav_chunks(stream: BinaryIO, size: int, closed: bool, name: str) -> tuple[int, bytes]:
-    """Walk the chunks behind the 12 bytes of RIFF header up to the samples.
-
-    `closed`: the header gives the file's true size, so that a length of 0 means that there are no samples.
-    """
-    position = 12
+    file.seek(0)
+    riff, riff_size, wave = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+    if riff != b"RIFF" or wave != b"WAVE":
+        return 0, b""
     frame_bytes = 0
-    while len(header := stream.read(8)) == 8:
+    while len(header := file.read(8)) == 8:
         chunk, length = struct.unpack("<4sI", header)
-        position += 8
-        if chunk == b"data":
-            there = size - position
-            if frame_bytes and there < length < _UNKNOWN_DATA_SIZE:
-                found = f"{there // frame_bytes} of {length // frame_bytes} samples a channel are there"
+        start = file.tell()
+        if chunk == b"fmt ":
+            frame_bytes = int.from_bytes(file.read(min(length, 14))[12:], "little")
+        elif chunk == b"data":
+            available = size - start
+            if frame_bytes and available < length < _UNKNOWN_DATA_SIZE:
+                found = f"{available // frame_bytes} of {length // frame_bytes} samples a channel are there"
                 raise AudioError(f"{name}: cut short: {found}")
-            if length == 0 and not closed:
-                return position - 4, struct.pack("<I", min(there, 2**32 - 1))
+            # If the RIFF size is right, a data size of 0 means that there are no samples.
+            if length == 0 and abs(riff_size + 8 - size) > 1:
+                return start - 4, struct.pack("<I", min(available, 2**32 - 1))
             return 0, b""
-        body = stream.read(min(length, 16)) if chunk == b"fmt " else b""
-        if len(body) >= 14:
-            frame_bytes = struct.unpack("<H", body[12:14])[0]
-        position += length + length % 2
-        stream.seek(position)
+        file.seek(start + length + length % 2)
     raise AudioError(f"{name}: cut short within the WAV header: no samples are there")

@@ -1,7 +1,6 @@
-"""Turn one recorded pair into training data: clean and noisy, mono, 16 kHz, 16-bit WAV, of one length.
+"""Convert a pair of VoiceBank+DEMAND recordings to mono 16-bit WAV at 16 kHz, as downsampling.py does for all.
 
-The work of downsampling.py on a single utterance. `soxr` is the project's resampler; `torchaudio` is that of
-the published preparation, for those who want its samples, and is imported only when asked for.
+The default resampler is soxr. torchaudio, imported only on request, gives the samples of the published preparation.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from cli import UserError
 from data.audio import AudioError, AudioFormat, AudioReader, fit_length, read_audio, write_audio
 from data.file_lists import Utterance
 
@@ -22,41 +22,13 @@ Resampler = Literal["soxr", "torchaudio"]
 
 
 def convert_pair(source: Utterance, target: Utterance, resampler: Resampler = "soxr") -> bool:
-    """Write both files of `target`, each ceil(16000 n / rate) samples long for the n of its source.
+    """Write both files of `target`, each ceil(16000 n / rate) samples long for n samples of the source.
 
-    Returns False where an earlier run left both whole. Samples of 16-bit sources at 16 kHz are not changed.
-    Raises `AudioError` for a source that is broken, not mono, below 16 kHz, or unlike its twin in rate or
-    length, and for an output that cannot be written.
+    Returns False if both exist already, by their headers. 16-bit samples at 16 kHz are copied exactly. Raises
+    `AudioError` if a source is damaged, not mono or below 16 kHz, if the sources differ in rate or length, or if an
+    output cannot be written.
     """
-    frames = _output_frames(source)
-    if _is_done(target.clean, frames) and _is_done(target.noisy, frames):
-        return False
-    # Both are read before either is written, so that a broken file leaves no output without its twin.
-    clean, noisy = (_resample(path, frames, resampler) for path in (source.clean, source.noisy))
-    write_audio(target.clean, clean, OUTPUT_FORMAT)
-    write_audio(target.noisy, noisy, OUTPUT_FORMAT)
-    return True
-
-
-def resample_as_published(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Resample float32 `[frames, channels]` from `rate` to 16 kHz with torchaudio's default filter.
-
-    Raises `ImportError` where torchaudio cannot be imported.
-    """
-    try:
-        functional, torch = import_module("torchaudio.functional"), import_module("torch")
-    except (ImportError, OSError) as error:
-        # OSError: it is installed, but a library that it links to (CUDA's, as a rule) is not.
-        reason = str(error).partition("\n")[0]
-        raise ImportError(f"torchaudio cannot be imported ({reason}); use the resampler soxr") from error
-    # The files are spread over processes, each of which would take all cores otherwise.
-    torch.set_num_threads(1)
-    return functional.resample(torch.from_numpy(samples.T.copy()), rate, RATE).numpy().T
-
-
-def _output_frames(pair: Utterance) -> int:
-    """The length of the outputs in samples, after a look at both headers."""
-    with AudioReader(pair.clean) as clean, AudioReader(pair.noisy) as noisy:
+    with AudioReader(source.clean) as clean, AudioReader(source.noisy) as noisy:
         for file in (clean, noisy):
             if file.format.channels != 1:
                 raise AudioError(f"{file.name}: has {file.format.channels} channels; mono is expected")
@@ -67,23 +39,39 @@ def _output_frames(pair: Utterance) -> int:
             raise AudioError(f"{names}: differ in rate: {clean.format.rate} and {noisy.format.rate} Hz")
         if clean.frames != noisy.frames:
             raise AudioError(f"{names}: differ in length: {clean.frames} and {noisy.frames} samples")
-        return -(-clean.frames * RATE // clean.format.rate)
+        frames = -(-clean.frames * RATE // clean.format.rate)
+    if _is_complete(target.clean, frames) and _is_complete(target.noisy, frames):
+        return False
+    converted: list[np.ndarray] = []
+    for path in (source.clean, source.noisy):  # both before writing: a damaged file leaves no half pair
+        if resampler == "torchaudio":
+            samples, source_format = read_audio(path)
+            samples = resample_as_published(samples, source_format.rate)
+        else:
+            samples, _ = read_audio(path, RATE)
+        converted.append(np.concatenate(list(fit_length(iter([samples]), frames))))
+    write_audio(target.clean, converted[0], OUTPUT_FORMAT)
+    write_audio(target.noisy, converted[1], OUTPUT_FORMAT)
+    return True
 
 
-def _is_done(path: Path, frames: int) -> bool:
-    """Whether a whole file of this length is there, by its header."""
+def resample_as_published(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Resample float32 `[frames, channels]` from `rate` to 16 kHz with torchaudio's default filter.
+
+    Raises `UserError` if torchaudio cannot be imported.
+    """
+    try:
+        functional, torch = import_module("torchaudio.functional"), import_module("torch")
+    except (ImportError, OSError) as error:  # OSError: a library that it links to is missing, such as CUDA's
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--resampler torchaudio: torchaudio cannot be imported ({reason}); use soxr") from error
+    torch.set_num_threads(1)  # downsampling.py runs one process per core
+    return functional.resample(torch.from_numpy(samples.T.copy()), rate, RATE).numpy().T
+
+
+def _is_complete(path: Path, frames: int) -> bool:
     try:
         with AudioReader(path) as reader:
             return reader.format == OUTPUT_FORMAT and reader.frames == frames
     except AudioError:
         return False
-
-
-def _resample(path: Path, frames: int, resampler: Resampler) -> np.ndarray:
-    """Read a mono file as float32 `[frames, 1]` at 16 kHz."""
-    if resampler == "torchaudio":
-        samples, source_format = read_audio(path)
-        samples = resample_as_published(samples, source_format.rate)
-    else:
-        samples, _ = read_audio(path, RATE)
-    return np.concatenate(list(fit_length(iter([samples]), frames)))

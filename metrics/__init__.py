@@ -1,1 +1,1 @@
-"""Speech-quality measures (PESQ, STOI, composite, SI-SDR) of signals, files and folders; no models."""
+"""Speech-quality metrics (PESQ, STOI, composite measures, SI-SDR) of signals and files, and their statistics."""

@@ -1,11 +1,10 @@
-"""The composite measures CSIG, CBAK and COVL (Hu and Loizou, 2008), and their parts LLR, WSS and SSNR.
+"""Composite measures CSIG, CBAK and COVL (Hu and Loizou, 2008), and their parts LLR, WSS and SSNR.
 
-They exist in two versions that give different numbers on the same files. `published` is what MP-SENet,
-CMGAN, MUSE and IMSE report: both signals are divided by 32768 before the WSS although they lie in ±1
-already. `loizou` leaves the division out, as Loizou's MATLAB code does. Only the WSS differs: the other
-parts do not depend on the level.
+Two variants give different numbers for the same files. `published` is what MP-SENet, CMGAN, MUSE and IMSE report: both
+signals are divided by 32768 before the WSS although they already lie in ±1. `loizou` omits the division, as Loizou's
+MATLAB code does. Only the WSS is affected: LLR and SSNR do not depend on the level.
 
-All frames of a signal are worked on at once, in blocks so that memory stays bounded for long signals.
+All frames are processed at once, in blocks that bound the memory for long signals.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ Variant = Literal["published", "loizou"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 FRAME_SIZE = 480  # 30 ms at 16 kHz
-HOP_SIZE = 120  # a quarter of it
-BLOCK_FRAMES = 2048  # frames at a time: about 17 s of signal, some 30 MB of spectra
+HOP_SIZE = 120
+BLOCK_FRAMES = 2048  # 15 s of signal, about 30 MB of spectra
 
-SSNR_LIMITS = (-10.0, 35.0)  # dB; frames beyond say no more than these
+SSNR_LIMITS = (-10.0, 35.0)  # dB, per frame
 LPC_ORDER = 16
-KEPT_SHARE = 0.95  # LLR and WSS leave out the worst frames
+KEPT_SHARE = 0.95  # LLR and WSS ignore the worst 5 % of the frames
 
 WSS_FFT_SIZE = 1024
 PUBLISHED_WSS_SCALE = 1 / 32768
 POWER_FLOOR = 1e-10
-FILTER_FLOOR = np.exp(-30 / (2 * 2.303))  # what lies 30 dB under a filter's peak counts as nothing
+FILTER_FLOOR = np.exp(-30 / (2 * 2.303))  # smaller filter values are set to 0
 FILTER_STEEPNESS = 11.0
-K_MAX = 20.0  # Klatt's weights: the frame's strongest band, in dB …
-K_LOC_MAX = 1.0  # … and the nearest peak
+K_MAX = 20.0  # constants of Klatt's weights, in dB
+K_LOC_MAX = 1.0
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -43,17 +42,17 @@ BAND_CENTRES = (
     *(50, 120, 190, 260, 330, 400, 470, 540, 617.372, 703.378, 798.717, 904.128, 1020.38, 1148.30, 1288.72),
     *(1442.54, 1610.70, 1794.16, 1993.93, 2211.08, 2446.71, 2701.97, 2978.04, 3276.17, 3597.63),
 )
-"""Hz, of the 25 critical bands."""
+"""Centre frequencies of the 25 critical bands in Hz."""
 
 BAND_WIDTHS = (
     *(70, 70, 70, 70, 70, 70, 70, 77.3724, 86.0056, 95.3398, 105.411, 116.256, 127.914, 140.423, 153.823),
     *(168.154, 183.457, 199.776, 217.153, 235.631, 255.255, 276.072, 298.126, 321.465, 346.136),
 )
-"""Hz, of the 25 critical bands."""
+"""Bandwidths of the 25 critical bands in Hz."""
 
 
 class Composite(NamedTuple):
-    """The three predicted opinion scores, 1 to 5: of the speech, of the background, and overall."""
+    """Predicted opinion scores from 1 to 5: signal distortion, background intrusiveness, overall quality."""
 
     csig: float
     cbak: float
@@ -61,7 +60,7 @@ class Composite(NamedTuple):
 
 
 def composite(pesq: float, llr: float, wss: float, ssnr: float) -> Composite:
-    """Combine the parts by Hu and Loizou's regressions, clipped to [1, 5]; NaN in a part gives NaN."""
+    """Combine the parts with Hu and Loizou's regressions, clipped to [1, 5]. NaN in a part gives NaN."""
     csig = 3.093 - 1.029 * llr + 0.603 * pesq - 0.009 * wss
     cbak = 1.634 + 0.478 * pesq - 0.007 * wss + 0.063 * ssnr
     covl = 1.594 + 0.805 * pesq - 0.512 * llr - 0.007 * wss
@@ -69,21 +68,21 @@ def composite(pesq: float, llr: float, wss: float, ssnr: float) -> Composite:
 
 
 def ssnr(clean: np.ndarray, degraded: np.ndarray) -> float:
-    """Segmental SNR in dB of `degraded` `[N]` against `clean` `[N]`, both at 16 kHz.
+    """Return the segmental SNR in dB of `degraded` `[N]` against `clean` `[N]`, both at 16 kHz.
 
-    It is the mean over frames, each limited to [−10, 35] dB. Raises `ScoreError` as every measure here
-    where the signals hold no frame (under 600 samples).
+    It is the mean over frames, each limited to [−10, 35] dB. Raises `ScoreError` for fewer than 600 samples, as `llr`
+    and `wss` do.
     """
     return float(np.mean(_per_frame(_ssnr_of_frames, clean, degraded)))
 
 
 def llr(clean: np.ndarray, degraded: np.ndarray) -> float:
-    """Log-likelihood ratio between the LPC envelopes of two signals `[N]` at 16 kHz; 0 where alike."""
+    """Return the log-likelihood ratio between the LPC envelopes of two signals `[N]` at 16 kHz; 0 if equal."""
     return _mean_of_lowest(_per_frame(_llr_of_frames, clean, degraded))
 
 
 def wss(clean: np.ndarray, degraded: np.ndarray, variant: Variant = "published") -> float:
-    """Weighted spectral slope distance (Klatt, 1982) of two signals `[N]` in ±1 at 16 kHz; 0 where alike."""
+    """Return the weighted spectral slope distance (Klatt, 1982) of signals `[N]` in ±1 at 16 kHz; 0 if equal."""
     scale = PUBLISHED_WSS_SCALE if variant == "published" else 1.0
     return _mean_of_lowest(_per_frame(_wss_of_frames, clean * scale, degraded * scale))
 
@@ -91,7 +90,7 @@ def wss(clean: np.ndarray, degraded: np.ndarray, variant: Variant = "published")
 def _per_frame(
     measure: Callable[[np.ndarray, np.ndarray], np.ndarray], clean: np.ndarray, degraded: np.ndarray
 ) -> np.ndarray:
-    """Apply `measure`, from two blocks of windowed frames `[B, 480]` to values `[B]`, to all frames."""
+    """Return `measure(clean_frames, degraded_frames)` of all frames; it maps windowed frames `[B, 480]` to `[B]`."""
     frames = (len(clean) - FRAME_SIZE) // HOP_SIZE
     if frames < 1:
         raise ScoreError(f"no frame of 30 ms fits into {len(clean)} samples")
@@ -117,22 +116,22 @@ def _llr_of_frames(clean: np.ndarray, degraded: np.ndarray) -> np.ndarray:
     clean_lags = _autocorrelation(clean)
     clean_error = _prediction_error(_lpc(clean_lags), clean_lags)
     degraded_error = _prediction_error(_lpc(_autocorrelation(degraded)), clean_lags)
-    # Errors under the rounding of float64 (silence, or a frame predicted perfectly) say nothing.
+    # Limit the errors to the resolution of float64: silence and perfectly predicted frames have an error of 0.
     floor = np.maximum(clean_lags[:, 0] * _EPS, np.finfo(np.float64).tiny)
     return np.log(np.maximum(degraded_error, floor) / np.maximum(clean_error, floor))
 
 
 def _autocorrelation(frames: np.ndarray) -> np.ndarray:
-    """Lags 0 to 16, `[B, 17]`, of frames `[B, 480]`."""
+    """Return lags 0 to 16, `[B, 17]`, of frames `[B, n]`."""
     length = frames.shape[1]
     lags = range(LPC_ORDER + 1)
     return np.stack([np.einsum("bn,bn->b", frames[:, : length - lag], frames[:, lag:]) for lag in lags], axis=1)
 
 
 def _lpc(lags: np.ndarray) -> np.ndarray:
-    """Prediction-error filters `[B, 17]`, first tap 1, from lags `[B, 17]` by the Levinson–Durbin recursion.
+    """Return prediction-error filters `[B, 17]` (first tap 1) of lags `[B, 17]` by the Levinson–Durbin recursion.
 
-    A silent frame gets the filter that predicts nothing.
+    The filter of a silent frame is 1, 0, 0, ….
     """
     filters = np.zeros_like(lags)
     filters[:, 0] = 1
@@ -146,7 +145,7 @@ def _lpc(lags: np.ndarray) -> np.ndarray:
 
 
 def _prediction_error(filters: np.ndarray, lags: np.ndarray) -> np.ndarray:
-    """Energy `a R aᵀ` that filters `[B, 17]` leave of frames with lags `[B, 17]` (R: their matrix)."""
+    """Return `a R aᵀ` of filters a `[B, 17]`, with R the Toeplitz matrix of lags `[B, 17]`."""
     filter_lags = _autocorrelation(filters)
     return 2 * np.einsum("bk,bk->b", filter_lags, lags) - filter_lags[:, 0] * lags[:, 0]
 
@@ -160,7 +159,7 @@ def _wss_of_frames(clean: np.ndarray, degraded: np.ndarray) -> np.ndarray:
 
 
 def _critical_band_filters() -> np.ndarray:
-    """Gaussian-shaped filters `[25, 512]` over the lower half of the FFT bins, of equal area."""
+    """Return Gaussian-shaped filters `[25, 512]` of equal area over the lower half of the FFT bins."""
     bins = WSS_FFT_SIZE // 2
     hz_per_bin = 8000 / bins
     centres = np.floor(np.array(BAND_CENTRES) / hz_per_bin)[:, None]
@@ -171,22 +170,22 @@ def _critical_band_filters() -> np.ndarray:
 
 
 def _band_energies(frames: np.ndarray, filters: np.ndarray) -> np.ndarray:
-    """Energies `[B, 25]` in dB of frames `[B, 480]` in the critical bands."""
+    """Return the energies `[B, 25]` in dB of frames `[B, 480]` in the critical bands."""
     power = np.abs(np.fft.rfft(frames, WSS_FFT_SIZE)[:, : WSS_FFT_SIZE // 2]) ** 2
     return 10 * np.log10(np.maximum(power @ filters.T, POWER_FLOOR))
 
 
 def _klatt_weights(energy: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Weights `[B, 24]`: bands near the frame's maximum and near a peak of their own count most."""
+    """Return weights `[B, 24]`, largest near the frame's maximum and near spectral peaks."""
     below_top = np.max(energy, axis=1, keepdims=True) - energy[:, :-1]
     below_peak = _nearest_peaks(energy, slope) - energy[:, :-1]
     return K_MAX / (K_MAX + below_top) * K_LOC_MAX / (K_LOC_MAX + below_peak)
 
 
 def _nearest_peaks(energy: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Energy `[B, 24]` of the peak next to each band, as the reference code finds it.
+    """Return the energy `[B, 24]` of the peak nearest to each band, as in the reference code.
 
-    Uphill it stops one band short of the true peak; the published numbers contain this, so it is kept.
+    Uphill, the reference code stops one band before the peak. The published numbers contain this error.
     """
     rising = slope > 0
     bands = slope.shape[1]

@@ -1,10 +1,12 @@
-"""PESQ from the package `pesq`, with its failures turned into errors.
+"""Wideband PESQ with the package `pesq`.
 
-For a signal that it cannot score the package gives a negative number or crashes. Taken for a score, the
-number would bend a mean or a training label without a word, so it is raised as `ScoreError` here.
+For a signal without a score the package returns a negative number. `wideband_pesq` raises `ScoreError` instead, so that
+the number enters neither a mean nor a training label.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pesq
@@ -12,13 +14,13 @@ import pesq
 from metrics.signals import RATE, ScoreError, check_pair
 
 MAX_PESQ_SECONDS = 40
-"""The P.862 program keeps room for 50 utterances and does not check it: beyond, it scores wrongly or crashes.
+"""Maximum length in seconds.
 
-An utterance takes 0.4 s with its pause at the very least; at 40 s even one spoken word a second fits with a
-margin.
+The P.862 program stores at most 50 utterances and does not check the limit: with more it returns wrong scores or
+crashes. An utterance with its pause takes at least 0.4 s; 40 s leave a margin even for one word per second.
 """
 
-_PESQ_FAILURES = {
+_FAILURES = {
     -3: "out of memory",
     -4: "out of memory",
     -5: "out of memory",
@@ -28,9 +30,9 @@ _PESQ_FAILURES = {
 
 
 def wideband_pesq(clean: np.ndarray, degraded: np.ndarray) -> float:
-    """PESQ MOS-LQO (ITU-T P.862.2, wideband) of `degraded` `[N]` against `clean` `[N]`, both at 16 kHz.
+    """Return PESQ MOS-LQO (ITU-T P.862.2, wideband) of `degraded` `[N]` against `clean` `[N]`, both at 16 kHz.
 
-    Raises `ScoreError` where P.862 gives no score: silence, under 1/4 s, no utterance, or over
+    Raises `ScoreError` if P.862 gives no score: silence, no utterance, shorter than 0.25 s, or longer than
     `MAX_PESQ_SECONDS`.
     """
     clean, degraded = check_pair(clean, degraded)
@@ -38,6 +40,8 @@ def wideband_pesq(clean: np.ndarray, degraded: np.ndarray) -> float:
     if seconds > MAX_PESQ_SECONDS:
         raise ScoreError(f"no PESQ: {seconds:.1f} s long, P.862 is for at most {MAX_PESQ_SECONDS} s; split it")
     score = float(pesq.pesq(RATE, clean, degraded, "wb", on_error=pesq.PesqError.RETURN_VALUES))
-    if not score >= 0:
-        raise ScoreError(f"no PESQ: {_PESQ_FAILURES.get(int(np.nan_to_num(score)), f'result {score}')}")
+    if math.isnan(score):
+        raise ScoreError("no PESQ: the result is NaN")
+    if score < 0:
+        raise ScoreError(f"no PESQ: {_FAILURES.get(round(score), f'result {score}')}")
     return score

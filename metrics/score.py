@@ -1,9 +1,7 @@
-"""All measures of one pair of signals or files, and of many pairs in parallel.
+"""Score pairs of signals or files with all metrics, many files in parallel.
 
-`score_pairs` is what `cal_metrics.py` and `inference.py` call:
-
-    results = score_pairs([Utterance("p232_001", clean_path, enhanced_path)], variant="published", jobs=2)
-    print(format_table(results, "published"))          # from metrics.summary
+results = score_pairs([Utterance("p232_001", clean_path, enhanced_path)], variant="published", jobs=2)
+print(format_table(results, "published"))          # from metrics.summary
 """
 
 from __future__ import annotations
@@ -26,22 +24,20 @@ from metrics.signals import RATE, ScoreError, check_pair
 from metrics.stoi import estoi, stoi
 from utils.processes import LostProcessError, run_in_processes
 
-Measure = Callable[[np.ndarray, np.ndarray], float]
-"""A score of a degraded signal `[N]`, the second, against a clean one `[N]`; raises `ScoreError` where it has none."""
-
 
 @dataclass(frozen=True)
 class Metric:
-    """One of `METRICS`.
+    """An entry of `METRICS`.
 
-    `label`: what tables call it, with its unit; `digits`: its decimals down to what a listener could notice (some
-    tables show more); `measure`: what computes it, or None for the three composite measures, which are made together,
-    of PESQ, SSNR and two parts that are no metrics.
+    label: name in tables, with the unit.
+    digits: decimals that are audible; some tables show more.
+    measure: function of a clean and a degraded signal `[N]` that returns the score or raises `ScoreError`. None for
+        CSIG, CBAK and COVL, which are computed together.
     """
 
     label: str
     digits: int
-    measure: Measure | None
+    measure: Callable[[np.ndarray, np.ndarray], float] | None
 
 
 METRICS: Mapping[str, Metric] = {
@@ -54,18 +50,18 @@ METRICS: Mapping[str, Metric] = {
     "estoi": Metric("ESTOI", 3, estoi),
     "si_sdr": Metric("SI-SDR dB", 1, si_sdr),
 }
-"""All that a pair is scored with, by name, in the order of every table, CSV and JSON."""
+"""All metrics by name, in the order of every table, CSV and JSON."""
 
 MAX_LENGTH_DIFFERENCE = 512
-"""Samples at 16 kHz: the frame that a system with an STFT may drop at the end. More is another recording."""
+"""Maximum length difference of a pair in samples at 16 kHz: one STFT frame, which some systems drop at the end."""
 
 MAX_SECONDS = 300
-"""Longer recordings are refused before they fill the memory: ESTOI takes some 4 MB a second."""
+"""Maximum length of a recording; ESTOI takes about 4 MB of memory per second."""
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of one pair: a value for each of `METRICS`, NaN where it has none, and why (one line)."""
+    """Scores of one pair: a value for each of `METRICS`, NaN if undefined, and the reason in one line."""
 
     id: str
     values: Mapping[str, float]
@@ -75,8 +71,8 @@ class PairScores:
 def score_signals(clean: np.ndarray, degraded: np.ndarray, variant: Variant) -> tuple[dict[str, float], list[str]]:
     """Score `degraded` `[N]` against `clean` `[N]`, both in ±1 at 16 kHz.
 
-    Returns a value for each of `METRICS`, and a reason for each measure that failed; its value, and those
-    that need it, are NaN. Raises `ScoreError` where no measure can score the pair (see `check_pair`).
+    Returns a value for each of `METRICS` and the reason for each metric that failed; its value and those of the
+    composite measures that depend on it are NaN. Raises `ScoreError` if no metric is defined (see `check_pair`).
     """
     clean, degraded = check_pair(clean, degraded)
     values: dict[str, float] = dict.fromkeys(METRICS, math.nan)
@@ -93,31 +89,38 @@ def score_signals(clean: np.ndarray, degraded: np.ndarray, variant: Variant) -> 
 
 
 def score_pair(utterance: Utterance, variant: Variant) -> PairScores:
-    """Score the noisy (or enhanced) file of an utterance against its clean one.
+    """Score the noisy (or enhanced) file of an utterance against its clean file.
 
-    Files at another rate are resampled to 16 kHz; the scores of several channels are averaged. Never raises
-    for what is wrong with the files: the result says it.
+    Files are resampled to 16 kHz and cut to the shorter one; scores are averaged over channels. An unusable file raises
+    nothing: the result gives the reason.
     """
     try:
-        clean, degraded = _read_pair(utterance)
-        values: list[dict[str, float]] = []
-        reasons: list[str] = []
-        for channel in range(clean.shape[1]):
-            scores, failures = score_signals(clean[:, channel], degraded[:, channel], variant)
-            values.append(scores)
-            reasons += failures
+        clean, clean_rate = _read(utterance.clean)
+        degraded, degraded_rate = _read(utterance.noisy)
+        if clean_rate != degraded_rate:
+            raise ScoreError(f"the rates differ: clean {clean_rate} Hz, other {degraded_rate} Hz")
+        if clean.shape[1] != degraded.shape[1]:
+            raise ScoreError(f"the channels differ: clean has {clean.shape[1]}, other {degraded.shape[1]}")
+        if abs(len(clean) - len(degraded)) > MAX_LENGTH_DIFFERENCE:
+            raise ScoreError(f"the lengths differ: clean {len(clean)}, other {len(degraded)} samples at 16 kHz")
+        samples = min(len(clean), len(degraded))
+        channels = [
+            score_signals(clean[:samples, channel], degraded[:samples, channel], variant)
+            for channel in range(clean.shape[1])
+        ]
     except (AudioError, ScoreError) as error:
         return without_scores(utterance, str(error))
-    means = {name: float(np.mean([scores[name] for scores in values])) for name in METRICS}
-    return PairScores(utterance.id, means, "; ".join(dict.fromkeys(reasons)) or None)
+    means = {name: float(np.mean([values[name] for values, _ in channels])) for name in METRICS}
+    reasons = dict.fromkeys(reason for _, failures in channels for reason in failures)
+    return PairScores(utterance.id, means, "; ".join(reasons) or None)
 
 
 def score_pairs(
     utterances: Sequence[Utterance], variant: Variant, jobs: int, progress: bool = False
 ) -> list[PairScores]:
-    """Score many pairs in `jobs` processes, in the order given; `progress` shows a bar on standard error.
+    """Score many pairs in `jobs` processes and return the results in the given order.
 
-    A pair whose process dies has NaN for all scores and the reason; the other pairs are scored.
+    A pair that crashes its process is scored NaN, with the reason. `progress` shows a bar on standard error.
     """
     results: dict[int, PairScores] = {}
     task = partial(score_pair, variant=variant)
@@ -132,34 +135,22 @@ def score_pairs(
 
 
 def without_scores(utterance: Utterance, reason: str) -> PairScores:
-    """The result of a pair that cannot be scored: NaN for all, and why."""
+    """Return the result of a pair that cannot be scored: NaN for all metrics, and the reason in one line."""
     return PairScores(utterance.id, dict.fromkeys(METRICS, math.nan), " ".join(reason.split()))
 
 
-def _read_pair(utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
-    """Both files as float32 `[N, channels]` at 16 kHz, cut to the shorter; raises as `_read` does."""
-    clean, clean_rate = _read(utterance.clean)
-    degraded, degraded_rate = _read(utterance.noisy)
-    if clean_rate != degraded_rate:
-        raise ScoreError(f"the rates differ: clean {clean_rate} Hz, other {degraded_rate} Hz")
-    if clean.shape[1] != degraded.shape[1]:
-        raise ScoreError(f"the channels differ: clean has {clean.shape[1]}, other {degraded.shape[1]}")
-    samples = min(len(clean), len(degraded))
-    if max(len(clean), len(degraded)) - samples > MAX_LENGTH_DIFFERENCE:
-        lengths = f"clean {len(clean)}, other {len(degraded)} samples at 16 kHz"
-        raise ScoreError(f"the lengths differ: {lengths}")
-    return clean[:samples], degraded[:samples]
-
-
 def _read(path: Path) -> tuple[np.ndarray, int]:
-    """A file's samples `[N, channels]` at 16 kHz, and its own rate; raises `AudioError`, `ScoreError`."""
+    """Read a file as float32 `[N, channels]` at 16 kHz; also return its own rate.
+
+    Raises `AudioError`, or `ScoreError` as soon as the file exceeds `MAX_SECONDS`.
+    """
     with AudioReader(path) as reader:
-        file_format = reader.format
+        rate, channels = reader.format.rate, reader.format.channels
         blocks: list[np.ndarray] = []
-        count = 0
-        for block in resample_blocks(reader.blocks(), file_format.rate, RATE, file_format.channels):
-            count += len(block)
-            if count > MAX_SECONDS * RATE:
+        samples = 0
+        for block in resample_blocks(reader.blocks(), rate, RATE, channels):
+            samples += len(block)
+            if samples > MAX_SECONDS * RATE:
                 raise ScoreError(f"{path}: longer than {MAX_SECONDS} s; split it")
             blocks.append(block)
-    return np.concatenate(blocks), file_format.rate
+    return np.concatenate(blocks), rate

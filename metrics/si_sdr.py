@@ -1,4 +1,4 @@
-"""SI-SDR: how much of a signal is the clean one at some level, and how much is anything else."""
+"""Scale-invariant signal-to-distortion ratio."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ _EPS = float(np.finfo(np.float64).eps)
 
 
 def si_sdr(clean: np.ndarray, degraded: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB of `degraded` `[N]` against `clean` `[N]`.
+    """Return SI-SDR in dB of `degraded` `[N]` against `clean` `[N]` (Le Roux et al., "SDR – half-baked or well done?").
 
-    Both are made zero-mean; the target is the projection of `degraded` on `clean` (Le Roux et al., "SDR –
-    half-baked or well done?", 2019). The ratio ends at ±156.5 dB, the resolution of float64, so that a
-    perfect copy still has a finite score and a mean over files stays a number. NaN where a signal is
-    constant.
+    Both signals are made zero-mean. The result is limited to ±156.5 dB, the resolution of float64, so that a perfect
+    copy has a finite score. It is NaN if one of the signals is constant.
     """
     clean = clean.astype(np.float64) - np.mean(clean, dtype=np.float64)
     degraded = degraded.astype(np.float64) - np.mean(degraded, dtype=np.float64)
-    energy = float(clean @ clean)
-    total = float(degraded @ degraded)
-    if energy == 0 or total == 0:
+    clean_energy, degraded_energy = float(clean @ clean), float(degraded @ degraded)
+    if clean_energy == 0 or degraded_energy == 0:
         return math.nan
-    target = (float(degraded @ clean) / energy) * clean
+    target = (float(degraded @ clean) / clean_energy) * clean
     distortion = degraded - target
-    ratio = (float(target @ target) + _EPS * total) / (float(distortion @ distortion) + _EPS * total)
-    return 10 * math.log10(ratio)
+    floor = _EPS * degraded_energy
+    return 10 * math.log10((float(target @ target) + floor) / (float(distortion @ distortion) + floor))

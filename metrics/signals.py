@@ -1,25 +1,25 @@
-"""What every measure here takes, two aligned mono signals at 16 kHz, and the error where it has no score."""
+"""Input of all metrics: two aligned mono signals at 16 kHz. Also defines `ScoreError`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 RATE = 16_000
-"""Hz; wideband PESQ and the published composite measures are defined at this rate."""
+"""Sampling rate in Hz. Wideband PESQ and the published composite measures are defined at 16 kHz."""
 
 MIN_SAMPLES = RATE // 4
-"""P.862 refuses signals under a quarter of a second."""
+"""Minimum length: P.862 rejects signals shorter than 0.25 s."""
 
 
 class ScoreError(Exception):
-    """A pair of signals has no score; the message says why in one line."""
+    """A metric is undefined for a pair of signals. The message gives the reason in one line."""
 
 
 def check_pair(clean: np.ndarray, degraded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both signals `[N]` as float64, or raise `ScoreError` where no measure can score them.
+    """Return both signals `[N]` as float64.
 
-    That is where they are not two finite mono signals of one length, are under a quarter of a second, or
-    one of them is silent: every sample the same, so that nothing is left without its offset.
+    Raises `ScoreError` if they are not mono, differ in length, are shorter than 0.25 s, contain NaN or infinity, or if
+    one of them is constant (silent apart from an offset).
     """
     if clean.ndim != 1 or clean.shape != degraded.shape:
         raise ScoreError(f"not two mono signals of one length: shapes {clean.shape} and {degraded.shape}")

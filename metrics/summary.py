@@ -1,4 +1,4 @@
-"""The scores of many pairs in short: means with confidence intervals, as a table, CSV and JSON."""
+"""Summaries of many scored pairs: means with confidence intervals as a table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,55 +6,32 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
+from data.file_lists import pair_by_id
 from metrics.composite import Variant
-from metrics.score import METRICS, PairScores
+from metrics.score import METRICS, PairScores, score_pairs, without_scores
+from metrics.stats import Mean, mean_with_interval
 from utils.atomic import write_text_atomically
+from utils.processes import available_cores
 
 VARIANT_NOTES: dict[Variant, str] = {
     "published": "composite measures 'published': with the lineage's 1/32768 before the WSS",
     "loizou": "composite measures 'loizou': without the 1/32768 before the WSS",
 }
-"""What each version of the composite measures is, in a line."""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over the files that have the score, half its 95 % confidence interval, and their number."""
-
-    mean: float
-    ci95: float
-    files: int
+"""One-line description of each variant of the composite measures, for tables and reports."""
 
 
 def summarise(results: Sequence[PairScores]) -> dict[str, Mean]:
-    """Mean of each metric over the pairs that have it; NaN where none has, or one alone (no interval).
-
-    The interval is Student's t for the mean of independent files.
-    """
+    """Return the mean of each metric over the pairs that have it, with its confidence interval."""
     return {name: mean_with_interval(np.array([result.values[name] for result in results])) for name in METRICS}
 
 
-def mean_with_interval(values: np.ndarray) -> Mean:
-    """The mean of the values `[N]` that are not NaN, with its interval as in `summarise`."""
-    values = values[~np.isnan(values)]
-    count = len(values)
-    if count == 0:
-        return Mean(math.nan, math.nan, 0)
-    if count == 1:
-        return Mean(float(values[0]), math.nan, 1)
-    quantile = float(stdtrit(count - 1, 0.975))
-    return Mean(float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(count), count)
-
-
 def format_table(results: Sequence[PairScores], variant: Variant) -> str:
-    """The table as text, a line a metric; its heading names the composite version and counts the files."""
+    """Format the means as text, one metric per line; the heading counts files and names the composite variant."""
     failed = sum(result.reason is not None for result in results)
     lines = [
         f"{len(results)} files, {failed} failed; {VARIANT_NOTES[variant]}",
@@ -68,12 +45,17 @@ def format_table(results: Sequence[PairScores], variant: Variant) -> str:
 
 
 def write_report(folder: Path, results: Sequence[PairScores], variant: Variant, unpaired: Sequence[Path] = ()) -> None:
-    """Write `scores.csv` (a row a file, full precision, NaN where there is no score) and `summary.json`.
+    """Write `scores.csv` (one row per file, full precision, NaN for missing scores) and `summary.json` atomically.
 
-    Each appears under its name only when it is whole. JSON has no NaN: null stands for it. Raises
-    `OSError`.
+    JSON has no NaN and gets null instead. Raises `OSError`.
     """
-    write_text_atomically(folder / "scores.csv", _csv(results))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", *METRICS])
+    for result in results:
+        values = (result.values[name] for name in METRICS)
+        writer.writerow([result.id, *("NaN" if math.isnan(value) else repr(value) for value in values)])
+    write_text_atomically(folder / "scores.csv", text.getvalue())
     summary = {
         "composite": variant,
         "files": len(results),
@@ -87,16 +69,34 @@ def write_report(folder: Path, results: Sequence[PairScores], variant: Variant, 
     write_text_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
-def _csv(results: Sequence[PairScores]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *METRICS])
-    for result in results:
-        values = (result.values[name] for name in METRICS)
-        writer.writerow([result.id, *("NaN" if math.isnan(value) else repr(value) for value in values)])
-    return text.getvalue()
-
-
 def json_number(value: float) -> float | None:
-    """The value as JSON can hold it: null, None here, for NaN."""
+    """Return `value`, or None (null in JSON) for NaN."""
     return None if math.isnan(value) else value
+
+
+def print_scores(
+    clean: Mapping[str, Path], targets: Mapping[Path, Path], failed: Mapping[Path, str], whole: bool
+) -> list[str]:
+    """Score enhanced files against their clean versions and print the table. Return one line per problem.
+
+    clean: clean files by id.
+    targets: enhanced files, with their paths relative to the output folder.
+    failed: enhanced files that could not be made, with the reason. They count as failed in the table.
+    whole: report clean files without an enhanced version.
+    """
+    problems: list[str] = []
+    enhanced: dict[str, Path] = {}
+    for target, relative in targets.items():
+        id_ = relative.with_suffix("").as_posix()
+        if enhanced.setdefault(id_, target) != target:
+            problems.append(f"{target}: not scored: {enhanced[id_]} has the same name '{id_}'")
+    pairing = pair_by_id(clean, enhanced)
+    problems += [f"{path}: has no clean version to score with" for path in pairing.noisy_only]
+    if whole:
+        problems += [f"{path}: has no noisy version" for path in pairing.clean_only]
+    done = [pair for pair in pairing.pairs if pair.noisy not in failed]
+    results = score_pairs(done, "published", available_cores())
+    problems += [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
+    results += [without_scores(pair, failed[pair.noisy]) for pair in pairing.pairs if pair.noisy in failed]
+    print(format_table(results, "published"))
+    return problems

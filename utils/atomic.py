@@ -1,7 +1,6 @@
-"""Write files that appear under their final name only when they are whole.
+"""Write files atomically: to a hidden temporary file that is flushed to disk and renamed.
 
-A list or report that was cut off by a full disk or a crash looks like a short one: so everything is written
-to a hidden temporary file beside its place, flushed to the disk and renamed.
+A crash or a full disk leaves the earlier file, never a shorter one.
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part")
-
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that becomes `path` at a clean end of the block; folders are made as needed.
+    """Open a binary file that replaces `path` when the block ends without an error; parent folders are created.
 
-    At any error the temporary file goes and whatever stood at `path` before stays. Raises `OSError`.
+    After an error the temporary file is removed and an earlier file at `path` remains. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{token_hex(8)}.part")
@@ -36,17 +33,14 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written in a folder that no other writes to; raises `OSError`."""
-    for path in folder.glob(".*.part"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a whole text file in UTF-8; raises `OSError`.
-
-    Names of files that are not in Unicode stand in it with backslashes.
-    """
+    """Write a text file in UTF-8, with backslash escapes for file names that are not Unicode; raises `OSError`."""
     with atomic_open(path) as stream:
         stream.write(text.encode(errors="backslashreplace"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes. No other process may write to `folder`. Raises `OSError`."""
+    for path in folder.glob(".*.part"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+            path.unlink(missing_ok=True)

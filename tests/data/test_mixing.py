@@ -1,4 +1,4 @@
-"""Speech and noise mixed: levels and ratios worked by hand, rooms, and that nothing silent breaks a crop."""
+"""Dynamic mixing: SNRs and gains, synthetic rooms, silence, and repeatability."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_all(folder: Path, kind: str, signals: Sequence[np.ndarray]) -> list[Pat
     return paths
 
 
-def mixing(
+def dataset(
     folder: Path,
     speech: Sequence[np.ndarray],
     noise: Sequence[np.ndarray],
@@ -43,20 +43,20 @@ def mixing(
     keep: bool = True,
     normalize_level: bool = True,
 ) -> MixedDataset:
-    """Crops of files with these signals; seed 1."""
+    """Return a dataset with seed 1 of files with these signals."""
     files = save_all(folder, "speech", speech), save_all(folder, "noise", noise)
     config = replace(DATA, normalize_level=normalize_level)
     return MixedDataset(*files, AudioCache(RATE, keep), config, mix, 1)
 
 
 def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
-    """dB, of signals in float32."""
+    """Return the SNR in dB of float32 signals."""
     return 10 * np.log10(mean_power(clean) / mean_power(noisy.astype(np.float64) - clean))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("snr", [-10.0, 0.0, 5.0, 20.0])
-def test_the_ratio_is_exact_in_the_precision_of_the_signals(snr: float, kind: type) -> None:
+def test_add_noise_scales_to_the_snr_and_keeps_the_dtype(snr: float, kind: type) -> None:
     noise = np.random.default_rng(0).uniform(-3, 3, len(SPEECH)).astype(kind)
     noisy = add_noise(SPEECH.astype(kind), noise, snr)
     assert noisy.dtype == kind
@@ -66,19 +66,19 @@ def test_the_ratio_is_exact_in_the_precision_of_the_signals(snr: float, kind: ty
 
 
 @pytest.mark.parametrize(("speech", "noise"), [(0, 1), (1, 0)])
-def test_silence_has_no_ratio(speech: int, noise: int) -> None:
+def test_add_noise_does_not_scale_silence(speech: int, noise: int) -> None:
     assert np.array_equal(add_noise(speech * SPEECH, noise * SPEECH, 5), SPEECH)
 
 
 @pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
-def test_the_ratio_over_the_crop_is_the_one_drawn(tmp_path: Path, snr: float) -> None:
-    source = mixing(tmp_path, [SPEECH], [NOISE], replace(PLAIN, snr_low=snr, snr_high=snr))
+def test_the_snr_holds_for_the_crop(tmp_path: Path, snr: float) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, snr_low=snr, snr_high=snr))
     for epoch in range(5):
         assert snr_of(*source.crop(epoch, 0)) == pytest.approx(snr, abs=1e-3)
 
 
-def test_ratios_and_gains_fill_their_ranges(tmp_path: Path) -> None:
-    source = mixing(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0))
+def test_snrs_and_gains_fill_their_ranges(tmp_path: Path) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0))
     crops = [source.crop(epoch, 0) for epoch in range(200)]
     snrs = [snr_of(*crop) for crop in crops]
     gains = [10 * np.log10(mean_power(crop.noisy)) for crop in crops]
@@ -87,23 +87,23 @@ def test_ratios_and_gains_fill_their_ranges(tmp_path: Path) -> None:
     assert abs(np.corrcoef(snrs, gains)[0, 1]) < 0.2
 
 
-def test_the_gain_follows_the_normalised_level(tmp_path: Path) -> None:
-    plain = mixing(tmp_path, [SPEECH], [NOISE]).crop(2, 0)
-    louder = mixing(tmp_path, [SPEECH], [NOISE], replace(PLAIN, gain_low=6, gain_high=6)).crop(2, 0)
+def test_the_gain_is_applied_after_normalisation(tmp_path: Path) -> None:
+    plain = dataset(tmp_path, [SPEECH], [NOISE]).crop(2, 0)
+    louder = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, gain_low=6, gain_high=6)).crop(2, 0)
     assert plain.clean.dtype == plain.noisy.dtype == np.float32
     assert mean_power(plain.noisy) == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(louder, np.multiply(plain, 10 ** (6 / 20)), rtol=1e-6)
 
 
-def test_the_gain_is_all_that_changes_a_level_that_is_not_normalised(tmp_path: Path) -> None:
+def test_without_normalisation_only_the_gain_changes_the_level(tmp_path: Path) -> None:
     mix = replace(PLAIN, gain_low=6, gain_high=6)
-    clean = mixing(tmp_path, [np.full(1500, 0.125)], [NOISE], mix, normalize_level=False).crop(2, 0).clean
+    clean = dataset(tmp_path, [np.full(1500, 0.125)], [NOISE], mix, normalize_level=False).crop(2, 0).clean
     np.testing.assert_allclose(clean, np.full(SEGMENT, 0.125 * 10 ** (6 / 20)), rtol=1e-6)
 
 
-def test_the_clean_side_is_a_piece_of_the_speech(tmp_path: Path) -> None:
+def test_the_target_is_a_segment_of_the_speech(tmp_path: Path) -> None:
     ramp = np.arange(1, 1501) / 32_768
-    source = mixing(tmp_path, [ramp], [NOISE])
+    source = dataset(tmp_path, [ramp], [NOISE])
     for epoch in range(10):
         clean = source.crop(epoch, 0).clean
         step = float(clean[-1] - clean[0]) / (SEGMENT - 1)
@@ -112,16 +112,16 @@ def test_the_clean_side_is_a_piece_of_the_speech(tmp_path: Path) -> None:
         np.testing.assert_allclose(clean / step, start + np.arange(SEGMENT), rtol=1e-4)
 
 
-def test_short_speech_is_followed_by_zeros(tmp_path: Path) -> None:
-    clean, noisy = mixing(tmp_path, [np.full(600, 0.25)], [NOISE]).crop(0, 0)
+def test_short_speech_is_padded(tmp_path: Path) -> None:
+    clean, noisy = dataset(tmp_path, [np.full(600, 0.25)], [NOISE]).crop(0, 0)
     assert clean[0] > 0
     assert np.array_equal(clean, np.repeat([clean[0], 0], [600, 400]))
     assert noisy[600:].all()
 
 
-def test_short_noise_is_repeated_from_a_random_place(tmp_path: Path) -> None:
+def test_short_noise_is_repeated_from_a_random_position(tmp_path: Path) -> None:
     period = np.arange(1, 301) / 1000
-    source = mixing(tmp_path, [np.full(1500, 0.25)], [period])
+    source = dataset(tmp_path, [np.full(1500, 0.25)], [period])
     starts: set[int] = set()
     for epoch in range(20):
         clean, noisy = source.crop(epoch, 0)
@@ -134,8 +134,8 @@ def test_short_noise_is_repeated_from_a_random_place(tmp_path: Path) -> None:
 
 def test_noises_are_drawn_by_length_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.mixing, "LONGEST_NOISE", 0.3)
-    # 0.1 s of positive and 1 s of negative noise, which counts 0.3 s.
-    source = mixing(tmp_path, [SPEECH], [np.full(1600, 0.5), np.full(16_000, -0.5)])
+    # 0.1 s of positive noise, and 1 s of negative noise that counts as 0.3 s.
+    source = dataset(tmp_path, [SPEECH], [np.full(1600, 0.5), np.full(16_000, -0.5)])
     drawn = [np.subtract(crop.noisy, crop.clean).mean() > 0 for crop in (source.crop(epoch, 0) for epoch in range(400))]
     assert np.mean(drawn) == pytest.approx(0.25, abs=0.07)
 
@@ -144,8 +144,8 @@ def test_noises_are_drawn_by_length_up_to_a_limit(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("speech", "noise"), [(SILENCE, NOISE), (SPEECH, SILENCE), (SILENCE, SILENCE), (SILENCE[:5], NOISE[:5])]
 )
-def test_silence_breaks_no_crop(tmp_path: Path, speech: np.ndarray, noise: np.ndarray, share: float) -> None:
-    source = mixing(tmp_path, [speech], [noise], replace(WILD, reverb_share=share))
+def test_silence_gives_finite_crops(tmp_path: Path, speech: np.ndarray, noise: np.ndarray, share: float) -> None:
+    source = dataset(tmp_path, [speech], [noise], replace(WILD, reverb_share=share))
     for epoch in range(3):
         crop = source.crop(epoch, 0)
         assert np.isfinite(crop).all()
@@ -153,31 +153,31 @@ def test_silence_breaks_no_crop(tmp_path: Path, speech: np.ndarray, noise: np.nd
         assert crop.noisy.any() == (speech.any() or noise.any())
 
 
-def test_nearly_silent_pieces_are_drawn_again(tmp_path: Path) -> None:
-    # Four of ten places have sound: eleven draws miss it once in 250 times.
+def test_nearly_silent_segments_are_redrawn(tmp_path: Path) -> None:
+    # 40 % of the positions have sound: eleven draws miss it once in 250 times.
     speech = np.concatenate([SPEECH[:2000], np.full(4000, 1e-4)])
     noise = np.concatenate([NOISE[:2000, 0], np.zeros(4000)])
-    source = mixing(tmp_path, [speech], [noise])
+    source = dataset(tmp_path, [speech], [noise])
     crops = [source.crop(epoch, 0) for epoch in range(30)]
-    # The level is normalised: what is left of the faint part is that it is constant.
+    # The level is normalised, so that the faint part is recognised by being constant.
     constant = [np.ptp(crop.clean) < 1e-3 for crop in crops]
     without_noise = [np.array_equal(*crop) for crop in crops]
     assert sum(constant) <= 1
     assert sum(without_noise) <= 1
 
 
-def test_a_room_sounds_on_from_before_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # An early echo after 20 samples, which is to be given back too, and a late one after 300.
+def test_reverberation_of_earlier_speech_reaches_into_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An early echo after 20 samples, which belongs to the target, and a late one after 300.
     whole = np.zeros(301, np.float32)
     whole[[0, 20, 300]] = 1, 0.5, -0.25
     monkeypatch.setattr(data.mixing, "room_response", lambda *_: (whole, whole[:100]))
     mix = replace(PLAIN, snr_low=100, snr_high=100, reverb_share=1)
     speech = np.round(SPEECH * 32_768) / 32_768
     echoed = {"clean": np.convolve(speech, whole[:100]), "noisy": np.convolve(speech, whole)}
-    source = mixing(tmp_path, [speech], [NOISE], mix)
+    source = dataset(tmp_path, [speech], [NOISE], mix)
     for epoch in range(5):
         crop = source.crop(epoch, 0)
-        # Where the speech is cut is found by comparison.
+        # Find the start of the crop by correlation.
         overlap = np.correlate(echoed["noisy"], crop.noisy)
         energy = np.convolve(echoed["noisy"] ** 2, np.ones(SEGMENT), "valid")
         start = int(np.argmax(overlap / np.sqrt(energy)))
@@ -187,18 +187,18 @@ def test_a_room_sounds_on_from_before_the_crop(tmp_path: Path, monkeypatch: pyte
             np.testing.assert_allclose(getattr(crop, name), piece, atol=1e-3)
 
 
-def test_what_was_said_before_sounds_in_a_room() -> None:
-    # An impulse 800 samples before, which is 50 ms: the last of the early reflections falls on the first sample.
+def test_an_impulse_before_the_crop() -> None:
+    # The impulse is 800 samples (50 ms) before the crop: the last early reflection falls on the first sample.
     before = np.zeros(1000)
     before[200] = 1
     whole, early = room_response(np.random.default_rng(7), RATE, 0.5, 0)
     assert len(early) == 801
-    given_back, heard = in_room(before, np.zeros(4000), whole, early)
-    np.testing.assert_allclose(heard, whole[800:4800], rtol=0, atol=1e-7)
-    np.testing.assert_allclose(given_back, [early[800]] + [0] * 3999, rtol=0, atol=1e-7)
+    target, voice = in_room(before, np.zeros(4000), whole, early)
+    np.testing.assert_allclose(voice, whole[800:4800], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(target, [early[800]] + [0] * 3999, rtol=0, atol=1e-7)
 
 
-def test_the_share_of_crops_in_a_room_and_what_rooms_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proportion_and_range_of_rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms: list[tuple[int, float, float]] = []
 
     def spy(random: np.random.Generator, rate: int, decay: float, ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +206,7 @@ def test_the_share_of_crops_in_a_room_and_what_rooms_they_are(tmp_path: Path, mo
         return room_response(random, rate, decay, ratio)
 
     monkeypatch.setattr(data.mixing, "room_response", spy)
-    source = mixing(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0.25))
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0.25))
     for epoch in range(400):
         source.crop(epoch, 0)
     assert 70 <= len(rooms) <= 130
@@ -216,7 +216,7 @@ def test_the_share_of_crops_in_a_room_and_what_rooms_they_are(tmp_path: Path, mo
     assert (min(ratios), max(ratios)) == pytest.approx((-5, 15), abs=1)
 
 
-def test_room_responses_decay_from_the_direct_sound() -> None:
+def test_room_responses_decay_exponentially() -> None:
     for seed, (decay, ratio) in enumerate(product([0.1, 0.25, 0.6], [-5, 0, 15])):
         whole, early = room_response(np.random.default_rng(seed), RATE, decay, ratio)
         tail = whole[1:].astype(np.float64)
@@ -225,15 +225,15 @@ def test_room_responses_decay_from_the_direct_sound() -> None:
         assert np.array_equal(early, whole[: 1 + RATE // 20])
         assert len(tail) == decay * RATE
         assert -10 * np.log10(np.sum(tail**2)) == pytest.approx(ratio, abs=1e-5)
-        # 60 dB over its length: 20 dB from one third to the next.
+        # 60 dB over the whole length: 20 dB from one third to the next.
         thirds = [mean_power(third) for third in np.array_split(tail, 3)]
         assert 10 * np.log10(thirds[0] / thirds[1]) == pytest.approx(20, abs=3)
         assert 10 * np.log10(thirds[1] / thirds[2]) == pytest.approx(20, abs=3)
 
 
-def test_a_crop_follows_from_epoch_and_index_kept_or_not(tmp_path: Path) -> None:
+def test_a_crop_follows_from_epoch_and_index(tmp_path: Path) -> None:
     sides = [SPEECH, SPEECH], [NOISE, NOISE[::2]]
-    kept, anew = mixing(tmp_path, *sides, WILD), mixing(tmp_path, *sides, WILD, keep=False)
+    kept, anew = dataset(tmp_path, *sides, WILD), dataset(tmp_path, *sides, WILD, keep=False)
     assert len(kept) == 2
     crops = {(epoch, index): kept.crop(epoch, index) for epoch in range(3) for index in range(2)}
     for (epoch, index), crop in reversed(crops.items()):
@@ -241,7 +241,7 @@ def test_a_crop_follows_from_epoch_and_index_kept_or_not(tmp_path: Path) -> None
     assert len({crop.noisy.tobytes() for crop in crops.values()}) == 6
 
 
-def test_validation_mixes_stay_the_same_and_spread_over_the_range(tmp_path: Path) -> None:
+def test_validation_mixes_are_fixed_and_spread_over_the_snr_range(tmp_path: Path) -> None:
     speech = save_all(tmp_path, "speech", [speech_like(0.2, seed=seed) for seed in range(3)])
     noise = save_all(tmp_path, "noise", [NOISE[:5000], NOISE[5000:]])
     recordings = AudioCache(RATE, True)
@@ -261,21 +261,21 @@ def test_validation_mixes_stay_the_same_and_spread_over_the_range(tmp_path: Path
     assert all(first.noisy.tobytes() != second.noisy.tobytes() for first, second in zip(other, examples, strict=True))
 
 
-def test_input_without_sound_is_refused(tmp_path: Path) -> None:
+def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
     sound, silent = save_all(tmp_path, "x", [NOISE, SILENCE])
     recordings = AudioCache(RATE, True)
     check_mix([silent, sound], [sound, silent], recordings)
-    with pytest.raises(UserError, match=r"^every speech file is silent: .*$"):
+    with pytest.raises(UserError, match="every speech file is silent"):
         check_mix([silent], [sound], recordings)
-    with pytest.raises(UserError, match=r"^every noise file is silent: .*$"):
+    with pytest.raises(UserError, match="every noise file is silent"):
         check_mix([sound], [silent, silent], recordings)
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    source = mixing(tmp_path, [SPEECH], [NOISE])
+def test_an_unusable_file_is_named(tmp_path: Path) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE])
     broken = tmp_path / "speech0.wav"
     broken.write_text("Dear diary", encoding="utf-8")
-    with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
+    with pytest.raises(AudioError, match=r"speech0\.wav: "):
         source.crop(0, 0)
-    with pytest.raises(AudioError, match=r"speech0\.wav: not an audio file"):
+    with pytest.raises(AudioError, match=r"speech0\.wav: "):
         MixedDataset([], [broken], AudioCache(RATE, True), DATA, PLAIN, 1)

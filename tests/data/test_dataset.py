@@ -1,0 +1,345 @@
+"""AudioCache, crops of paired recordings, batches, and checks of the pairs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.dataset
+from cli import UserError
+from config import DataConfig
+from data.audio import AudioError, read_audio
+from data.dataset import (
+    AudioCache,
+    Batch,
+    Crop,
+    CropDataset,
+    PairedDataset,
+    PairedUtterances,
+    check_pairs,
+    check_sound,
+    epoch_order,
+    load_batches,
+    steps_per_epoch,
+)
+from data.file_lists import Utterance
+from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save
+
+SEGMENT = 1000
+DATA = DataConfig(RATE, SEGMENT)
+ALL_STEPS = np.arange(-32_768, 32_768, dtype=np.float32) / 32_768  # of 16 bits
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_cache_is_exact_in_16_bits(tmp_path: Path, keep: bool) -> None:
+    path = tmp_path / "steps.wav"
+    save(path, ALL_STEPS)
+    cache = AudioCache(RATE, keep)
+    for _ in range(2):  # the second time from memory
+        samples = cache.samples(path)
+        assert samples.dtype == np.float32
+        assert np.array_equal(samples, ALL_STEPS)
+    assert cache.bytes_kept == (2 * 65_536 if keep else 0)
+
+
+def test_the_cache_averages_channels_and_clips(tmp_path: Path) -> None:
+    path = tmp_path / "stereo.wav"
+    save(path, np.array([[0.5, -0.25], [4, 2], [-4, -2], [0.75, -0.75]]), subtype="FLOAT")
+    assert AudioCache(RATE, True).samples(path).tolist() == [0.125, 32_767 / 32_768, -1, 0]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_cache_resamples(tmp_path: Path, keep: bool) -> None:
+    path = tmp_path / "fast.wav"
+    save(path, NOISE, rate=48_000)
+    samples = AudioCache(RATE, keep).samples(path)
+    assert samples.shape == (16_000,)
+    np.testing.assert_allclose(samples, read_audio(path, RATE)[0][:, 0], rtol=0, atol=2**-16)
+
+
+def test_load_decodes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{index}.wav" for index in range(5)]
+    for index, path in enumerate(paths):
+        save(path, ALL_STEPS[1000 * index :][:100])
+    decoded: list[Path] = []
+
+    def spy(path: Path, rate: int):
+        decoded.append(path)
+        return read_audio(path, rate)
+
+    monkeypatch.setattr(data.dataset, "read_audio", spy)
+    cache = AudioCache(RATE, True)
+    cache.load(paths + paths, workers=3, quiet=True)
+    assert sorted(decoded) == paths
+    assert cache.bytes_kept == 5 * 200
+    for index, path in enumerate(paths):
+        path.unlink()
+        assert np.array_equal(cache.samples(path), ALL_STEPS[1000 * index :][:100])
+
+
+def test_load_does_nothing_without_keep(tmp_path: Path) -> None:
+    cache = AudioCache(RATE, False)
+    cache.load([tmp_path / "missing.wav"], workers=1, quiet=True)
+    with pytest.raises(AudioError, match=r"missing\.wav: cannot be read"):
+        cache.samples(tmp_path / "missing.wav")
+
+
+def test_load_counts_unusable_files_and_names_ten(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index:02d}.wav" for index in range(14)]
+    save(paths[0], NOISE)
+    save(paths[7], NOISE)
+    paths[1].write_text("Dear diary", encoding="utf-8")
+    with pytest.raises(AudioError) as caught:
+        AudioCache(RATE, True).load(paths + paths, workers=3, quiet=True)
+    summary, *named = str(caught.value).splitlines()
+    assert summary.startswith("12 of 14 files")
+    assert [line.split(":")[0].strip() for line in named] == [
+        str(paths[index]) for index in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
+    ]
+    assert "not an audio file" in named[0]
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_load_shows_progress_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: bool) -> None:
+    save(tmp_path / "a.wav", NOISE)
+    AudioCache(RATE, True).load([tmp_path / "a.wav"], workers=1, quiet=quiet)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert ("1/1" in printed.err) != quiet
+
+
+def save_pairs(folder: Path, signals: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Utterance]:
+    """Write clean and noisy signals `[N]` as 16-bit files."""
+    utterances = [
+        Utterance(f"u{i:02d}", folder / f"c{i:02d}.wav", folder / f"n{i:02d}.wav") for i in range(len(signals))
+    ]
+    for utterance, (clean, noisy) in zip(utterances, signals, strict=True):
+        save(utterance.clean, clean)
+        save(utterance.noisy, noisy)
+    return utterances
+
+
+@pytest.fixture
+def utterances(tmp_path: Path) -> list[Utterance]:
+    """Seven pairs of different lengths, the last shorter than a segment."""
+    lengths = (1500, 1600, 1700, 1800, 1900, 2000, 600)
+    return save_pairs(tmp_path, [(QUANTISED[:length], NOISE[:length, 0]) for length in lengths])
+
+
+def test_the_gain_follows_from_the_whole_noisy_utterance(tmp_path: Path) -> None:
+    noisy = np.tile([0.5, 0.5, -0.5, 0.25], 500)  # mean power (3 · 0.5² + 0.25²) / 4 = 13/64
+    pairs = save_pairs(tmp_path, [(np.full(2000, 0.125), noisy)])
+    crop = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(0, 0)
+    gain = np.sqrt(64 / 13)
+    assert crop.clean.dtype == crop.noisy.dtype == np.float32
+    np.testing.assert_allclose(crop.clean, np.full(SEGMENT, 0.125 * gain), rtol=1e-6)
+    assert sorted(set(np.round(crop.noisy / gain, 6).tolist())) == [-0.5, 0.25, 0.5]
+
+
+def test_without_normalisation_the_level_is_kept(tmp_path: Path) -> None:
+    pairs = save_pairs(tmp_path, [(np.full(1500, 0.125), np.tile([0.5, -0.25], 750))])
+    crop = PairedDataset(pairs, AudioCache(RATE, True), replace(DATA, normalize_level=False), 0).crop(0, 0)
+    assert set(crop.clean.tolist()) == {0.125}
+    assert set(crop.noisy.tolist()) == {0.5, -0.25}
+
+
+def test_a_crop_is_the_same_segment_of_both_recordings(tmp_path: Path) -> None:
+    ramp = np.arange(1, 1501) / 32_768
+    pairs = save_pairs(tmp_path, [(ramp, 2 * ramp)])
+    source = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0)
+    gain = 1 / np.sqrt(np.mean((2 * ramp) ** 2))
+    starts: list[int] = []
+    for epoch in range(300):
+        clean, noisy = source.crop(epoch, 0)
+        np.testing.assert_allclose(noisy, 2 * clean, rtol=1e-6)
+        steps = clean / gain * 32_768
+        starts.append(round(float(steps[0])) - 1)
+        np.testing.assert_allclose(steps, starts[-1] + np.arange(1, SEGMENT + 1), rtol=1e-5)
+    assert 0 <= min(starts) < 20
+    assert 480 < max(starts) <= 500
+
+
+def test_a_short_utterance_is_padded(tmp_path: Path) -> None:
+    pairs = save_pairs(tmp_path, [(np.full(600, 0.25), np.full(600, 0.5))])
+    clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(3, 0)
+    assert clean.tolist() == [0.5] * 600 + [0] * 400  # the padding does not count for the gain of 2
+    assert noisy.tolist() == [1.0] * 600 + [0] * 400
+
+
+def test_silence_has_a_gain_of_one(tmp_path: Path) -> None:
+    pairs = save_pairs(tmp_path, [(np.full(1200, 0.25), np.zeros(1200))])
+    clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(0, 0)
+    assert np.array_equal(clean, np.full(SEGMENT, 0.25))
+    assert not noisy.any()
+
+
+def test_a_crop_follows_from_seed_epoch_and_index(utterances: list[Utterance]) -> None:
+    def crop(keep: bool, seed: int, epoch: int, index: int) -> Crop:
+        return PairedDataset(utterances, AudioCache(RATE, keep), DATA, seed).crop(epoch, index)
+
+    expected = crop(True, 1, 2, 0)
+    assert np.array_equal(crop(False, 1, 2, 0), expected)
+    assert not np.array_equal(crop(True, 2, 2, 0), expected)
+    assert not np.array_equal(crop(True, 1, 3, 0), expected)
+    source = PairedDataset([utterances[0], utterances[0]], AudioCache(RATE, True), DATA, 1)
+    assert not np.array_equal(source.crop(2, 1), expected)
+    assert np.array_equal(source.crop(2, 0), expected)  # independent of earlier crops
+
+
+class FakeCrops:
+    """Twenty crops that record their indices; crop `bad` raises."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.asked: list[int] = []
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 20
+
+    def crop(self, epoch: int, index: int) -> Crop:
+        self.asked.append(index)
+        if index == self.bad:
+            raise AudioError(f"crop {index} is broken")
+        random = np.random.default_rng([epoch, index])
+        return Crop(np.full(3, index, np.float32), random.random(3, np.float32))
+
+
+def batches(
+    source: CropDataset, epoch: int = 0, first_step: int = 0, rank: int = 0, ranks: int = 1, workers: int = 2
+) -> list[Batch]:
+    return list(
+        load_batches(source, 7, epoch, first_step, batch_size=6 // ranks, rank=rank, ranks=ranks, workers=workers)
+    )
+
+
+def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        np.array_equal(a.indices, b.indices) and np.array_equal(a.clean, b.clean) and np.array_equal(a.noisy, b.noisy)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_threads_and_ranks(utterances: list[Utterance], workers: int) -> None:
+    source = PairedDataset(utterances, AudioCache(RATE, True), DATA, 1)
+    expected = batches(source)
+    assert len(expected) == 1
+    assert expected[0].clean.shape == expected[0].noisy.shape == (6, SEGMENT)
+    for number, index in enumerate(expected[0].indices):
+        assert np.array_equal(expected[0].noisy[number], source.crop(0, index).noisy)
+    assert same(batches(source, workers=workers), expected)
+    ranks = [batches(FakeCrops(), 2, rank=rank, ranks=2, workers=workers) for rank in range(2)]
+    joined = [
+        Batch(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("indices", "clean", "noisy")))
+        for a, b in zip(*ranks, strict=True)
+    ]
+    assert same(joined, batches(FakeCrops(), 2))
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    assert steps_per_epoch(20, 6) == 3
+    orders: list[list[int]] = []
+    for epoch in range(3):
+        taken = np.concatenate([batch.indices for batch in batches(FakeCrops(), epoch)]).tolist()
+        orders.append(epoch_order(7, epoch, 20).tolist())
+        assert sorted(orders[-1]) == list(range(20))
+        assert taken == orders[-1][:18]
+    assert orders[0] != orders[1] != orders[2]
+    assert epoch_order(8, 0, 20).tolist() != orders[0]
+
+
+def test_a_batch_holds_the_crops_of_its_indices() -> None:
+    for batch in batches(FakeCrops(), 5):
+        assert np.array_equal(batch.clean, np.repeat(batch.indices[:, None], 3, axis=1))
+
+
+def test_a_resumed_epoch_is_the_rest_of_the_whole_one() -> None:
+    whole = batches(FakeCrops(), 4)
+    source = FakeCrops()
+    assert same(batches(source, 4, first_step=1), whole[1:])
+    assert len(source.asked) == 12
+    assert batches(FakeCrops(), 4, first_step=3) == []
+
+
+def test_crops_are_prefetched_and_threads_end_with_the_generator() -> None:
+    source, before = FakeCrops(), threading.active_count()
+    stream = load_batches(source, 0, 0, 0, batch_size=1, rank=0, ranks=1, workers=2)
+    next(stream)
+    time.sleep(0.05)
+    assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+    assert len(source.asked) == 5  # the first batch, two ahead, and one per thread
+
+
+def test_exceptions_of_a_crop_reach_the_caller() -> None:
+    before = threading.active_count()
+    order = epoch_order(0, 0, 20)
+    stream = load_batches(FakeCrops(bad=int(order[2])), 0, 0, 0, batch_size=2, rank=0, ranks=1, workers=2)
+    assert np.array_equal(next(stream).indices, order[:2])
+    with pytest.raises(AudioError, match="is broken"):
+        next(stream)
+    assert threading.active_count() == before
+
+
+def test_utterances_are_whole_recordings_at_their_own_level(utterances: list[Utterance]) -> None:
+    pairs = PairedUtterances(utterances, AudioCache(RATE, True))
+    assert [pair.id for pair in pairs] == [f"u{number:02d}" for number in range(7)]
+    assert len(pairs) == 7
+    assert np.array_equal(pairs[0].clean, QUANTISED[:1500].astype(np.float32))
+    assert pairs[0].noisy.dtype == np.float32
+
+
+def test_good_pairs_are_accepted(utterances: list[Utterance]) -> None:
+    check_pairs(utterances)
+    check_sound(utterances, AudioCache(RATE, False))
+
+
+def test_missing_files_are_counted_and_ten_named(tmp_path: Path, utterances: list[Utterance]) -> None:
+    gone = [Utterance(f"g{i}", tmp_path / f"gone{i}.wav", utterances[0].noisy) for i in range(12)]
+    with pytest.raises(UserError) as caught:
+        check_pairs(utterances + gone)
+    summary, *named = str(caught.value).splitlines()
+    assert summary.startswith("12 of 26 files are missing")  # 14 files of the pairs and 12
+    assert [line.strip() for line in named] == [str(utterance.clean) for utterance in gone[:10]]
+
+
+def test_unusable_pairs_are_counted_and_ten_named(utterances: list[Utterance]) -> None:
+    save(utterances[1].noisy, NOISE[:1599])
+    save(utterances[3].noisy, NOISE[:1800], rate=8000)
+    utterances[4].clean.write_text("Dear diary", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        check_pairs(utterances)
+    summary, *named = str(caught.value).splitlines()
+    assert summary.startswith("3 of 7 pairs")
+    for line, words in zip(
+        named, (["u01", "length", "1600", "1599"], ["u03", "rate", "16000", "8000"], ["c04.wav"]), strict=True
+    ):
+        assert all(word in line for word in words)
+    with pytest.raises(UserError, match=r"^12 of 13 pairs .*:(\n  u01: .*){10}$"):
+        check_pairs([*[utterances[1]] * 12, utterances[0]])
+
+
+def test_silence_alone_is_rejected(tmp_path: Path) -> None:
+    silent = (np.zeros(50), np.full(50, 0.5))
+    pairs = save_pairs(tmp_path, [silent, silent])
+    with pytest.raises(UserError, match="silent: the 2 clean files"):
+        check_sound(pairs, AudioCache(RATE, True))
+    save(pairs[0].clean, np.full(50, 1 / 32_768))
+    pairs[1].clean.unlink()
+    check_sound(pairs, AudioCache(RATE, True))  # does not read the second file
+
+
+def test_a_pair_whose_header_was_wrong_is_rejected(utterances: list[Utterance]) -> None:
+    odd = [Utterance("odd", utterances[0].clean, utterances[5].noisy)]
+    cache = AudioCache(RATE, True)
+    with pytest.raises(AudioError, match=r"odd: .* length: 1500 and 2000"):
+        PairedDataset(odd, cache, DATA, 0).crop(0, 0)
+    with pytest.raises(AudioError, match=r"odd: .* length: 1500 and 2000"):
+        PairedUtterances(odd, cache)[0]
