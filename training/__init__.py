@@ -1,1 +1,1 @@
-"""What training needs beside the network: everything that only a training run uses."""
+"""Training: data of a run, PESQ labels, training step, validation, TensorBoard, files of a run."""

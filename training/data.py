@@ -1,4 +1,4 @@
-"""What a run learns from and what it is judged by: pairs from a list, or speech and noise to mix."""
+"""The data of a run: what it trains on, and what selects the best network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from data.splits import hold_out_files, hold_out_speakers
 
 @dataclass(frozen=True)
 class Data:
-    """Crops to train on, whole utterances to select the best network by, and a line that says what they are.
+    """Data of a run.
 
-    `fingerprint` tells one set of training utterances from another.
+    crops: training crops.
+    held_out: whole utterances that select the best network.
+    fingerprint: hash of the names of the training files; a resumed run must have the same.
+    summary: one line for the user.
     """
 
-    source: CropDataset
+    crops: CropDataset
     held_out: Sequence[EvalPair]
     fingerprint: str
     summary: str
@@ -35,22 +38,25 @@ def read_pairs(
     workers: int,
     quiet: bool,
 ) -> Data:
-    """Pairs of clean and noisy recordings; a part of the speakers is held out unless `selected_on` is given.
+    """Read pairs of clean and noisy recordings; hold out part of the speakers unless `selected_on` is given.
 
-    `selected_on` has been through `check_pairs`. Raises `UserError` where pairs do not belong together,
-    `AudioError` where a file cannot be read.
+    `selected_on` must have passed `check_pairs`. Raises `UserError` for pairs that do not match, `AudioError` for
+    unreadable files.
     """
     check_pairs(pairs)
     if selected_on:
-        training, judged = pairs, selected_on
+        training, held_out, how = pairs, selected_on, "listed"
     else:
         kept, held = hold_out_speakers([pair.id for pair in pairs], config.train.seed)
-        training, judged = [pairs[index] for index in kept], [pairs[index] for index in held]
-    recordings.load([path for pair in [*training, *judged] for path in (pair.clean, pair.noisy)], workers, quiet)
+        training, held_out, how = [pairs[index] for index in kept], [pairs[index] for index in held], "held out"
+    recordings.load([path for pair in [*training, *held_out] for path in (pair.clean, pair.noisy)], workers, quiet)
     check_sound(training, recordings)
-    source = PairedDataset(training, recordings, config.data, config.train.seed)
-    summary = f"{len(training)} pairs to train on, {len(judged)} {'listed' if selected_on else 'held out'} to select by"
-    return Data(source, PairedUtterances(judged, recordings), _fingerprint([pair.id for pair in training]), summary)
+    return Data(
+        PairedDataset(training, recordings, config.data, config.train.seed),
+        PairedUtterances(held_out, recordings),
+        _fingerprint([pair.id for pair in training]),
+        f"training on {len(training)} pairs, selecting on {len(held_out)} {how}",
+    )
 
 
 def read_mixes(
@@ -61,30 +67,29 @@ def read_mixes(
     workers: int,
     quiet: bool,
 ) -> Data:
-    """Clean speech and noise to mix as `config.mix` says; a part of the speakers and of the noises is held out.
+    """Read clean speech and noise to be mixed as `config.mix` says; hold out part of the speakers and of the noises.
 
-    Raises `UserError` where a folder has too little, `AudioError` where a file cannot be read.
+    Raises `UserError` for folders with too few files, `AudioError` for unreadable files.
     """
-    mix = config.mix
+    mix, seed = config.mix, config.train.seed
     assert mix is not None
-    files, noises = audio_by_id(speech_dir), audio_by_id(noise_dir)
-    speech_ids, noise_ids = list(files), list(noises)
-    speech, noise = list(files.values()), list(noises.values())
-    seed = config.train.seed
+    speech, noise = audio_by_id(speech_dir), audio_by_id(noise_dir)
+    speech_ids, noise_ids = list(speech), list(noise)
+    speech_files, noise_files = list(speech.values()), list(noise.values())
     kept, held = hold_out_speakers(speech_ids, seed)
-    kept_noise, held_noise = hold_out_files(noise, seed)
-    recordings.load([*speech, *noise], workers, quiet)
-    training = [speech[index] for index in kept], [noise[index] for index in kept_noise]
-    judged = [speech[index] for index in held], [noise[index] for index in held_noise]
+    kept_noise, held_noise = hold_out_files(noise_files, seed)
+    recordings.load([*speech_files, *noise_files], workers, quiet)
+    training = [speech_files[index] for index in kept], [noise_files[index] for index in kept_noise]
+    held_out = [speech_files[index] for index in held], [noise_files[index] for index in held_noise]
     check_mix(*training, recordings)
-    check_mix(*judged, recordings)
-    source = MixedDataset(*training, recordings, config.data, mix, seed)
-    summary = (
-        f"{len(kept)} speech and {len(kept_noise)} noise files to train on, "
-        f"{len(held)} and {len(held_noise)} held out to select by"
+    check_mix(*held_out, recordings)
+    return Data(
+        MixedDataset(*training, recordings, config.data, mix, seed),
+        MixedUtterances(*held_out, recordings, mix, seed),
+        _fingerprint([speech_ids[index] for index in kept] + [noise_ids[index] for index in kept_noise]),
+        f"training on {len(kept)} speech and {len(kept_noise)} noise files, "
+        f"selecting on {len(held)} and {len(held_noise)} held out",
     )
-    names = [speech_ids[index] for index in kept] + [noise_ids[index] for index in kept_noise]
-    return Data(source, MixedUtterances(*judged, recordings, mix, seed), _fingerprint(names), summary)
 
 
 def _fingerprint(names: Sequence[str]) -> str:

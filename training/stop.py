@@ -1,31 +1,33 @@
-"""SIGTERM and Ctrl-C: remembered, and obeyed when the step under way is done."""
+"""Graceful stop on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 from cli import INTERRUPTED, TERMINATED
 
 
-@dataclass
-class Stop:
-    """Remembers the first signal as the exit code that it asks for; a second Ctrl-C ends at once."""
+class GracefulStop:
+    """Within the `with` block, record SIGTERM and SIGINT in `code`, the exit code to leave with, 0 if there was none.
 
-    code: int = 0
-    _before: dict[int, Any] = field(default_factory=dict)
+    The loop checks `code` after each step. A second Ctrl-C raises `KeyboardInterrupt`.
+    """
 
-    def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    def __init__(self) -> None:
+        self.code = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulStop:
+        self._handlers = {number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.code:
             raise KeyboardInterrupt
         self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED

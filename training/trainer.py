@@ -1,14 +1,13 @@
-"""One training step: enhance a batch, teach the discriminator the PESQ of the result, improve the generator.
+"""The training step of MetricGAN-style speech enhancement: a generator and a discriminator that predicts PESQ.
 
-    trainer = Trainer(config, group, labels)
-    figures = trainer.step(batch, epoch)        # every loss term and gradient norm by name
-
-The step computes; the loop in train.py decides when, and logs.
+IMSE paper, section on training; the same loop as CMGAN's and MP-SENet's.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim import AdamW
 
 from config import Config, OptimConfig
 from data.dataset import Batch
@@ -25,184 +23,205 @@ from models import build
 from models.discriminator import MetricDiscriminator, dropout_factors
 from models.losses import Speech, loss_terms, weighted_sum
 from models.stft import Spectra, Spectrogram
-from training.pesq_labels import Pending, PesqLabeler
-from training.state import fitted, load_optimizer
+from training.pesq_labels import PesqLabeler
 from utils.distributed import Group
 
-_DROPOUTS_A_STEP = 3
-_COUNTS = ("global_step", "skipped", "skipped_in_a_row", "unlabelled")
+# The discriminator's three uses in a step, each with its own dropout.
+_CLEAN, _LABELED, _METRIC = range(3)
 
 
 @dataclass
-class Labelled:
-    """A batch on its way to its PESQ labels: the magnitudes that the discriminator will see, and the labels."""
+class PesqBatch:
+    """A batch for the discriminator: compressed magnitudes `[B, F, T]` and labels `[B]`, NaN where there is none.
+
+    `labels` holds futures until the labels are collected.
+    """
 
     clean_mag: Tensor
     enhanced_mag: Tensor
-    pending: Pending | None = None
-    labels: Tensor | None = None
+    labels: Tensor | list[Future[float]]
 
 
 class Trainer:
-    """Networks and optimisers of a run, and the step that changes them.
+    """Networks and optimizers of a run, and the training step.
 
-    Everything random in a step follows from the seed and the step's number, so that a resumed run needs no random
-    states. `labels` may be None where the configuration gives the metric loss no weight.
+    All random numbers of a step follow from the seed and the step number, so no random states have to be saved.
+
+    Parameters
+    ----------
+    config: the configuration of the run.
+    group: the processes of the run.
+    labeler: computes the PESQ labels; None if the metric loss has no weight, then there is no discriminator.
+
+    Attributes
+    ----------
+    network, discriminator: the modules; `ddp_network` and `ddp_discriminator` average gradients over the processes.
+    ema_model: moving average of the network's weights, None without `optim.ema_decay`.
+    skipped_steps, skipped_in_a_row: numbers of steps with a non-finite gradient; tensors on the device.
+    unlabeled_crops: number of crops of this process without a PESQ label.
     """
 
-    def __init__(self, config: Config, group: Group, labels: PesqLabeler | None) -> None:
-        self.config, self.group, self.labels = config, group, labels
+    def __init__(self, config: Config, group: Group, labeler: PesqLabeler | None) -> None:
+        self.config, self.group, self.labeler = config, group, labeler
         self.spectrogram = Spectrogram(config.stft).to(group.device)
-        self.global_step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self.unlabelled = 0
         with torch.random.fork_rng():
             torch.manual_seed(config.train.seed)
             self.network = build(config).to(group.device)
-            self.discriminator = MetricDiscriminator().to(group.device) if labels else None
-        self.optimizer = _optimizer(self.network, config.optim)
-        self.discriminator_optimizer = _optimizer(self.discriminator, config.optim) if self.discriminator else None
-        self.average: AveragedModel | None = None
-        if config.optim.ema_decay > 0:
-            self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
-        # Crops have one shape; a graph for any shape would be slower.
+            self.discriminator = MetricDiscriminator().to(group.device) if labeler else None
+        # All crops have the same shape, for which a static graph is faster.
         compiled = torch.compile(self.network, dynamic=False) if config.train.compile else self.network
-        self._network = group.wrap(compiled)  # pyright: ignore[reportArgumentType]
-        self._discriminator = group.wrap(self.discriminator) if self.discriminator else None
-        self._waiting: Labelled | None = None
+        self.ddp_network = group.wrap(compiled)  # pyright: ignore[reportArgumentType]
+        self.optimizer = _adamw(self.network, config.optim)
+        self.ddp_discriminator = group.wrap(self.discriminator) if self.discriminator else None
+        self.discriminator_optimizer = _adamw(self.discriminator, config.optim) if self.discriminator else None
+        self.ema_model = copy.deepcopy(self.network).requires_grad_(False) if config.optim.ema_decay > 0 else None
+        self.ema_updates = torch.zeros((), dtype=torch.int64, device=group.device)
+        self.global_step = 0
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=group.device)
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=group.device)
+        self.unlabeled_crops = 0
+        self.pending_batch: PesqBatch | None = None
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network to validate and keep: its averaged weights where they are kept, else the last ones."""
-        return self.average.module if self.average else self.network
+        """Return the EMA network if enabled, else the current one."""
+        return self.ema_model or self.network
 
     def load_weights(self, network: nn.Module) -> None:
-        """Take over another network's weights; raises `RuntimeError` where they are of another shape."""
+        """Copy the weights of another network; raises `RuntimeError` if the shapes differ."""
         self.network.load_state_dict(network.state_dict())
-        if self.average:
-            self.average.module.load_state_dict(network.state_dict())
+        if self.ema_model:
+            self.ema_model.load_state_dict(network.state_dict())
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, float]:
-        """Change the weights by one batch; returns each loss term, the gradient norms and the learning rate.
+    def step(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Train discriminator and generator on one batch.
 
-        A network whose gradient is not finite stays as it is; `skipped` and `skipped_in_a_row` count such steps.
+        A network whose gradient is not finite keeps its weights and optimizer state. The decision is made on the
+        device: the only wait for it is the copy of the enhanced waveforms that PESQ needs. With `train.metric_lag` 1
+        the discriminator learns the labels of the previous batch, so the step does not wait for PESQ.
+
+        Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
+        metric term, as in validation), `metric`, `discriminator`, the gradient norms and the learning rate.
         """
-        rate = learning_rate(self.config.optim, epoch, self.global_step)
-        figures: dict[str, Tensor] = {}
-        clean, enhanced = self._enhance(batch)
-        taught = self._teach_discriminator(batch, clean, enhanced, rate, figures) if self.labels else True
+        optim = self.config.optim
+        rate = learning_rate(optim, epoch, self.global_step)
+        rows = len(batch.indices)
+
+        clean_wav, noisy_wav = self._to_device(batch.clean), self._to_device(batch.noisy)
+        with torch.no_grad():
+            clean = Speech(clean_wav, self.spectrogram(clean_wav))
+            noisy_spectra = self.spectrogram(noisy_wav)
+        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16):
+            mag, pha = self.ddp_network(noisy_spectra)
+        spectra = Spectra(mag.to(clean_wav.dtype), pha.to(clean_wav.dtype))
+        enhanced = Speech(self.spectrogram.inverse(spectra, clean_wav.shape[-1]), spectra)
+
+        logs: dict[str, Tensor] = {}
+        finite = torch.tensor(True, device=self.group.device)
+        if self.discriminator:
+            # Discriminator: D(clean, clean) → 1, D(clean, enhanced) → (PESQ − 1) / 3.5
+            assert self.labeler and self.ddp_discriminator and self.discriminator_optimizer
+            futures = self.labeler.submit(batch.clean, enhanced.wav.detach().cpu().numpy())
+            labeled = PesqBatch(clean.spectra.mag, enhanced.spectra.mag.detach(), futures)
+            if self.config.train.metric_lag == 1:
+                labeled, self.pending_batch = self.pending_batch, labeled
+            clean_mags, mags = [clean.spectra.mag], [clean.spectra.mag]
+            dropout = [self.dropout(_CLEAN, rows)]
+            targets = [torch.ones(rows, device=self.group.device)]
+            if labeled:
+                clean_mags.append(labeled.clean_mag)
+                mags.append(labeled.enhanced_mag)
+                dropout.append(self.dropout(_LABELED, rows))
+                targets.append(self._labels(labeled))
+            d_score = self.ddp_discriminator(torch.cat(clean_mags), torch.cat(mags), torch.cat(dropout))
+            target = torch.cat(targets)
+            # A crop without a label has no error but counts in the mean, which is then the same in any number of
+            # processes.
+            target = target.where(target.isfinite(), d_score.detach())
+            d_loss = (d_score - target).square().sum() / rows
+            self.discriminator_optimizer.zero_grad()
+            d_loss.backward()
+            d_norm, finite = _update(self.discriminator, self.discriminator_optimizer, rate)
+            logs |= {"discriminator": d_loss.detach(), "discriminator_gradient_norm": d_norm}
+
+        # Generator
         terms = loss_terms(self.config.loss, clean, enhanced, self.spectrogram)
+        loss = weighted_sum(self.config.loss, terms)
+        logs |= {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
         if self.discriminator:
             self.discriminator.requires_grad_(False)
-            opinion = self.discriminator(clean.spectra.mag, enhanced.spectra.mag, self._dropout(2, len(batch.indices)))
-            terms["metric"] = functional.mse_loss(opinion, torch.ones_like(opinion))
+            d_score = self.discriminator(clean.spectra.mag, enhanced.spectra.mag, self.dropout(_METRIC, rows))
             self.discriminator.requires_grad_(True)
-        loss = weighted_sum(self.config.loss, terms)
+            metric = functional.mse_loss(d_score, torch.ones_like(d_score))
+            loss = loss + self.config.loss.metric * metric
+            logs["metric"] = metric.detach()
         self.optimizer.zero_grad()
         loss.backward()
-        norm, finite = _update(self.network, self.optimizer, rate, self.config.optim.grad_clip)
-        if finite and self.average:
-            self.average.update_parameters(self.network)
-        finite = finite and taught
-        self.skipped += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        norm, updated = _update(self.network, self.optimizer, rate, optim.grad_clip)
+        if self.ema_model:
+            # The first update copies the weights; a skipped step leaves the average as it is.
+            weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
+            for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
+                average.lerp_(parameter.detach(), weight.to(average.dtype))
+            self.ema_updates += updated
+
+        finite = finite & updated
+        self.skipped_steps += ~finite
+        self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
         self.global_step += 1
-        figures |= {"loss": loss, **terms, "gradient_norm": norm}
-        return self.group.mean(figures) | {"learning_rate": rate}
+        return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
 
-    def _enhance(self, batch: Batch) -> tuple[Speech, Speech]:
-        device = self.group.device
-        clean_wav, noisy_wav = (torch.from_numpy(wav).to(device) for wav in (batch.clean, batch.noisy))
-        with torch.no_grad():
-            clean, noisy = self.spectrogram(clean_wav), self.spectrogram(noisy_wav)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.bf16):
-            enhanced = self._network(noisy)
-        enhanced = Spectra(enhanced.mag.to(noisy.mag.dtype), enhanced.pha.to(noisy.pha.dtype))
-        return Speech(clean_wav, clean), Speech(self.spectrogram.inverse(enhanced, clean_wav.shape[-1]), enhanced)
+    def dropout(self, use: int, rows: int) -> Tensor:
+        """Return this process's rows `[rows, HIDDEN]` of the dropout factors of all processes."""
+        seed = np.random.SeedSequence([self.config.train.seed, 3 * self.global_step + use])
+        factors = dropout_factors(rows * self.group.ranks, int(seed.generate_state(1, np.uint64)[0] >> 1))
+        return self._to_device(factors[self.group.rank * rows : (self.group.rank + 1) * rows])
 
-    def _teach_discriminator(
-        self, batch: Batch, clean: Speech, enhanced: Speech, rate: float, figures: dict[str, Tensor]
-    ) -> bool:
-        """Minimise MSE(D(clean, clean), 1) + MSE(D(clean, enhanced), label); returns whether the gradient was finite.
-
-        A crop without a label has no part in the second term.
-        """
-        assert self.labels and self._discriminator and self.discriminator_optimizer and self.discriminator
-        current = Labelled(clean.spectra.mag, enhanced.spectra.mag.detach())
-        current.pending = self.labels.submit(batch.clean, enhanced.wav.detach().cpu().numpy())
-        judged, self._waiting = (current, None) if self.config.train.metric_lag == 0 else (self._waiting, current)
-        rows = len(clean.wav)
-        pairs = [(clean.spectra.mag, clean.spectra.mag)]
-        dropout = [self._dropout(0, rows)]
-        targets = [torch.ones(rows, device=self.group.device)]
-        if judged:
-            pairs.append((judged.clean_mag, judged.enhanced_mag))
-            dropout.append(self._dropout(1, rows))
-            targets.append(self._labels_of(judged))
-        estimate = self._discriminator(
-            torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]), torch.cat(dropout)
-        )
-        target = torch.cat(targets)
-        # The mean is over all crops, with a label or without, so that it is the same in one process and in many.
-        errors = (estimate - target.where(target.isfinite(), estimate.detach())).square()
-        loss = errors.sum() / rows
-        self.discriminator_optimizer.zero_grad()
-        loss.backward()
-        norm, finite = _update(self.discriminator, self.discriminator_optimizer, rate, 0.0)
-        figures |= {"discriminator": loss, "discriminator_gradient_norm": norm}
-        return finite
-
-    def _labels_of(self, batch: Labelled) -> Tensor:
-        """Wait for the labels `[B]`, NaN where there is none."""
-        if batch.labels is None:
-            assert self.labels and batch.pending
-            labels = torch.from_numpy(self.labels.collect(batch.pending))
-            self.unlabelled += int(labels.isnan().sum())
-            batch.labels = labels.to(self.group.device)
+    def _labels(self, batch: PesqBatch) -> Tensor:
+        """Wait for the labels of a batch, if they have not been collected yet."""
+        if not isinstance(batch.labels, Tensor):
+            assert self.labeler
+            labels = self.labeler.collect(batch.labels)
+            self.unlabeled_crops += int(np.isnan(labels).sum())
+            batch.labels = self._to_device(labels)
         return batch.labels
 
-    def _dropout(self, use: int, rows: int) -> Tensor:
-        """Dropout for one of the discriminator's uses in this step: this process' rows of those for all."""
-        seed = np.random.SeedSequence([self.config.train.seed, self.global_step * _DROPOUTS_A_STEP + use])
-        factors = dropout_factors(rows * self.group.ranks, int(seed.generate_state(1, np.uint64)[0] >> 1))
-        return factors[self.group.rank * rows : (self.group.rank + 1) * rows].to(self.group.device)
+    def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
+        """Copy to the device without waiting for it."""
+        tensor = torch.as_tensor(values)
+        if self.group.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.group.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on; waits for labels that are on their way."""
-        waiting = None
-        if self._waiting:
-            labels = self._labels_of(self._waiting)
-            waiting = {
-                "clean_mag": self._waiting.clean_mag.cpu(),
-                "enhanced_mag": self._waiting.enhanced_mag.cpu(),
-                "labels": labels.cpu(),
+        """Return everything that the next step depends on, in the same form in all processes; waits for labels."""
+        pending = None
+        if self.pending_batch:
+            pending = {
+                "clean_mag": self.pending_batch.clean_mag.cpu(),
+                "enhanced_mag": self.pending_batch.enhanced_mag.cpu(),
+                "labels": self._labels(self.pending_batch).cpu(),
             }
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        for name, part in self._parts().items():
-            if isinstance(part, Optimizer):
-                del parts[name]["param_groups"]  # the configuration's, with each step's learning rate
-        counts = {name: getattr(self, name) for name in _COUNTS}
-        return parts | counts | {"waiting": self.group.gather(waiting)}
+        return {name: part.state_dict() for name, part in self._parts().items()} | {
+            "global_step": self.global_step,
+            "ema_updates": self.ema_updates,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "unlabeled_crops": self.unlabeled_crops,
+            "pending": self.group.gather(pending),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; raises `KeyError` or `ValueError` at another's, and at anything else."""
+        """Restore what `state_dict` returned; raises `KeyError`, `RuntimeError` or `ValueError` if it does not fit."""
         for name, part in self._parts().items():
-            if isinstance(part, Optimizer):
-                load_optimizer(part, state[name], name)
-            else:
-                part.load_state_dict(fitted(state[name], part.state_dict(), name))
-        for name in _COUNTS:
-            setattr(self, name, fitted(state[name], 0, name))
-        waiting = state["waiting"]
-        if type(waiting) is not list or len(waiting) != self.group.ranks:
-            raise ValueError("waiting: of another number of processes")
-        if waiting[self.group.rank] is not None:
-            train, segment = self.config.train, self.config.data.segment_size
-            mag = self.spectrogram(torch.zeros(train.batch_size, segment, device=self.group.device)).mag
-            expected = {"clean_mag": mag, "enhanced_mag": mag, "labels": torch.zeros(train.batch_size)}
-            own = fitted(waiting[self.group.rank], expected, "waiting")
-            self._waiting = Labelled(**{name: tensor.to(self.group.device) for name, tensor in own.items()})
+            part.load_state_dict(state[name])
+        self.global_step, self.unlabeled_crops = state["global_step"], state["unlabeled_crops"]
+        for name in ("ema_updates", "skipped_steps", "skipped_in_a_row"):
+            setattr(self, name, state[name].to(self.group.device))
+        if len(state["pending"]) != self.group.ranks:
+            raise ValueError(f"it is from {len(state['pending'])} processes, not {self.group.ranks}")
+        if pending := state["pending"][self.group.rank]:
+            self.pending_batch = PesqBatch(**{name: values.to(self.group.device) for name, values in pending.items()})
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -210,28 +229,35 @@ class Trainer:
             "optimizer": self.optimizer,
             "discriminator": self.discriminator,
             "discriminator_optimizer": self.discriminator_optimizer,
-            "average": self.average,
+            "ema_model": self.ema_model,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
 
 def learning_rate(optim: OptimConfig, epoch: int, step: int) -> float:
-    """Exponential decay by epochs, after a linear rise over the first `warmup_steps` steps."""
+    """Return the learning rate: exponential decay per epoch, after linear warmup over `warmup_steps` steps."""
     warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
     return optim.learning_rate * optim.lr_decay**epoch * warmup
 
 
-def _optimizer(network: nn.Module, optim: OptimConfig) -> AdamW:
+def _adamw(network: nn.Module, optim: OptimConfig) -> AdamW:
     betas = optim.adam_b1, optim.adam_b2
-    return AdamW(network.parameters(), lr=optim.learning_rate, betas=betas, weight_decay=optim.weight_decay)
+    # Only the fused form can skip a step on the device, see `_update`.
+    return AdamW(network.parameters(), optim.learning_rate, betas, weight_decay=optim.weight_decay, fused=True)
 
 
-def _update(network: nn.Module, optimizer: AdamW, rate: float, clip: float) -> tuple[Tensor, bool]:
-    """Step the optimiser unless a gradient is not finite; returns the gradient's norm, and whether it did."""
-    norm = nn.utils.clip_grad_norm_(network.parameters(), clip or float("inf"))
-    finite = bool(norm.isfinite())
-    if finite:
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        optimizer.step()
+def _update(network: nn.Module, optimizer: AdamW, rate: float, grad_clip: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Take an optimizer step; return the gradient norm before clipping, and whether it is finite (bool tensor).
+
+    If not, weights, moments and step counts stay as they are, through `found_inf`, by which `torch.amp.GradScaler`
+    makes fused optimizers skip a step without waiting for the device.
+    """
+    norm = nn.utils.get_total_norm([weight.grad for weight in network.parameters() if weight.grad is not None])
+    finite = norm.isfinite()
+    if grad_clip > 0:
+        nn.utils.clip_grads_with_norm_(network.parameters(), grad_clip, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
     return norm, finite

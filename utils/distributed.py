@@ -1,8 +1,8 @@
-"""One process or many: what `torchrun` starts, agreed on in one place; with one process each function does nothing.
+"""Processes started by torchrun. Without torchrun there is one process, and every function here does nothing.
 
-`torchrun --nproc_per_node 8 train.py …` starts 8 processes of the same script; each works on its own part of every
-batch, gradients are averaged, and only rank 0 writes (`join_group`). Those of `inference.py` work on their own files,
-and meet at the end only (`join_for_files`).
+`torchrun --nproc_per_node 8 train.py …` starts 8 processes of the same script. Each works on its part of every batch,
+gradients are averaged, and only rank 0 writes files (`join_group`). The processes of `inference.py` work on different
+files and meet at the end (`join_for_files`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-LONGEST_WAIT = timedelta(weeks=4)
-"""For a process whose files take longer than the others'; torch's own limit is for steps of training."""
+FILES_TIMEOUT = timedelta(weeks=4)
+"""How long a process waits for others that have more files; PyTorch's default is meant for training steps."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of this run: this one's number from 0, how many there are, and where this one's tensors are."""
+    """The processes of a run: the rank of this one, their number, and the device of this one."""
 
     rank: int
     ranks: int
@@ -35,28 +35,28 @@ class Group:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all processes."""
+        """Return the module with its gradients averaged over all processes."""
         if self.ranks == 1:
             return module
         return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over all processes."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
+        """Average scalar tensors over all processes; waits for the device."""
+        stacked = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
         if self.ranks > 1:
             distributed.all_reduce(stacked)
         return dict(zip(values, (stacked / self.ranks).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Return whether the flag is set in any process; waits for the processes, not for their devices."""
         if self.ranks == 1:
             return flag
-        flags = torch.tensor(int(flag), device=self.device)
+        flags = torch.tensor(int(flag))
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         return bool(flags)
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of ranks, in every process."""
+        """Return the values of all processes, by rank, in every process."""
         if self.ranks == 1:
             return [value]
         values: list[Any] = [None] * self.ranks
@@ -70,35 +70,32 @@ class Group:
 
 
 def rank_count() -> int:
-    """How many processes torchrun has started; 1 without it."""
+    """Return the number of processes started by torchrun, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_group(device: str) -> Group:
-    """Meet the other processes that torchrun has started; alone where it has not.
-
-    `device` is "cpu" or "cuda"; each process of a machine takes the GPU of its local rank.
-    """
-    chosen = _own_device(device)
+    """Join the processes started by torchrun; with `device` "cuda" each takes the GPU of its local rank."""
+    own = _own_device(device)
     if rank_count() == 1:
-        return Group(0, 1, chosen)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Group(distributed.get_rank(), rank_count(), chosen)
+        return Group(0, 1, own)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    # Tensors on the CPU go through gloo, without waiting for the GPU.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+    return Group(distributed.get_rank(), rank_count(), own)
 
 
 def join_for_files(device: str) -> tuple[Group, str]:
-    """Meet the other processes, which speak through the CPU and may wait long; and the device of this one."""
+    """Join processes that communicate on the CPU and may wait long; return the group and the device of this process."""
     cpu = torch.device("cpu")
     if rank_count() == 1:
         return Group(0, 1, cpu), device
-    distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    distributed.init_process_group("gloo", timeout=FILES_TIMEOUT)
     return Group(distributed.get_rank(), rank_count(), cpu), str(_own_device(device))
 
 
 def _own_device(device: str) -> torch.device:
-    """Of several processes, each takes the GPU of its local rank for "cuda"."""
     if device == "cuda" and rank_count() > 1:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(device)

@@ -1,4 +1,4 @@
-"""Trainers for the tests of the training step: a small network with small spectra, and labels that are given."""
+"""Trainers for tests of the training step: a small network, small spectra, given labels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from config import Config, StftConfig
 from models.discriminator import HIDDEN
-from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, Make
-from training import trainer as steps
+from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, MakeTrainer
+from training import trainer
 from training.trainer import Trainer
 
 
@@ -26,27 +26,27 @@ def step_config(small_config: Config) -> Config:
 
 
 @pytest.fixture
-def make(step_config: Config) -> Make:
-    """Builds a trainer: other settings of the sections `optim` and `train` by name, and the labels of its steps."""
+def make(step_config: Config) -> MakeTrainer:
+    """A function that makes a trainer with given labels and changed settings of the sections `optim` and `train`."""
 
-    def made(labels: list[tuple[float, ...]] | None = None, **settings: Any) -> Trainer:
+    def make_trainer(labels: list[tuple[float, ...]] | None = None, **settings: Any) -> Trainer:
         sections = {
             name: replace(section, **{key: value for key, value in settings.items() if hasattr(section, key)})
             for name, section in (("optim", step_config.optim), ("train", step_config.train))
         }
         return Trainer(replace(step_config, **sections), ALONE, GivenLabels(*(labels or LABELS)))
 
-    return made
+    return make_trainer
 
 
 @pytest.fixture
 def no_dropout(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Keeps all of the discriminator's units; the seeds that dropout would have had."""
+    """Keep all units of the discriminator; returns the list of seeds that dropout was asked for."""
     seeds: list[int] = []
 
-    def all_kept(rows: int, seed: int) -> Tensor:
+    def keep_all(rows: int, seed: int) -> Tensor:
         seeds.append(seed)
         return torch.ones(rows, HIDDEN)
 
-    monkeypatch.setattr(steps, "dropout_factors", all_kept)
+    monkeypatch.setattr(trainer, "dropout_factors", keep_all)
     return seeds

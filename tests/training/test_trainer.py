@@ -1,7 +1,4 @@
-"""The training step: what it changes, how fast, what it tells, and that it goes on where it was left.
-
-What it teaches the discriminator is in test_steps_discriminator.py.
-"""
+"""The training step: losses, weights, skipped steps, labels, learning rate, averaging, state."""
 
 from __future__ import annotations
 
@@ -12,15 +9,31 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from config import Config, OptimConfig
+from config import Config
 from models import build
-from models.losses import loss_terms, weighted_sum
-from tests.fixtures.steps import ALONE, BATCHES, LABELS, NOT_FINITE, GivenLabels, Make, enhanced_by, weights
+from models.discriminator import HIDDEN, MetricDiscriminator
+from models.losses import Speech, loss_terms, weighted_sum
+from tests.fixtures.steps import (
+    ALONE,
+    BATCHES,
+    LABELS,
+    NAN_BATCH,
+    GivenLabels,
+    MakeTrainer,
+    enhance_batch,
+    weights,
+)
+from training import trainer as trainer_module
 from training.trainer import Trainer, learning_rate
+from utils.distributed import Group
+
+NAN_LABELS = (math.nan, math.nan)
 
 
 def same_state(one: Any, other: Any) -> bool:
@@ -33,176 +46,207 @@ def same_state(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_a_step_changes_both_networks_and_tells_all_figures(make: Make) -> None:
+def floats(logs: Mapping[str, Tensor]) -> dict[str, float]:
+    assert all(value.shape == () and not value.requires_grad for value in logs.values())
+    return {name: value.item() for name, value in logs.items()}
+
+
+def copied_discriminator(trainer: Trainer) -> MetricDiscriminator:
+    """Copy the discriminator as this step will use it: each training forward does one power iteration."""
+    discriminator = copy.deepcopy(trainer.discriminator)
+    assert discriminator is not None
+    with torch.no_grad():
+        discriminator(torch.rand(1, 64, 17), torch.rand(1, 64, 17))
+    return discriminator.eval()
+
+
+def squared_errors(discriminator: MetricDiscriminator, clean: Speech, other: Speech, target: Any) -> Tensor:
+    with torch.no_grad():
+        return (discriminator(clean.spectra.mag, other.spectra.mag) - torch.tensor(target)).square()
+
+
+def test_step_updates_both_networks_and_returns_all_logs(make: MakeTrainer) -> None:
     trainer = make()
     before = weights(trainer.network), weights(trainer.discriminator)
     original = copy.deepcopy(trainer.network)
-    figures = trainer.step(BATCHES[0], 0)
-    changed = [(weights(trainer.network) - before[0]).abs(), (weights(trainer.discriminator) - before[1]).abs()]
-    # AdamW's first step is the learning rate along every gradient that is not zero, and a little decay.
-    for change in changed:
+    logs = floats(trainer.step(BATCHES[0], 0))
+    # AdamW's first step is the learning rate along every nonzero gradient, and a little decay.
+    for change in (weights(trainer.network) - before[0]).abs(), (weights(trainer.discriminator) - before[1]).abs():
         assert (change > 0).float().mean() > 0.9
         assert change.max() < 1.1 * 0.0005 + 0.0005 * 0.01 * 2
-    clean, enhanced = enhanced_by(original, trainer, BATCHES[0])
+    clean, enhanced = enhance_batch(original, trainer, BATCHES[0])
     terms = loss_terms(trainer.config.loss, clean, enhanced, trainer.spectrogram)
-    expected = {name: value.item() for name, value in terms.items()}
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    total = weighted_sum(trainer.config.loss, terms).item() + 0.05 * figures["metric"]
-    assert figures["loss"] == pytest.approx(total, rel=1e-5)
-    assert figures["learning_rate"] == 0.0005
-    others = {"metric", "loss", "discriminator", "discriminator_gradient_norm", "gradient_norm", "learning_rate"}
-    assert figures.keys() == {"magnitude", "phase", "complex"} | others
+    expected = floats(terms) | {"loss": weighted_sum(trainer.config.loss, terms).item(), "learning_rate": 0.0005}
+    assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert logs.keys() == {
+        *("magnitude", "phase", "complex", "loss", "metric", "discriminator"),
+        *("gradient_norm", "discriminator_gradient_norm", "learning_rate"),
+    }
     assert trainer.global_step == 1
+    given = trainer.labeler
+    assert isinstance(given, GivenLabels)
+    ((clean_wav, enhanced_wav),) = given.crops
+    assert np.array_equal(clean_wav, BATCHES[0].clean)
+    assert np.allclose(enhanced_wav, enhanced.wav.numpy(), atol=1e-4)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fail when the value of a tensor is read, which waits for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(make: Make, lag: int) -> None:
-    trainer = make([(math.nan, math.nan)] * 2 + LABELS, ema_decay=0.5, metric_lag=lag)
+def test_step_reads_no_values_from_the_device(make: MakeTrainer, lag: int) -> None:
+    trainer = make(ema_decay=0.5, grad_clip=1.0, metric_lag=lag, warmup_steps=2)
+    with NoWaiting():
+        for batch in BATCHES[:3]:
+            trainer.step(batch, 0)
+        with pytest.raises(AssertionError):
+            torch.ones(()).item()
 
-    def all_weights() -> Tensor:
-        return torch.cat([weights(trainer.network), weights(trainer.discriminator), weights(trainer.eval_model)])
 
-    before = all_weights()
+@pytest.mark.parametrize("lag", [0, 1])
+def test_nonfinite_gradient_changes_nothing_and_is_counted(make: MakeTrainer, lag: int) -> None:
+    trainer = make([LABELS[0], NAN_LABELS, NAN_LABELS, *LABELS], ema_decay=0.5, metric_lag=lag, grad_clip=1.0)
+    trainer.step(BATCHES[3], 0)
+    assert trainer.ema_model and trainer.discriminator_optimizer
+
+    def learned() -> dict[str, Any]:
+        parts = [trainer.network.state_dict(), trainer.eval_model.state_dict(), trainer.optimizer.state_dict()["state"]]
+        if not lag:  # with a lag the discriminator learns the last good batch now
+            parts.append(trainer.discriminator_optimizer.state_dict()["state"])
+            parts.append(dict(trainer.discriminator.named_parameters()))
+        return copy.deepcopy(dict(enumerate(parts)))
+
+    before = learned()
     for count in (1, 2):
-        figures = trainer.step(NOT_FINITE, 0)
-        assert not math.isfinite(figures["gradient_norm"])
-        assert (trainer.skipped, trainer.skipped_in_a_row, trainer.global_step) == (count, count, count)
-    assert torch.equal(all_weights(), before)
-    assert trainer.unlabelled == 2 * (2 - lag)
-    generator = weights(trainer.network)
+        logs = trainer.step(NAN_BATCH, 0)
+        assert not logs["gradient_norm"].isfinite()
+        assert (trainer.skipped_steps, trainer.skipped_in_a_row, trainer.global_step) == (count, count, count + 1)
+    assert same_state(learned(), before)
+    assert weights(trainer.discriminator).isfinite().all()
+    assert trainer.unlabeled_crops == 2 * (2 - lag)
     trainer.step(BATCHES[0], 0)
-    # With a lag it is now that the discriminator meets the last bad batch.
-    assert (trainer.skipped, trainer.skipped_in_a_row) == ((3, 3) if lag else (2, 0))
-    assert not torch.equal(weights(trainer.network), generator)
+    # With a lag the discriminator meets the last bad batch now.
+    assert (trainer.skipped_steps, trainer.skipped_in_a_row) == ((3, 3) if lag else (2, 0))
+    assert not same_state(trainer.network.state_dict(), before[0])
     trainer.step(BATCHES[1], 0)
-    assert (trainer.skipped, trainer.skipped_in_a_row) == (2 + lag, 0)
-    assert trainer.unlabelled == 4
-    changed = (all_weights() - before).abs()
-    assert changed.isfinite().all()
-    assert (changed > 0).float().mean() > 0.9
+    assert (trainer.skipped_steps, trainer.skipped_in_a_row) == (2 + lag, 0)
+    assert {float(state["step"]) for state in trainer.optimizer.state.values()} == {3.0}
+    assert trainer.unlabeled_crops == 4
+    for module in (trainer.network, trainer.discriminator, trainer.eval_model):
+        assert weights(module).isfinite().all()
 
 
-def test_learning_rate_rises_over_the_first_steps_and_falls_with_the_epochs(config: Config) -> None:
+def test_learning_rate_warms_up_and_decays_per_epoch(config: Config) -> None:
     optim = replace(config.optim, learning_rate=0.008, lr_decay=0.5)
     assert [learning_rate(optim, epoch, 1000) for epoch in range(4)] == [0.008, 0.004, 0.002, 0.001]
     assert learning_rate(optim, 0, 0) == 0.008
-    rising: OptimConfig = replace(optim, warmup_steps=4)
-    assert [learning_rate(rising, 0, step) for step in range(6)] == [0.002, 0.004, 0.006, 0.008, 0.008, 0.008]
-    assert learning_rate(rising, 1, 1) == 0.002
+    warm = replace(optim, warmup_steps=4)
+    assert [learning_rate(warm, 0, step) for step in range(6)] == [0.002, 0.004, 0.006, 0.008, 0.008, 0.008]
+    assert learning_rate(warm, 1, 1) == 0.002
 
 
-def test_both_optimisers_follow_the_learning_rate(make: Make) -> None:
-    trainer = make(warmup_steps=10)
-    before = weights(trainer.network), weights(trainer.discriminator)
-    figures = trainer.step(BATCHES[0], 0)
-    assert figures["learning_rate"] == pytest.approx(0.00005)
-    for part, old in zip((trainer.network, trainer.discriminator), before, strict=True):
-        assert (weights(part) - old).abs().max().item() == pytest.approx(0.00005, rel=0.05)
-
-
-def test_weight_decay_takes_its_share_of_every_weight(make: Make) -> None:
-    decaying, plain = make(weight_decay=2.0), make(weight_decay=0.0)
+def test_both_optimizers_use_learning_rate_and_weight_decay(make: MakeTrainer) -> None:
+    decaying, plain = make(weight_decay=2.0, warmup_steps=10), make(weight_decay=0.0, warmup_steps=10)
     before = weights(plain.network), weights(plain.discriminator)
     for trainer in (decaying, plain):
-        trainer.step(BATCHES[0], 0)
-    share = 0.0005 * 2
-    taken = (
-        weights(plain.network) - weights(decaying.network),
-        weights(plain.discriminator) - weights(decaying.discriminator),
-    )
-    assert torch.allclose(taken[1], share * before[1], atol=1e-6)
-    # Another discriminator's opinion turns the first step of a few weights over, whose gradient is nearly zero.
-    assert torch.isclose(taken[0], share * before[0], atol=1e-6).float().mean() > 0.95
+        assert trainer.step(BATCHES[0], 0)["learning_rate"].item() == pytest.approx(0.00005)
+    for part, old in zip((plain.network, plain.discriminator), before, strict=True):
+        assert (weights(part) - old).abs().max().item() == pytest.approx(0.00005, rel=0.05)
+    decay = 0.00005 * 2
+    decayed = weights(plain.discriminator) - weights(decaying.discriminator)
+    assert torch.allclose(decayed, decay * before[1], atol=1e-6)
+    # The other discriminator flips the first step of a few weights whose gradient is nearly zero.
+    decayed = weights(plain.network) - weights(decaying.network)
+    assert torch.isclose(decayed, decay * before[0], atol=1e-6).float().mean() > 0.9
 
 
-def test_the_norm_that_is_told_is_that_before_clipping(make: Make) -> None:
+def test_logged_norm_is_that_before_clipping(make: MakeTrainer) -> None:
     free, clipped = make(), make(grad_clip=0.01)
-    told = [trainer.step(BATCHES[0], 0) for trainer in (free, clipped)]
-    assert told[0] == told[1]
-    norms = [
-        torch.stack([parameter.grad.norm() for parameter in trainer.network.parameters() if parameter.grad is not None])
-        .norm()
-        .item()
-        for trainer in (free, clipped)
+    logs = [floats(trainer.step(BATCHES[0], 0)) for trainer in (free, clipped)]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5)
+    gradients = [[weight.grad for weight in trainer.network.parameters()] for trainer in (free, clipped)]
+    norms = [torch.cat([gradient.flatten() for gradient in part if gradient is not None]).norm() for part in gradients]
+    assert [norm.item() for norm in norms] == [
+        pytest.approx(logs[0]["gradient_norm"], rel=1e-4),
+        pytest.approx(0.01, rel=1e-3),
     ]
-    assert norms == [pytest.approx(told[0]["gradient_norm"], rel=1e-5), pytest.approx(0.01, rel=1e-3)]
-    assert told[0]["gradient_norm"] > 0.1
+    assert logs[0]["gradient_norm"] > 0.1
 
 
-def test_averaged_weights_by_hand(make: Make) -> None:
-    trainer = make(ema_decay=0.75)
-    assert torch.equal(weights(trainer.eval_model), weights(trainer.network))
+def test_averaged_weights_by_hand(make: MakeTrainer) -> None:
+    assert make().eval_model is not make(ema_decay=0.75).network
+    trainer = make([NAN_LABELS, *LABELS], ema_decay=0.75)
+    initial = weights(trainer.network)
+    trainer.step(NAN_BATCH, 0)
+    assert torch.equal(weights(trainer.eval_model), initial)
     trainer.step(BATCHES[0], 0)
     first = weights(trainer.network)
-    assert torch.equal(weights(trainer.eval_model), first)  # there is nothing before it to average with
+    assert torch.equal(weights(trainer.eval_model), first)  # the initial weights have no share
     trainer.step(BATCHES[1], 0)
     second = weights(trainer.network)
     assert torch.allclose(weights(trainer.eval_model), (3 * first + second) / 4, atol=1e-7)
-    average = weights(trainer.eval_model)
-    trainer.step(NOT_FINITE, 0)
-    assert torch.equal(weights(trainer.eval_model), average)
     trainer.step(BATCHES[2], 0)
     expected = (9 * first + 3 * second) / 16 + weights(trainer.network) / 4
     assert torch.allclose(weights(trainer.eval_model), expected, atol=1e-7)
-    assert trainer.eval_model.state_dict().keys() == trainer.network.state_dict().keys()
+    plain = make()
+    assert plain.eval_model is plain.network
 
 
-def test_without_averaging_the_kept_network_is_the_last(make: Make) -> None:
-    trainer = make()
-    assert trainer.eval_model is trainer.network
-
-
-@pytest.mark.parametrize("lag, decay", [(0, 0.0), (1, 0.5)])
-def test_a_resumed_run_goes_on_bit_by_bit(make: Make, lag: int, decay: float) -> None:
+@pytest.mark.parametrize(("lag", "decay"), [(0, 0.0), (1, 0.5)])
+def test_resume_is_bit_exact(make: MakeTrainer, lag: int, decay: float) -> None:
     settings = {"metric_lag": lag, "ema_decay": decay, "warmup_steps": 5}
-    through = make([(math.nan, math.nan), *LABELS], **settings)
-    through.step(NOT_FINITE, 0)
+    through = make([NAN_LABELS, *LABELS], **settings)
+    through.step(NAN_BATCH, 0)
     through.step(BATCHES[0], 0)
-    assert through.skipped > 0
+    assert through.skipped_steps > 0
     file = io.BytesIO()
     torch.save(through.state_dict(), file)
     resumed = make(LABELS[1:], **settings)
     file.seek(0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    for count in ("global_step", "skipped", "skipped_in_a_row", "unlabelled"):
-        assert getattr(resumed, count) == getattr(through, count)
-    for crops, epoch in ((BATCHES[1], 0), (BATCHES[2], 1)):
-        assert resumed.step(crops, epoch) == through.step(crops, epoch)
+    assert same_state(resumed.state_dict(), through.state_dict())
+    for batch, epoch in ((BATCHES[1], 0), (BATCHES[2], 1)):
+        assert same_state(resumed.step(batch, epoch), through.step(batch, epoch))
     assert same_state(resumed.state_dict(), through.state_dict())
 
 
-def test_taking_the_state_does_not_change_the_steps_that_follow(make: Make) -> None:
+def test_state_dict_does_not_change_the_following_steps(make: MakeTrainer) -> None:
     plain, watched = make(metric_lag=1), make(metric_lag=1)
-    for crops in BATCHES[:2]:
-        assert plain.step(crops, 0) == watched.step(crops, 0)
+    for batch in BATCHES[:2]:
+        assert same_state(plain.step(batch, 0), watched.step(batch, 0))
         watched.state_dict()
 
 
-def test_another_run_s_state_is_refused(make: Make, config: Config) -> None:
-    trainer = make()
-    state = trainer.state_dict()
-    with pytest.raises(KeyError):
+def test_state_of_another_run_is_refused(make: MakeTrainer, config: Config) -> None:
+    state = make().state_dict()
+    with pytest.raises(KeyError, match="ema_model"):
         make(ema_decay=0.5).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"network\..*weight: not torch.float32 of shape"):
+    with pytest.raises(RuntimeError, match="size mismatch"):
         Trainer(config, ALONE, GivenLabels()).load_state_dict(state)
+    with pytest.raises(ValueError, match="2 processes"):
+        make().load_state_dict(state | {"pending": [None, None]})
 
 
 def test_without_metric_there_is_no_discriminator(step_config: Config) -> None:
-    alone = replace(step_config, loss=replace(step_config.loss, metric=0.0, time=0.5))
-    trainer = Trainer(alone, ALONE, None)
+    config = replace(step_config, loss=replace(step_config.loss, metric=0.0, time=0.5))
+    trainer, resumed = Trainer(config, ALONE, None), Trainer(config, ALONE, None)
     before = weights(trainer.network)
-    figures = trainer.step(BATCHES[0], 0)
+    logs = trainer.step(BATCHES[0], 0)
     assert trainer.discriminator is None
-    assert figures.keys() == {"magnitude", "phase", "complex", "time", "loss", "gradient_norm", "learning_rate"}
+    assert logs.keys() == {"magnitude", "phase", "complex", "time", "loss", "gradient_norm", "learning_rate"}
     assert not torch.equal(weights(trainer.network), before)
     state = trainer.state_dict()
     assert not any("discriminator" in name for name in state)
-    resumed = Trainer(alone, ALONE, None)
     resumed.load_state_dict(state)
-    assert resumed.step(BATCHES[1], 0) == trainer.step(BATCHES[1], 0)
+    assert same_state(resumed.step(BATCHES[1], 0), trainer.step(BATCHES[1], 0))
 
 
-def test_the_seed_alone_decides_the_first_weights(make: Make) -> None:
+def test_initial_weights_depend_on_the_seed_alone(make: MakeTrainer) -> None:
     before = torch.get_rng_state()
     one = make()
     assert torch.equal(torch.get_rng_state(), before)
@@ -214,7 +258,7 @@ def test_the_seed_alone_decides_the_first_weights(make: Make) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_a_run_can_begin_with_another_network(make: Make, decay: float, config: Config) -> None:
+def test_load_weights(make: MakeTrainer, decay: float, config: Config) -> None:
     trainer, other = make(ema_decay=decay), make(seed=1)
     trainer.load_weights(other.network)
     assert torch.equal(weights(trainer.network), weights(other.network))
@@ -223,15 +267,106 @@ def test_a_run_can_begin_with_another_network(make: Make, decay: float, config: 
         trainer.load_weights(build(config))
 
 
-def test_a_step_in_bfloat16_has_about_the_same_loss(step_config: Config) -> None:
-    # At the paper's width: oneDNN's bfloat16 convolutions read past their memory at odd multiples of 8 channels.
+def test_bfloat16_has_about_the_same_loss(step_config: Config) -> None:
+    # At 16 channels: oneDNN's bfloat16 convolutions read past their memory at odd multiples of 8.
     wide = replace(step_config, model=replace(step_config.model, channels=16))
-    told = []
+    logs = []
     for bf16 in (False, True):
         trainer = Trainer(replace(wide, train=replace(wide.train, bf16=bf16)), ALONE, GivenLabels(*LABELS))
-        told.append(trainer.step(BATCHES[0], 0))
-        assert trainer.skipped == 0
+        logs.append(floats(trainer.step(BATCHES[0], 0)))
+        assert trainer.skipped_steps == 0
         assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
-    assert told[0] != told[1]
+    assert logs[0] != logs[1]
     for name in ("loss", "magnitude", "phase", "complex", "discriminator"):
-        assert told[1][name] == pytest.approx(told[0][name], rel=0.05), name
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=0.05), name
+
+
+@pytest.mark.usefixtures("no_dropout")
+@pytest.mark.parametrize("labels", [(0.2, 0.7), (0.3, math.nan), NAN_LABELS])
+def test_discriminator_loss(make: MakeTrainer, labels: tuple[float, ...]) -> None:
+    trainer = make([labels])
+    clean, enhanced = enhance_batch(trainer.network, trainer, BATCHES[0])
+    discriminator = copied_discriminator(trainer)
+    before = weights(trainer.discriminator)
+    logs = floats(trainer.step(BATCHES[0], 0))
+    # The mean is over both crops, also if one has no label.
+    expected = squared_errors(discriminator, clean, clean, 1.0).mean()
+    expected += squared_errors(discriminator, clean, enhanced, labels).nansum() / 2
+    assert logs["discriminator"] == pytest.approx(expected.item(), rel=1e-4)
+    assert trainer.unlabeled_crops == sum(map(math.isnan, labels))
+    after = weights(trainer.discriminator)
+    assert after.isfinite().all() and not torch.equal(after, before)
+    # The generator is scored by the updated discriminator.
+    updated = copy.deepcopy(trainer.discriminator)
+    assert updated
+    metric = squared_errors(updated.eval(), clean, enhanced, 1.0).mean()
+    assert logs["metric"] == pytest.approx(metric.item(), rel=1e-4)
+    assert all(parameter.requires_grad for parameter in trainer.discriminator.parameters())
+
+
+@pytest.mark.usefixtures("no_dropout")
+def test_missing_label_gives_no_gradient(make: MakeTrainer) -> None:
+    """It has the same effect as a label that the discriminator predicts exactly."""
+    missing, predicted = make([(0.3, math.nan)]), make()
+    clean, enhanced = enhance_batch(predicted.network, predicted, BATCHES[0])
+    with torch.no_grad():
+        prediction = copied_discriminator(predicted)(clean.spectra.mag, enhanced.spectra.mag)[1].item()
+    predicted.labeler = GivenLabels((0.3, prediction))
+    norms = [floats(trainer.step(BATCHES[0], 0))["discriminator_gradient_norm"] for trainer in (missing, predicted)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_metric_loss_reaches_the_generator_only(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[tuple[float, float]] = []
+    for weight in (0.05, 5.0):
+        trainer = make()
+        monkeypatch.setattr(
+            trainer, "config", replace(trainer.config, loss=replace(trainer.config.loss, metric=weight))
+        )
+        logs = floats(trainer.step(BATCHES[0], 0))
+        norms.append((logs["gradient_norm"], logs["discriminator_gradient_norm"]))
+    assert norms[0][0] != norms[1][0]
+    assert norms[0][1] == norms[1][1]
+
+
+@pytest.mark.usefixtures("no_dropout")
+def test_metric_lag_uses_the_labels_of_the_previous_batch(make: MakeTrainer) -> None:
+    trainer = make(metric_lag=1)
+    first = enhance_batch(trainer.network, trainer, BATCHES[0])
+    discriminator = copied_discriminator(trainer)
+    logs = floats(trainer.step(BATCHES[0], 0))
+    expected = squared_errors(discriminator, first[0], first[0], 1.0).mean()
+    assert logs["discriminator"] == pytest.approx(expected.item(), rel=1e-4)
+    second = enhance_batch(trainer.network, trainer, BATCHES[1])
+    discriminator = copied_discriminator(trainer)
+    logs = floats(trainer.step(BATCHES[1], 0))
+    expected = squared_errors(discriminator, second[0], second[0], 1.0).mean()
+    expected += squared_errors(discriminator, *first, LABELS[0]).mean()
+    assert logs["discriminator"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_each_use_of_the_discriminator_has_its_own_dropout(make: MakeTrainer, no_dropout: list[int]) -> None:
+    trainer = make()
+    for batch in BATCHES[:2]:
+        trainer.step(batch, 0)
+    assert len(no_dropout) == len(set(no_dropout)) == 6
+
+
+def test_dropout_reaches_the_discriminator(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = make().step(BATCHES[0], 0)
+    monkeypatch.setattr(trainer_module, "dropout_factors", lambda rows, _: torch.ones(rows, HIDDEN))
+    kept = make().step(BATCHES[0], 0)
+    assert dropped["discriminator"] != kept["discriminator"]
+    assert dropped["metric"] != kept["metric"]
+
+
+def test_dropout_of_a_crop_does_not_depend_on_the_number_of_processes(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make()
+    together = trainer.dropout(1, 4)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(trainer, "group", Group(rank, 2, torch.device("cpu")))
+        parts.append(trainer.dropout(1, 2))
+    assert torch.equal(torch.cat(parts), together)
