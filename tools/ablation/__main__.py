@@ -15,6 +15,7 @@ command line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         enhancing += ["--checkpoint_file", folder / "run" / "latest.safetensors"]
         print(f"{name}: training", file=sys.stderr)
         for command, given in ((train.main, training), (inference.main, enhancing)):
-            code = call(command, [*map(str, given), *["--quiet"] * options.quiet])
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
+                code = call(command, [*map(str, given), *["--quiet"] * options.quiet])
             if code not in (DONE, SOME_FAILED, USAGE_ERROR):
                 return code  # interrupted
             if code != DONE:

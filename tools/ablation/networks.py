@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UNetConfig
-from models.blocks import TransformerBlock, to_tokens
+from models.blocks import DenseEncoder, to_tokens
 from models.idconv import SQUARE_KERNEL, IDConv, depthwise
 from models.imse import IMSE, Stage
 from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables
@@ -94,14 +94,6 @@ class SoftmaxAttention(MALA):
         return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-class UnrotatedTaylorAttention(TaylorAttention):
-    """MUSE's attention in IMSE, whose blocks pass rotary tables: ignores them."""
-
-    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:  # noqa: ARG002
-        """Attend: `[B, C, T, F]` → the same shape."""
-        return super().forward(x)
-
-
 class Constant(nn.Module):
     """Return a constant that broadcasts with the output of the module it replaces."""
 
@@ -132,7 +124,7 @@ def make_attention(kind: str, level: int, channels: int) -> nn.Module:
     if kind == "without_rotation":
         return AblatedMALA(channels, rotation=False)
     if kind == "taylor":
-        return UnrotatedTaylorAttention(channels, HEADS_BY_KERNEL[level])
+        return TaylorAttention(channels, HEADS_BY_KERNEL[level])
     if kind == "softmax_bottleneck" and level == 2:
         return SoftmaxAttention(channels)
     attention = MALA(channels)
@@ -158,40 +150,31 @@ def make_local(kind: str, band_kernel: int, channels: int) -> nn.Module:
 
 
 class AblatedIMSE(IMSE):
-    """Noisy `Spectra` → enhanced `Spectra` by IMSE with the parts that the configuration names.
-
-    With `phase` off, the phase input is zero, so its weights in the first convolution have no effect.
-    """
+    """Noisy `Spectra` → enhanced `Spectra` by IMSE with the parts that the configuration names."""
 
     def __init__(self, config: ImseAblationConfig, bins: int) -> None:
         super().__init__(config, bins)
-        self.phase = config.phase
-        # The random state afterwards is the base's, so that what is initialised next is the same too.
+        # Afterwards the random state is the base's, so that what is initialised next is the same too.
         with torch.random.fork_rng(devices=[]):
-            for stage in self.modules():
-                if isinstance(stage, Stage):
-                    self._exchange_parts(stage, config)
-        if not config.phase:
-            self.unet.pha_refinement = self.unet.pha_output = Constant(0)
-            self.phase_decoder = Constant(0)
-
-    def _exchange_parts(self, stage: Stage, config: ImseAblationConfig) -> None:
-        """Replace the parts of a stage; they take over the weights that they share with IMSE's."""
-        if (config.local, config.band_kernel) != ("idconv", 11):
-            channels = stage.local.mix.out_channels
-            stage.local = with_weights_of(stage.local, make_local(config.local, config.band_kernel, channels))
-        for block in stage.blocks:
-            assert isinstance(block, TransformerBlock)
-            channels = block.attention.value.out_channels
-            level = channels // config.channels - 1
-            block.attention = with_weights_of(block.attention, make_attention(config.attention, level, channels))
+            for stage in [module for module in self.modules() if isinstance(module, Stage)]:
+                channels = stage.local.mix.out_channels
+                stage.local = with_weights_of(stage.local, make_local(config.local, config.band_kernel, channels))
+                for block in stage.blocks:
+                    attention = make_attention(config.attention, channels // config.channels - 1, channels)
+                    block.attention = with_weights_of(block.attention, attention)
+            self.phase = config.phase
+            if not config.phase:
+                self.dense_encoder = with_weights_of(self.dense_encoder, DenseEncoder(config.channels, maps=1))
+                self.unet.pha_refinement = self.unet.pha_output = Constant(0)
+                del self.phase_decoder
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance compressed spectra `[B, F, T]`."""
         if self.phase:
             return super().forward(noisy)
-        enhanced = super().forward(Spectra(noisy.mag, torch.zeros_like(noisy.pha)))
-        return Spectra(enhanced.mag, noisy.pha)
+        for_mag, _ = self.features(noisy.mag)
+        mask = self.magnitude_decoder(for_mag)[..., : noisy.mag.shape[-1]]
+        return Spectra(noisy.mag * mask, noisy.pha)
 
 
 def with_weights_of(original: nn.Module, replacement: nn.Module) -> nn.Module:
