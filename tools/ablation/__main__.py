@@ -7,10 +7,10 @@
 Each variant is the base configuration with one file of `configs/ablation/` applied. Arguments after `--` go to train.py
 for all variants. `other_seed` is the base with another seed: what chance changes.
 
-Each variant is trained in OUT/NAME/run, from its last state if it has one, and its last network enhances the test files.
-OUT/ablation.md and .json hold the means of the base and the paired differences to it with 95 % confidence intervals,
-which cover the choice of files, not the choice of the seed. Exit codes: 0 all done, 1 a variant failed (named), 2 wrong
-command line.
+Each variant is trained in OUT/NAME/run, from its last state if it has one, and its last network enhances the test
+files. OUT/ablation.md and .json hold the means of the base and the paired differences to it with 95 % confidence
+intervals, which cover the choice of files, not the choice of the seed. Exit codes: 0 all done, 1 a variant failed
+(named), 2 wrong command line.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         enhancing = ["--input_noisy_wavs_dir", options.output_dir / NOISY, "--output_dir", folder / "enhanced"]
         enhancing += ["--checkpoint_file", folder / "run" / "latest.safetensors"]
         print(f"{name}: training", file=sys.stderr)
-        for command, given in ((train.main, training), (inference.main, enhancing)):
+        for script, command, given in (("train.py", train.main, training), ("inference.py", inference.main, enhancing)):
             with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
                 code = call(command, [*map(str, given), *["--quiet"] * options.quiet])
             if code not in (DONE, SOME_FAILED, USAGE_ERROR):
                 return code  # interrupted
             if code != DONE:
+                problems.append(f"{name}: {script} ended with exit code {code}")
                 break
         if code != DONE:
-            problems.append(f"{name}: {command.__module__}.py ended with exit code {code}")
             if name == BASE:
                 break
             continue
@@ -174,8 +174,8 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     """Return the table: means of the base in its first row, differences to them in the others."""
     heads = ["", "parameters", *(metric.label for metric in METRICS.values())]
     lines = [
-        f"{figures['steps']} steps each, {figures['files']} test files: means of `{BASE}`, and differences to them with "
-        "95 % confidence intervals.",
+        f"{figures['steps']} steps each, {figures['files']} test files: means of `{BASE}`, and differences to them "
+        "with 95 % confidence intervals.",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",

@@ -1,11 +1,12 @@
 """IMSE with parts removed or replaced, for the configurations in `configs/ablation/`.
 
-The variants replace modules of a complete `models.imse.IMSE`, so all other parameters have the same initial values.
+The variants replace modules in the stages of `models.imse.IMSE`; all other parameters have the same initial values.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UNetConfig
-from models.blocks import DenseEncoder, to_tokens
+from models.blocks import DenseEncoder, TransformerBlock, to_tokens
 from models.idconv import SQUARE_KERNEL, IDConv, depthwise
-from models.imse import IMSE, Stage
+from models.imse import IMSE, Stage, imse_stage
 from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables
 from models.muse import HEADS_BY_KERNEL, DeformableEmbedding, TaylorAttention
 from models.stft import Spectra
+
+Replacement = TypeVar("Replacement", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class ImseAblationConfig(UNetConfig):
     ] = "mala"
     """MALA; MALA without the magnitude terms β and γ, without rotary encoding, without LePE (the depthwise convolution
     of the values) or without the output gate; softmax attention in the bottleneck; MUSE's Taylor attention."""
-    local: Literal["idconv", "without_square", "without_frequency", "without_time", "depthwise", "deformable"] = "idconv"
+    local: Literal["idconv", "without_square", "without_frequency", "without_time", "depthwise", "deformable"] = (
+        "idconv"
+    )
     """IDConv; IDConv with one group of channels unfiltered; a 3×3 depthwise convolution of all channels; MUSE's
     deformable embedding."""
     band_kernel: Annotated[int, Field(ge=1, le=99)] = 11
@@ -63,7 +68,7 @@ class AblatedMALA(MALA):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
         """Apply linear attention to positive q and k, and v, each `[B, N, C]` → `[B, N, C]`.
 
-        Without the magnitude terms it is Katharopoulos et al. 2020 with rotation in the numerator only (Su et al. 2021).
+        Without the magnitude terms as Katharopoulos et al. 2020, with rotation in the numerator only (Su et al. 2021).
         """
         v = split_heads(v)
         z = split_heads(q) @ split_heads(k).mean(dim=2, keepdim=True).mT * SCALE  # [B, heads, N, 1]
@@ -149,24 +154,31 @@ def make_local(kind: str, band_kernel: int, channels: int) -> nn.Module:
     return idconv
 
 
+def ablated_stage(config: ImseAblationConfig, level: int, channels: int) -> Stage:
+    """Return a stage of IMSE with the parts that `config` names.
+
+    The random state afterwards is that after a stage of IMSE, so the parameters that follow are initialised alike.
+    """
+    stage = imse_stage(level, channels)
+    with torch.random.fork_rng(devices=[]):
+        stage.local = with_weights_of(stage.local, make_local(config.local, config.band_kernel, channels))
+        for block in stage.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.attention = with_weights_of(block.attention, make_attention(config.attention, level, channels))
+    return stage
+
+
 class AblatedIMSE(IMSE):
     """Noisy `Spectra` → enhanced `Spectra` by IMSE with the parts that the configuration names."""
 
     def __init__(self, config: ImseAblationConfig, bins: int) -> None:
-        super().__init__(config, bins)
-        # Afterwards the random state is the base's, so that what is initialised next is the same too.
-        with torch.random.fork_rng(devices=[]):
-            for stage in [module for module in self.modules() if isinstance(module, Stage)]:
-                channels = stage.local.mix.out_channels
-                stage.local = with_weights_of(stage.local, make_local(config.local, config.band_kernel, channels))
-                for block in stage.blocks:
-                    attention = make_attention(config.attention, channels // config.channels - 1, channels)
-                    block.attention = with_weights_of(block.attention, attention)
-            self.phase = config.phase
-            if not config.phase:
+        super().__init__(config, bins, partial(ablated_stage, config))
+        self.phase = config.phase
+        if not config.phase:
+            with torch.random.fork_rng(devices=[]):
                 self.dense_encoder = with_weights_of(self.dense_encoder, DenseEncoder(config.channels, maps=1))
-                self.unet.pha_refinement = self.unet.pha_output = Constant(0)
-                del self.phase_decoder
+            self.unet.pha_refinement = self.unet.pha_output = Constant(0)
+            del self.phase_decoder
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance compressed spectra `[B, F, T]`."""
@@ -177,7 +189,7 @@ class AblatedIMSE(IMSE):
         return Spectra(noisy.mag * mask, noisy.pha)
 
 
-def with_weights_of(original: nn.Module, replacement: nn.Module) -> nn.Module:
+def with_weights_of(original: nn.Module, replacement: Replacement) -> Replacement:
     """Copy the parameters of `original` that `replacement` has under the same name and in the same shape."""
     weights = original.state_dict()
     shared = {name: weights[name] for name, value in replacement.state_dict().items()

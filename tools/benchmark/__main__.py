@@ -24,7 +24,7 @@ import torch
 
 from cli import DONE, ArgumentParser, run
 from tools.benchmark import folder, lengths, metrics, network, peers, stream, train
-from tools.benchmark.common import as_table, positive
+from tools.benchmark.common import as_table
 from utils.atomic import write_text_atomically
 
 COMMANDS = {

@@ -47,7 +47,7 @@ def measure(options: Namespace) -> list[Row]:
     plain = ReferenceIMSE().eval()
     try:
         plain.load_state_dict(torch.load(options.checkpoint_file, "cpu", weights_only=True)["generator"])
-    except Exception as error:  # noqa: BLE001 (torch.load raises many types)
+    except Exception as error:  # torch.load raises many types
         message = f"{options.checkpoint_file}: not a published checkpoint of IMSE, which the plain network needs"
         raise UserError(message) from error
     network, config = load_network(options.checkpoint_file, options.backend, options.threads)

@@ -47,7 +47,9 @@ def measure(options: Namespace) -> list[Row]:
     }
     seconds = {name: time_all(task, pairs, workers) for name, (task, workers) in cases.items()}
     plain = seconds["plain loops"]
-    return [{"form": name, "files": len(pairs), "s": taken, "speed-up": plain / taken} for name, taken in seconds.items()]
+    return [
+        {"form": name, "files": len(pairs), "s": taken, "speed-up": plain / taken} for name, taken in seconds.items()
+    ]
 
 
 def time_all(task: Callable[[Utterance], object], pairs: Sequence[Utterance], workers: int) -> float:

@@ -2,8 +2,8 @@
 
     pip install -e '.[alternatives]'      # noisereduce, pyrnnoise
 
-Systems take turns file by file. RNNoise works at 48 kHz; the conversion is part of its time. noisereduce is run with its
-default settings and with those for stationary noise. Packages that are not installed are left out.
+Systems take turns file by file. RNNoise works at 48 kHz; the conversion is part of its time. noisereduce is run with
+its default settings and with those for stationary noise. Packages that are not installed are left out.
 """
 
 from __future__ import annotations

@@ -151,6 +151,7 @@ def run_forms(config: Config, device: torch.device, steps: int, compiled: bool, 
 def take_turn(form: Form, timed: int, device: torch.device) -> None:
     """Take one step that is not timed, then `timed` steps that are."""
     on_gpu = device.type == "cuda"
+    before = 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -93,9 +93,7 @@ def make_axes(
         Axis("group", "speech", {"all": BASE} | vary("group", groups)),
     ]
     return [
-        axis
-        for axis in axes
-        if axis.name.removesuffix("_alone") in names and set(axis.conditions.values()) != {BASE}
+        axis for axis in axes if axis.name.removesuffix("_alone") in names and set(axis.conditions.values()) != {BASE}
     ]
 
 

@@ -127,9 +127,7 @@ def measure(
 class Lazy(Sequence[Job]):
     """A sequence of jobs that are made on access, so that few are in memory."""
 
-    def __init__(
-        self, places: Sequence[tuple[Condition, int]], make: Callable[[tuple[Condition, int]], Job]
-    ) -> None:
+    def __init__(self, places: Sequence[tuple[Condition, int]], make: Callable[[tuple[Condition, int]], Job]) -> None:
         self.places, self.make = places, make
 
     def __len__(self) -> int:

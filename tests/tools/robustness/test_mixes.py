@@ -87,7 +87,10 @@ def test_all_files_without_a_seed(folders: tuple[Path, Path]) -> None:
 
 
 def test_noise_categories() -> None:
-    assert noise_categories(["rain/a", "rain/b/c", "street/a"]) == {"rain": ["rain/a", "rain/b/c"], "street": ["street/a"]}
+    assert noise_categories(["rain/a", "rain/b/c", "street/a"]) == {
+        "rain": ["rain/a", "rain/b/c"],
+        "street": ["street/a"],
+    }
     assert noise_categories(["DKITCHEN_ch01", "DKITCHEN_ch02", "bus2", "7"]) == {
         "DKITCHEN": ["DKITCHEN_ch01", "DKITCHEN_ch02"],
         "bus": ["bus2"],
@@ -122,7 +125,9 @@ def test_conditions_change_one_property(folders: tuple[Path, Path]) -> None:
     for band, filtered in (("narrow", narrowband), ("telephone", telephone)):
         reference, heard = trial(band=band)
         assert np.corrcoef(reference, filtered(clean))[0, 1] == pytest.approx(1)
-        assert np.corrcoef(heard - reference, filtered(noisy - clean))[0, 1] == pytest.approx(1)  # the noise is filtered too
+        assert np.corrcoef(heard - reference, filtered(noisy - clean))[0, 1] == pytest.approx(
+            1
+        )  # the noise is filtered too
         assert level_of(reference) - level_of(heard - reference) == pytest.approx(5, abs=1e-6)
     narrow_codec = next(name for name in CODECS if "G.711" in name)
     reference, heard = trial(codec=narrow_codec)

@@ -131,9 +131,7 @@ def test_score() -> None:
     assert silent.noisy["pesq"] > 1
 
 
-def test_interrupted_run_continues_with_the_missing_conditions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_run_continues_with_the_missing_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[Condition, int]] = []
 
     def in_reverse(*arguments: Any) -> Iterator[tuple[int, object]]:  # results may come in any order
