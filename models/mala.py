@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import head_blocks, to_tokens
+from models.blocks import head_blocks, to_tokens, token_mean
 
 HEAD_WIDTH = 8
 ROTARY_BASE = 10_000.0
@@ -84,7 +84,7 @@ class MALA(nn.Module):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
         """Apply magnitude-aware linear attention to positive q and k, and v, each `[B, N, C]` → `[B, N, C]`."""
-        mean_k, mean_v = k.mean(dim=1), v.mean(dim=1)  # [B, C]
+        mean_k, mean_v = token_mean(k), token_mean(v)  # [B, C]
         # z of each head, repeated over its d channels: every column of a head's block is the mean key.
         z = q @ (mean_k[:, :, None] * self.head_mask * SCALE)  # [B, N, C]
 

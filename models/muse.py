@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import MuseConfig
-from models.blocks import TransformerBlock, head_blocks, pointwise_depthwise, to_tokens
+from models.blocks import TransformerBlock, head_blocks, pointwise_depthwise, to_tokens, token_mean
 from models.imse import BLOCKS_PER_STAGE, IMSE, Stage
 from models.mala import RotaryTables
 
@@ -140,8 +140,8 @@ class TaylorAttention(nn.Module):
         positions = q.shape[1]
         kv = (k.mT @ v) * self.head_mask
         # The denominator of each head, repeated over its channels.
-        k_sum = (positions * k.mean(dim=1))[:, :, None] * self.head_mask
-        v_sum = (positions * v.mean(dim=1))[:, None]
+        k_sum = (positions * token_mean(k))[:, :, None] * self.head_mask
+        v_sum = (positions * token_mean(v))[:, None]
         return torch.baddbmm(v_sum, q, kv) / (q @ k_sum + (positions + _FLOOR))
 
 

@@ -1,4 +1,4 @@
-"""IMSE against the release: reference activations and outputs, and the plain transcription kept beside."""
+"""IMSE against the release's activations and outputs, and against the plain transcription."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.published import translate_published
 from models.stft import Spectra, Spectrogram
 from tests.reference.imse import ReferenceIMSE
 
-# Where the stored activations are taken: name there → module here. A stage's is the one before its residual.
+# Stored activation → module. A stage's activation is the one before its residual.
 ACTIVATIONS = {
     "dense_encoder": "dense_encoder",
     "idconv_level1": "unet.encoder_level1.local",
@@ -35,12 +35,12 @@ ACTIVATIONS = {
 
 
 def wrapped(difference: Tensor) -> Tensor:
-    """A difference of angles, brought into −π..π, as a size."""
+    """Return the absolute value of a difference of angles, modulo 2π."""
     return (difference - 2 * math.pi * torch.round(difference / (2 * math.pi))).abs()
 
 
 def random_pair(channels: int = 8) -> tuple[IMSE, ReferenceIMSE]:
-    """Our network and the plain one with the same random weights, in float64."""
+    """Return our network and the transcription with the same random weights, in float64."""
     torch.manual_seed(0)
     plain = ReferenceIMSE(channels).double().eval()
     ours = IMSE(ImseConfig("imse", channels, 2.0), 256).double().eval()
@@ -56,19 +56,19 @@ def random_spectra(batch: int, frames: int, dtype: torch.dtype = torch.float64) 
 
 
 @pytest.mark.parametrize("batch, frames", [(1, 4), (2, 12)])
-def test_the_plain_transcription_gives_the_same(batch: int, frames: int) -> None:
+def test_equals_plain_transcription(batch: int, frames: int) -> None:
     ours, plain = random_pair()
     noisy = random_spectra(batch, frames)
     with torch.inference_mode():
         enhanced = ours(noisy)
         mag, pha = plain(noisy.mag, noisy.pha)
     assert torch.allclose(enhanced.mag, mag, atol=1e-5)
-    # The plain tables of angles are in float32.
+    # The transcription's tables of angles are in float32.
     assert wrapped(enhanced.pha - pha).max() < 1e-3
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 7])
-def test_any_number_of_frames_is_as_if_silence_followed(frames: int) -> None:
+def test_other_frame_counts_equal_silent_padding(frames: int) -> None:
     ours, plain = random_pair()
     noisy = random_spectra(1, frames)
     silence = -frames % 4
@@ -81,7 +81,7 @@ def test_any_number_of_frames_is_as_if_silence_followed(frames: int) -> None:
     assert wrapped(enhanced.pha - pha[..., :frames]).max() < 1e-3
 
 
-def test_silence_in_silence_out(config: Config) -> None:
+def test_silence_stays_silent(config: Config) -> None:
     torch.manual_seed(0)
     with torch.inference_mode():
         enhanced = build(config)(Spectra(torch.zeros(1, 256, 8), torch.zeros(1, 256, 8)))
@@ -99,7 +99,7 @@ def test_every_weight_gets_a_finite_gradient(small_config: Config) -> None:
         assert weight.grad.abs().max() > 0, name
 
 
-def test_parameters_are_the_releases_without_those_of_no_effect(config: Config) -> None:
+def test_parameter_count_is_released_minus_those_without_effect(config: Config) -> None:
     ours = sum(weight.numel() for weight in build(config).parameters())
     released = sum(weight.numel() for weight in ReferenceIMSE().parameters())
     fusion, unread, biases = 1607, 2 * 512, 225
@@ -107,43 +107,33 @@ def test_parameters_are_the_releases_without_those_of_no_effect(config: Config) 
     assert ours == released - fusion - unread - biases == 430_139
 
 
-@pytest.fixture(scope="module")
-def released(reference: Path) -> IMSE:
-    network, _ = load_checkpoint(reference / "imse" / "g_best_pesq_3.373")
-    assert isinstance(network, IMSE)
-    return network
-
-
-def test_reference_activations(reference: Path) -> None:
-    stored = np.load(reference / "imse" / "forward_T64.npz")
-    network, _ = load_checkpoint(reference / "imse" / "g_best_pesq_3.373")
-    network = network.double()  # as the stored ones: where the magnitude is tiny, float32 moves a phase by 1e-3
-    seen: dict[str, Tensor] = {}
-    for name, module in ACTIVATIONS.items():
-        hook = lambda _module, _inputs, output, name=name: seen.__setitem__(name, output)  # noqa: E731
-        network.get_submodule(module).register_forward_hook(hook)
-    with torch.inference_mode():
-        network(Spectra(*(torch.from_numpy(stored[key]).double() for key in ("mag", "pha"))))
-    assert len(seen) == 11
-    for name, activation in seen.items():
-        expected = torch.from_numpy(stored[f"act_{name}"])
-        if activation.ndim == 3:
-            activation = activation.transpose(1, 2)[:, None]
-        assert (activation - expected).abs().max() < 1e-5 * expected.abs().max(), name
-
-
 @pytest.mark.parametrize("name", ["forward_T64.npz", "forward_T308.npz"])
-def test_reference_outputs(released: IMSE, reference: Path, config: Config, name: str) -> None:
+def test_released_activations_and_outputs(reference: Path, config: Config, name: str) -> None:
+    """From the release's own spectra, whose phases have the signs of its FFT."""
     stored = {key: torch.from_numpy(value) for key, value in np.load(reference / "imse" / name).items()}
-    spectrogram = Spectrogram(config.stft)
-    wav = stored["wav"][None]
+    network, _ = load_checkpoint(reference / "imse" / "g_best_pesq_3.373")
+    network = network.double()
+    seen: dict[str, Tensor] = {}
+    for activation, module in ACTIVATIONS.items():
+        hook = lambda _module, _inputs, output, activation=activation: seen.__setitem__(activation, output)  # noqa: E731
+        network.get_submodule(module).register_forward_hook(hook)
+    spectrogram = Spectrogram(config.stft).double()
+    wav = stored["wav"].double()[None]
     with torch.inference_mode():
+        enhanced = network(Spectra(stored["mag"].double(), stored["pha"].double()))
+        enhanced_wav = spectrogram.inverse(enhanced, wav.shape[1])
         noisy = spectrogram(wav)
-        enhanced = released(Spectra(stored["mag"], stored["pha"]))
-        sound = spectrogram.inverse(released(noisy), wav.shape[1])
+
+    activations = {key.removeprefix("act_"): value for key, value in stored.items() if key.startswith("act_")}
+    assert activations.keys() <= seen.keys()
+    for activation, expected in activations.items():
+        output = seen[activation]
+        output = output.transpose(1, 2)[:, None] if output.ndim == 3 else output
+        assert (output - expected).abs().max() < 1e-5 * expected.abs().max(), activation
+    # The release computes in float32, which differs from float64 most in phases of small magnitude.
     audible = stored["mag"] > 1e-2
-    assert torch.allclose(noisy.mag, stored["mag"], atol=1e-5)
-    assert wrapped(noisy.pha - stored["pha"])[audible].max() < 1e-4
     assert (enhanced.mag - stored["mag_out"]).abs().max() < 2e-4
     assert wrapped(enhanced.pha - stored["pha_out"])[audible].max() < 5e-3
-    assert (sound[0] - stored["wav_out"]).abs().max() < 2e-4
+    assert (enhanced_wav[0] - stored["wav_out"]).abs().max() < 2e-4
+    assert torch.allclose(noisy.mag, stored["mag"].double(), atol=1e-4)
+    assert wrapped(noisy.pha - stored["pha"])[audible].max() < 1e-3

@@ -1,4 +1,4 @@
-"""MALA against its definition, position by position and head by head, and against values worked out by hand."""
+"""MALA against its definition, position by position and head by head, and against values by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.mala import HEAD_WIDTH, MALA, RotaryTables, rotary_tables
 
 
 def turned(vector: Tensor, time: int, frequency: int) -> Tensor:
-    """One head's vector `[d]`, each pair of channels rotated by its angle."""
+    """Rotate each pair of channels of one head's vector `[d]` by its angle."""
     out = vector.clone()
     for pair in range(HEAD_WIDTH // 2):
         index = time if pair < HEAD_WIDTH // 4 else frequency
@@ -24,7 +24,7 @@ def turned(vector: Tensor, time: int, frequency: int) -> Tensor:
 
 
 def slow_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, bins: int) -> Tensor:
-    """Every weight of every pair of positions, from the paper's formula: `[N, C]` each."""
+    """Sum over all pairs of positions by the paper's formula; all `[N, C]`."""
     places = [(t, f) for t in range(frames) for f in range(bins)]
     out = torch.zeros_like(v)
     for head in range(q.shape[1] // HEAD_WIDTH):
@@ -40,14 +40,14 @@ def slow_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, bins: int) -> T
     return out
 
 
-def test_attention_is_the_sum_over_all_pairs_of_positions() -> None:
+def test_attention_equals_sum_over_all_pairs() -> None:
     frames, bins, channels = 3, 4, 16
     generator = torch.Generator().manual_seed(0)
     q, k = torch.rand(2, frames * bins, channels, generator=generator, dtype=torch.float64) + 0.1
     v = torch.randn(frames * bins, channels, generator=generator, dtype=torch.float64)
     module = MALA(channels).double()
     tables = rotary_tables(frames, bins, channels, v)
-    fast = module.attend(q[None], k[None], v[None], tables, bins)[0]
+    fast = module.attention(q[None], k[None], v[None], tables)[0]
     assert torch.allclose(fast, slow_attention(q, k, v, frames, bins), atol=1e-6)
 
 
@@ -55,15 +55,15 @@ def test_without_rotation_the_weights_sum_to_one() -> None:
     q, k = torch.rand(2, 1, 50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     v = torch.full((1, 50, 8), 3.0, dtype=torch.float64)
     still = RotaryTables(torch.ones(50, 8, dtype=torch.float64), torch.zeros(50, 8, dtype=torch.float64))
-    assert torch.allclose(MALA(8).double().attend(q, k, v, still, bins=10), v, atol=1e-4)
+    assert torch.allclose(MALA(8).double().attention(q, k, v, still), v, atol=1e-4)
 
 
 def test_a_larger_query_sharpens_the_weights() -> None:
-    """What MALA is for: doubling q moves the output away from the mean of v, where linear attention stays."""
+    """Doubling q moves the output away from the mean of v; in linear attention it would not."""
     k = torch.tensor([[[1.0] * 8, [0.1] * 8]])
     v = torch.tensor([[[1.0] * 8, [0.0] * 8]])
     still = RotaryTables(torch.ones(2, 8), torch.zeros(2, 8))
-    outputs = [MALA(8).attend(torch.full((1, 2, 8), size), k, v, still, bins=1)[0, 0, 0].item() for size in (0.5, 1.0)]
+    outputs = [MALA(8).attention(torch.full((1, 2, 8), size), k, v, still)[0, 0, 0].item() for size in (0.5, 1.0)]
     # By hand: d = 8, s = 8·size / √8; z = 0.55 s; weight of the first = ((1 + 1/z) s − z) / 2.
     expected = []
     for size in (0.5, 1.0):
@@ -73,7 +73,7 @@ def test_a_larger_query_sharpens_the_weights() -> None:
     assert outputs[1] > outputs[0] > 0.5
 
 
-def test_rotary_tables_turn_time_and_frequency_at_the_paper_speeds() -> None:
+def test_rotary_tables_have_the_speeds_of_the_paper() -> None:
     tables = rotary_tables(3, 5, 16, torch.zeros(1))
     assert tables.cos.shape == tables.sin.shape == (15, 16)
     position = 2 * 5 + 3  # frame 2, bin 3

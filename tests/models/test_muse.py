@@ -1,26 +1,27 @@
-"""MUSE against the release: reference activations and outputs, golden values, and the plain transcription beside."""
+"""MUSE: the release's activations, outputs and golden values, the plain transcription, and its own blocks."""
 
 from __future__ import annotations
 
-import re
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from config import Config, MuseConfig, load_config
 from models import build
 from models.checkpoint import load_checkpoint
-from models.muse import MUSE
+from models.muse import MUSE, AttentionRefinement, DeformableConv, DeformableEmbedding, TaylorAttention
 from models.published import translate_published
 from models.stft import Spectra
 from tests.fixtures.commands import ROOT
 from tests.models.test_imse import random_spectra, wrapped
 from tests.reference.muse import ReferenceMUSE
 
-# Where the stored activations are taken: name there → module here. A stage's is the one before its residual.
+# Stored activation → module. A stage's activation is the one before its residual.
 ACTIVATIONS = {
     "deformable_level1": "unet.encoder_level1.local",
     "attn_level1_block0": "unet.encoder_level1.blocks.0.attention",
@@ -33,7 +34,7 @@ ACTIVATIONS = {
     "decoder_level1": "unet.decoder_level1.blocks.3",
 }
 
-# Mean and deviation of the released network's modules for `golden_input`, before a stage's residual.
+# Mean and standard deviation of the released network's modules for the input of the test, before a stage's residual.
 GOLDEN = {
     "dense_encoder": (0.022836, 0.204073),
     "unet.encoder_level1.local": (0.000326, 0.009800),
@@ -55,10 +56,6 @@ GOLDEN = {
     "magnitude_decoder": (0.909296, 0.174924),
 }
 
-WITHOUT_EFFECT = re.compile(
-    r"\.aggregate\.|dense_conv_[12]\.0\.bias$|dense_block\.\d\.0\.bias$|mask_conv\.3\.bias$|(mask|phase)_conv\.0\.weight$"
-)
-
 
 @pytest.fixture(scope="module")
 def muse_config() -> Config:
@@ -69,11 +66,11 @@ def muse_config() -> Config:
 def released(reference: Path) -> MUSE:
     network, _ = load_checkpoint(reference / "muse" / "g_best")
     assert isinstance(network, MUSE)
-    return network.double()  # as the stored values: where the magnitude is tiny, float32 moves a phase
+    return network.double()
 
 
 def outputs_of(network: MUSE, names: list[str], noisy: Spectra) -> tuple[Spectra, dict[str, Tensor]]:
-    """What the network gives, and what its submodules `names` do."""
+    """Return the output of the network and of its submodules `names`."""
     seen: dict[str, Tensor] = {}
     for name in names:
         hook = lambda _module, _inputs, output, name=name: seen.__setitem__(name, output)  # noqa: E731
@@ -83,7 +80,7 @@ def outputs_of(network: MUSE, names: list[str], noisy: Spectra) -> tuple[Spectra
 
 
 def random_pair(channels: int = 8) -> tuple[MUSE, ReferenceMUSE]:
-    """Our network and the plain one with the same random weights, in float64."""
+    """Return our network and the transcription with the same random weights, in float64."""
     torch.manual_seed(0)
     plain = ReferenceMUSE(channels).double().eval()
     with torch.no_grad():
@@ -91,14 +88,14 @@ def random_pair(channels: int = 8) -> tuple[MUSE, ReferenceMUSE]:
             if name.endswith("temperature"):
                 weight.uniform_(0.5, 2)
             if ".offset_generator." in name:
-                weight.mul_(5)  # so that offsets reach their limits
+                weight.mul_(5)  # offsets reach their limits
     ours = MUSE(MuseConfig("muse", channels, 2.0), 256).double().eval()
     ours.load_state_dict(translate_published(plain.state_dict()))
     return ours, plain
 
 
 @pytest.mark.parametrize("batch, frames", [(1, 8), (2, 12)])
-def test_the_plain_transcription_gives_the_same(batch: int, frames: int) -> None:
+def test_equals_plain_transcription(batch: int, frames: int) -> None:
     ours, plain = random_pair()
     noisy = random_spectra(batch, frames)
     with torch.inference_mode():
@@ -109,7 +106,7 @@ def test_the_plain_transcription_gives_the_same(batch: int, frames: int) -> None
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_any_number_of_frames_is_as_if_silence_followed(frames: int) -> None:
+def test_other_frame_counts_equal_silent_padding(frames: int) -> None:
     ours, _ = random_pair()
     noisy = random_spectra(1, frames)
     padded = Spectra(*(torch.nn.functional.pad(part, (0, -frames % 4)) for part in noisy))
@@ -120,7 +117,7 @@ def test_any_number_of_frames_is_as_if_silence_followed(frames: int) -> None:
     assert torch.allclose(enhanced.pha, expected.pha[..., :frames], atol=1e-12)
 
 
-def test_every_weight_gets_a_finite_gradient_also_from_silence() -> None:
+def test_every_weight_gets_a_finite_gradient() -> None:
     torch.manual_seed(0)
     network = MUSE(MuseConfig("muse", 8, 2.0), 256)
     network(random_spectra(2, 8, torch.float32)).complex.square().sum().backward()
@@ -135,48 +132,13 @@ def test_every_weight_gets_a_finite_gradient_also_from_silence() -> None:
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in network.parameters())
 
 
-def test_parameters_are_the_releases_without_those_of_no_effect(muse_config: Config) -> None:
+def test_parameter_count_is_released_minus_those_without_effect(muse_config: Config) -> None:
     ours = sum(weight.numel() for weight in build(muse_config).parameters())
     released = ReferenceMUSE().state_dict()
     fusion, unread, biases = 1607, 2 * 512, 225
     assert len(released) == 586
     assert sum(weight.numel() for weight in released.values()) == 513_015
     assert ours == 513_015 - fusion - unread - biases == 510_159
-
-
-def test_parts_without_effect_are_those_left_out(reference: Path) -> None:
-    """Random numbers in them change nothing; all other numbers stand in the translation, each once."""
-    weights = torch.load(reference / "muse" / "g_best", map_location="cpu", weights_only=True)["generator"]
-    changed = {name: tensor.clone() for name, tensor in weights.items()}
-    torch.manual_seed(0)
-    dead = 0
-    for name, tensor in changed.items():
-        if WITHOUT_EFFECT.search(name):
-            part = tensor.unflatten(0, (-1, 2, 2))[:, 1] if name.endswith("conv.0.weight") else tensor
-            part.normal_()
-            dead += part.numel()
-    assert dead == 1607 + 1024 + 225
-    noisy = random_spectra(1, 8)
-    results: list[Spectra] = []
-    for each in (weights, changed):
-        network = ReferenceMUSE().double().eval()
-        network.load_state_dict(each)
-        with torch.inference_mode():
-            results.append(Spectra(*network(noisy.mag, noisy.pha)))
-    assert torch.allclose(results[0].mag, results[1].mag, atol=1e-9)
-    assert wrapped(results[0].pha - results[1].pha).max() < 1e-6
-    live = sum(
-        tensor.double().square().sum().item()
-        for name, tensor in weights.items()
-        if not (WITHOUT_EFFECT.search(name) and not name.endswith("conv.0.weight"))
-    )
-    live -= sum(
-        weights[name].double().unflatten(0, (-1, 2, 2))[:, 1].square().sum().item()
-        for name in weights
-        if re.search(r"(mask|phase)_conv\.0\.weight$", name)
-    )
-    ours = translate_published(weights)
-    assert sum(tensor.double().square().sum().item() for tensor in ours.values()) == pytest.approx(live, rel=1e-9)
 
 
 def test_reference_activations_and_outputs(reference: Path, released: MUSE) -> None:
@@ -211,3 +173,125 @@ def test_golden_values_of_the_released_weights(released: MUSE) -> None:
         assert found == pytest.approx(expected, abs=2e-5)
     assert (enhanced.mag.mean().item(), enhanced.mag.std().item()) == pytest.approx((0.676497, 0.304091), abs=1e-5)
     assert (enhanced.pha.mean().item(), enhanced.pha.std().item()) == pytest.approx((0.269866, 1.784269), abs=2e-5)
+
+
+def read(x: Tensor, time: Tensor, frequency: Tensor) -> Tensor:
+    """Interpolate a map `[C, T, F]` bilinearly, with zeros outside."""
+    value = x.new_zeros(len(x))
+    first, second = math.floor(time.item()), math.floor(frequency.item())
+    for t in (first, first + 1):
+        for f in (second, second + 1):
+            if 0 <= t < x.shape[1] and 0 <= f < x.shape[2]:
+                value = value + x[:, t, f] * (1 - (time - t).abs()) * (1 - (frequency - f).abs())
+    return value
+
+
+def slow_deformable(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Position by position, tap by tap."""
+    batch, channels, frames, bins = x.shape
+    rows: list[Tensor] = []
+    for b in range(batch):
+        for t in range(frames):
+            for f in range(bins):
+                total = x.new_zeros(channels)
+                for tap in range(9):
+                    i, j = divmod(tap, 3)
+                    place = t + i - 1 + offsets[b, 2 * tap, t, f], f + j - 1 + offsets[b, 2 * tap + 1, t, f]
+                    total = total + weight[:, 0, i, j] * read(x[b], *place)
+                rows.append(total)
+    return torch.stack(rows).reshape(batch, frames, bins, channels).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("frames, bins", [(4, 5), (1, 3), (3, 1)])
+def test_deformable_convolution_equals_a_loop(frames: int, bins: int) -> None:
+    torch.manual_seed(0)
+    conv = DeformableConv(3).double()
+    x = torch.randn(2, 3, frames, bins, dtype=torch.float64)
+    offsets = 2.5 * torch.randn(2, 18, frames, bins, dtype=torch.float64)  # many outside, some beyond the zeros
+    targets = torch.randn_like(x)
+    leaves = [leaf.requires_grad_() for leaf in (x, offsets, conv.weight)]
+    ours, slow = conv(x, offsets), slow_deformable(x, offsets, conv.weight)
+    assert torch.allclose(ours, slow, atol=1e-12)
+    gradients = [torch.autograd.grad((out * targets).sum(), leaves) for out in (ours, slow)]
+    for name, mine, expected in zip(("input", "offsets", "weight"), *gradients, strict=True):
+        assert torch.allclose(mine, expected, atol=1e-10), name
+
+
+def test_deformable_convolution_without_offsets_is_depthwise() -> None:
+    torch.manual_seed(0)
+    conv = DeformableConv(4)
+    x = torch.randn(1, 4, 30, 20)
+    plain = nn.functional.conv2d(x, conv.weight, padding=1, groups=4)
+    assert torch.allclose(conv(x, torch.zeros(1, 18, 30, 20)), plain, atol=1e-5)
+
+
+def test_an_offset_of_one_reads_the_next_position() -> None:
+    conv = DeformableConv(1)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.weight[0, 0, 0, 2] = 1.0  # the tap one frame before and one bin above
+    x = torch.arange(20.0).reshape(1, 1, 4, 5)
+    offsets = torch.zeros(1, 18, 4, 5)
+    offsets[:, 2 * 2] = 1.0  # one frame later: the frame itself
+    assert torch.allclose(conv(x, offsets)[0, 0, :, :4], x[0, 0, :, 1:], atol=1e-5)
+    assert conv(x, offsets)[0, 0, :, 4].eq(0).all()
+
+
+def test_offsets_are_limited_to_one_position() -> None:
+    torch.manual_seed(0)
+    module = DeformableEmbedding(4)
+    x = torch.randn(1, 4, 6, 7)
+    with torch.no_grad():
+        list(module.offsets.parameters())[1].mul_(1000)
+    seen: list[Tensor] = []
+    module.deformable.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    module(x)
+    assert seen[0].abs().max() == 1
+    assert (seen[0].abs() == 1).float().mean() > 0.9
+
+
+def test_deformable_embedding_is_initialised_as_released() -> None:
+    torch.manual_seed(0)
+    module = DeformableEmbedding(64)
+    for conv, fan_out in ((module.offsets[0], 9 * 64), (module.offsets[1], 18), (module.mix, 64)):
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+    assert module.deformable.weight.abs().max() <= 1 / 3  # Kaiming-uniform over nine inputs
+
+
+def test_taylor_attention_equals_sum_over_all_pairs() -> None:
+    """The weight of a pair of positions is 1 + q · k; the release adds 1e-6 to the denominator."""
+    torch.manual_seed(0)
+    heads, width, positions = 3, 4, 10
+    module = TaylorAttention(heads * width, {3: 1, 5: 2}).double()
+    q, k, v = torch.randn(3, 2, positions, heads * width, dtype=torch.float64)
+    attended = module.attention(q, k, v)
+    for head in range(heads):
+        own = slice(head * width, (head + 1) * width)
+        weights = 1 + q[..., own] @ k[..., own].mT
+        expected = weights @ v[..., own] / (weights.sum(dim=2, keepdim=True) + 1e-6)
+        assert torch.allclose(attended[..., own], expected, rtol=1e-9)
+
+
+def test_queries_and_keys_have_norm_one_in_each_head() -> None:
+    module = TaylorAttention(8, {3: 2}).double()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    x[0, 2, :4] = 0
+    norms = module.normalized(x).unflatten(2, (2, 4)).norm(dim=3)
+    assert norms[0, 2, 0] == 0
+    norms[0, 2, 0] = 1
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+
+def test_refinement_sees_each_head_alone() -> None:
+    torch.manual_seed(0)
+    module = AttentionRefinement(2, {3: 1, 5: 2}).double()
+    q, k = torch.randn(2, 1, 6 * 7, 6, dtype=torch.float64)
+    refined = module(q, k, torch.Size((6, 7)))
+    assert refined.shape == (1, 42, 3)
+    for head, (conv, row) in enumerate([(0, 0), (1, 0), (1, 1)]):
+        own = slice(2 * head, 2 * head + 2)
+        both = torch.cat([q[..., own], k[..., own]], dim=2).mT.reshape(1, 4, 6, 7)
+        weight, bias = (parameter[row : row + 1] for parameter in module.convs[conv].parameters())
+        expected = torch.sigmoid(functional.conv2d(both, weight, bias, padding=(3, 5)[conv] // 2))
+        assert torch.allclose(refined[0, :, head], expected.flatten(), atol=1e-12)

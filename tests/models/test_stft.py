@@ -1,4 +1,4 @@
-"""The STFT pair: values by hand, the round trip, and gradients where the magnitude is zero."""
+"""STFT pair: values by hand, round trip, gradients at silence, and the phase of bins that are rounding errors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from config import Config, StftConfig
-from models.stft import Spectra, Spectrogram
+from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from models.stft import PHASE_FLOOR, Spectra, Spectrogram, angle
+from tests.fixtures.commands import ROOT
+from tests.fixtures.signals import speech_like, with_noise
+
+RELEASED = ROOT.parent / "shared" / "reference" / "imse" / "g_best_pesq_3.373"
 
 
 @pytest.fixture
@@ -16,36 +22,36 @@ def spectrogram(config: Config) -> Spectrogram:
     return Spectrogram(config.stft)
 
 
-def test_a_sine_on_a_bin_has_the_magnitude_and_phase_of_theory(spectrogram: Spectrogram) -> None:
+def test_sine_has_magnitude_and_phase_of_theory(config: Config) -> None:
+    spectrogram = Spectrogram(config.stft).double()
     bin_index, amplitude, n_fft, hop = 40, 0.5, 510, 100
     n = torch.arange(5100, dtype=torch.float64)
-    wav = (amplitude * torch.cos(2 * math.pi * bin_index * n / n_fft + 0.3)).float()
-    spectra = spectrogram(wav[None])
+    spectra = spectrogram(amplitude * torch.cos(2 * math.pi * bin_index * n / n_fft + 0.3)[None])
     assert spectra.mag.shape == spectra.pha.shape == (1, 256, 52)
     frame = 20  # its window starts at sample 20·hop − n_fft/2; a Hann window sums to n_fft / 2
     expected_phase = 2 * math.pi * bin_index * (frame * hop - n_fft // 2) / n_fft + 0.3
-    assert spectra.mag[0, bin_index, frame].item() == pytest.approx((amplitude / 2 * n_fft / 2) ** 0.3, rel=1e-5)
+    assert spectra.mag[0, bin_index, frame].item() == pytest.approx((amplitude / 2 * n_fft / 2) ** 0.3, rel=1e-6)
     difference = spectra.pha[0, bin_index, frame].item() - expected_phase
-    assert math.remainder(difference, 2 * math.pi) == pytest.approx(0, abs=1e-4)
+    assert math.remainder(difference, 2 * math.pi) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [("hann", [0, 0.5, 1, 0.5]), ("sqrt_hann", [0, 0.5**0.5, 1, 0.5**0.5]), ("hamming", [0.08, 0.54, 1, 0.54])],
 )
-def test_windows_by_hand(name: str, values: list[float]) -> None:
+def test_windows(name: str, values: list[float]) -> None:
     window = Spectrogram(StftConfig(4, 1, 4, 1.0, name)).window
     assert torch.allclose(window, torch.tensor(values), atol=1e-7)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 99, 100, 255, 256, 511, 1234, 30_700])
-def test_the_round_trip_gives_back_any_length(spectrogram: Spectrogram, samples: int) -> None:
+def test_round_trip_of_any_length(spectrogram: Spectrogram, samples: int) -> None:
     wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(spectrogram.inverse(spectrogram(wav), samples), wav, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [7679, 7680, 7681, 300])
-def test_an_error_in_the_spectra_is_no_click_at_the_end(samples: int) -> None:
+def test_error_in_spectra_is_no_click_at_the_end(samples: int) -> None:
     half_overlapping = Spectrogram(StftConfig(512, 256, 512, 1.0, "sqrt_hann"))
     spectra = half_overlapping(torch.zeros(1, samples))
     noise = Spectra(spectra.mag + 1, spectra.pha + torch.arange(spectra.pha.numel()).view_as(spectra.pha) ** 2)
@@ -54,7 +60,7 @@ def test_an_error_in_the_spectra_is_no_click_at_the_end(samples: int) -> None:
     assert sound[-20:].max() < 2 * sound[:-20].max()
 
 
-def test_complex_spectra_are_the_compressed_magnitude_turned_by_the_phase() -> None:
+def test_complex_is_magnitude_and_phase() -> None:
     spectra = Spectra(torch.tensor([[[2.0]]]), torch.tensor([[[math.pi / 6]]]))
     assert torch.allclose(spectra.complex, torch.tensor([[[[math.sqrt(3), 1.0]]]]))
 
@@ -69,8 +75,76 @@ def test_gradients_are_finite_down_to_silence(spectrogram: Spectrogram, scale: f
     assert (wav.grad.abs().sum() > 0) == (scale > 0)
 
 
-def test_silence_has_zero_magnitude_and_stays_silent(spectrogram: Spectrogram) -> None:
+def test_silence_has_zero_magnitude_and_phase(spectrogram: Spectrogram) -> None:
     spectra = spectrogram(torch.zeros(1, 1000))
     assert spectra.mag.abs().max() == 0
     assert spectra.pha.abs().max() == 0
     assert spectrogram.inverse(spectra, 1000).abs().max() == 0
+
+
+def test_angle_of_zero_is_zero_without_gradient() -> None:
+    real, imaginary = (torch.tensor([0.0, 0.0, 1.0, 3.0]), torch.tensor([0.0, 1e-20, 0.0, 4.0]))
+    phase = angle(real.requires_grad_(), imaginary.requires_grad_())
+    phase.sum().backward()
+    assert torch.allclose(phase, torch.tensor([0, 0, 0, math.atan2(4, 3)]))
+    assert real.grad is not None and imaginary.grad is not None
+    assert torch.allclose(real.grad, torch.tensor([0, 0, 0, -4 / 25]))
+    assert torch.allclose(imaginary.grad, torch.tensor([0, 0, 1, 3 / 25]))
+
+
+def test_parts_below_the_phase_floor_count_as_positive_zero() -> None:
+    below, above = 0.99 * PHASE_FLOOR, 1.01 * PHASE_FLOOR
+    phases = {
+        complex(-1, -below): math.pi,
+        complex(-1, below): math.pi,
+        complex(-1, -above): -math.pi,
+        complex(1, -below): 0,
+        complex(-below, 1): math.pi / 2,
+        complex(-below, -below): 0,
+        complex(below, -above): -math.pi / 2,
+        complex(-above, above): 0.75 * math.pi,
+    }
+    frame = torch.tensor(list(phases), dtype=torch.complex128)[None, :, None]
+    # The second frame is the same at another level: the floor is relative to each frame's largest magnitude.
+    spectra = Spectra.from_stft(torch.cat([frame, 1e-3 * frame], dim=2), 0.3)
+    expected = torch.tensor(list(phases.values()), dtype=torch.float64)
+    assert (spectra.pha[0] - expected[:, None]).abs().max() < 2 * PHASE_FLOOR
+    assert torch.allclose(spectra.mag[0, :, 0], frame[0, :, 0].abs() ** 0.3, rtol=1e-9)
+
+
+def test_gradients_below_the_phase_floor_are_finite() -> None:
+    frame = torch.tensor([1, 1j, -1 - 1e-8j, 1e-8 - 1e-9j, 1e-20, 0], dtype=torch.complex128)[None, :, None]
+    spectra = Spectra.from_stft(frame.requires_grad_(), 0.3)
+    (gradient,) = torch.autograd.grad(spectra.pha.sum(), frame)
+    assert gradient.isfinite().all()
+    assert gradient[0, 3:].abs().max() == 0
+    (gradient,) = torch.autograd.grad(Spectra.from_stft(frame, 0.3).mag.sum(), frame)
+    assert gradient.isfinite().all()
+
+
+def test_rounding_errors_of_the_stft_are_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two FFT libraries differ by rounding errors; enhanced speech must not differ by more than 2 steps of 16 bits."""
+    network, config = load_checkpoint(RELEASED if RELEASED.exists() else DEFAULT_CHECKPOINT)
+    spectrogram = Spectrogram(config.stft)
+    noisy = torch.from_numpy(with_noise(speech_like(0.12), 5)).float()[None]
+    rms = noisy.square().mean().sqrt()
+    stft = torch.stft
+
+    def perturbed(*args: object, **options: object) -> Tensor:
+        """Move real and imaginary parts by −1, 0 or 1 unit in the last place of the magnitude, for 20 seeds."""
+        spectrum = stft(*args, **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        unit = torch.finfo(torch.float32).eps * spectrum.abs()
+        rows = []
+        for seed in range(20):
+            generator = torch.Generator().manual_seed(seed)
+            real, imaginary = torch.randint(-1, 2, (2, *spectrum.shape), generator=generator) * unit
+            rows.append(spectrum + torch.complex(real, imaginary))
+        return torch.cat(rows)
+
+    with torch.inference_mode():
+        expected = spectrogram.inverse(network(spectrogram(noisy / rms)), noisy.shape[1]) * rms
+        monkeypatch.setattr(torch, "stft", perturbed)
+        enhanced = spectrogram.inverse(network(spectrogram(noisy / rms)), noisy.shape[1]) * rms
+    assert enhanced.shape == (20, noisy.shape[1])
+    assert expected.abs().max() > 0.1
+    assert (enhanced - expected).abs().max() <= 2 / 2**15

@@ -1,4 +1,1 @@
-"""Networks, training and measures written out as the papers give them, slowly: what tests and benchmarks compare with.
-
-Only `tests/` and `scripts/` import from here.
-"""
+"""Plain, slow transcriptions of networks, training and measures, which tests and benchmarks compare with."""

@@ -1,7 +1,7 @@
-"""CNUNet written out plainly from its description, on the weights of `models.cnunet`: the oracle of the tests.
+"""CNUNet transcribed plainly from its description, on the weights of `models.cnunet`.
 
-Functions of a mapping of weights and of `[B, C, F, T]`; real and imaginary parts are separate maps, `s` is indexed as
-in the paper, from 1. Nothing is shared or fused.
+Functions of a mapping of weights and maps `[B, C, F, T]`. Real and imaginary parts are separate maps; `s` is indexed
+from 1 as in the paper. Nothing is shared or fused.
 """
 
 from __future__ import annotations

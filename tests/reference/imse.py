@@ -1,7 +1,7 @@
-"""IMSE written out plainly, with every part and name of the authors' release: the oracle of tests and benchmarks.
+"""IMSE transcribed plainly with all parts and names of the authors' release, to compare `models.imse` with.
 
-Nothing here is fused, shared or left out, so that the released weights load with `strict=True` and each line can
-be held against the paper. `models/imse.py` must give the same numbers, faster.
+Nothing is fused, shared or left out, so that the released weights load with `strict=True` and each line can be
+compared with the paper.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ class _Sampler(nn.Module):
 
 
 class TransformerUNet(nn.Module):
-    """`embed` and `layer` make what stands in a stage, given its width."""
+    """`embed` and `layer` make the parts of a stage, given its width."""
 
     def __init__(
         self,
@@ -365,7 +365,7 @@ class ReferenceIMSE(nn.Module):
 
 
 def plain_enhance(network: ReferenceIMSE, wav: Tensor) -> Tensor:
-    """One normalised segment `[N]` → enhanced `[N]`: section by section as the paper describes the signal path."""
+    """Enhance one normalised segment `[N]` along the signal path of the paper, without the phase floor."""
     window = torch.hann_window(510)
     spectrum = torch.stft(wav, 510, 100, 510, window, center=True, pad_mode="reflect", return_complex=True)
     mag, pha = network(spectrum.abs()[None] ** 0.3, spectrum.angle()[None])
@@ -375,7 +375,7 @@ def plain_enhance(network: ReferenceIMSE, wav: Tensor) -> Tensor:
 
 
 def plain_paper_protocol(network: ReferenceIMSE, noisy: Tensor) -> Tensor:
-    """A whole utterance `[N]`, one segment after another, normalised and put together as in the release."""
+    """Enhance an utterance `[N]`, normalised, segment by segment, and joined as in the release."""
     segment = 30_700
     factor = math.sqrt(len(noisy) / float((noisy.double() ** 2).sum()))
     wav = noisy * factor

@@ -1,6 +1,6 @@
-"""MUSE written out plainly, with every part and name of the authors' release: the oracle of tests and benchmarks.
+"""MUSE transcribed plainly with all parts and names of the authors' release, to compare `models.muse` with.
 
-As `plain/imse.py`, with which it shares the frame; `models/muse.py` must give the same numbers, faster.
+It shares the U-Net with `tests.reference.imse`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.reference.imse import BiasFreeLayerNorm, FeedForward, ReferenceIMSE, 
 
 HEADS = (1, 2, 8)
 WINDOWS = {1: {3: 1}, 2: {3: 2}, 8: {3: 2, 5: 3, 7: 3}}
-"""For each number of heads, how many are refined with which window."""
+"""By number of heads: the number of heads by the kernel size of their refinement."""
 
 
 class DeformableConv(nn.Module):
@@ -97,7 +97,7 @@ class TaylorAttention(nn.Module):
         q, k, v = (part.flatten(3) for part in (q, k, v))  # [B, heads, c, N]
         kv = k @ v.transpose(2, 3)  # [B, heads, c, c]
         numerator = v.sum(dim=3, keepdim=True) + kv.transpose(2, 3) @ q
-        # As released, once for each of a head's outputs, though they are all the same.
+        # As released: the same value for each of a head's outputs.
         denominator = frames * bins + k.sum(dim=3, keepdim=True).expand_as(kv).transpose(2, 3) @ q + 1e-6
         out = numerator / denominator * self.temperature
         out = (out.unflatten(3, (frames, bins)) * refined).reshape(batch, channels, frames, bins)
@@ -128,12 +128,12 @@ class ReferenceMUSE(ReferenceIMSE):
 
 
 def has_reference_network(config: Config) -> bool:
-    """Whether the network is one that has a plain transcription here."""
+    """Return whether there is a plain transcription of the configured network."""
     return isinstance(config.model, ImseConfig | MuseConfig)
 
 
 def plain_network(config: Config) -> ReferenceIMSE:
-    """The plain transcription of the network that the configuration names, IMSE or MUSE, with random weights."""
+    """Return the plain transcription of the configured IMSE or MUSE with random weights."""
     assert has_reference_network(config) and isinstance(config.model, UNetConfig)
     kinds = {"imse": ReferenceIMSE, "muse": ReferenceMUSE}
     return kinds[config.model.name](config.model.channels, config.stft.bins)
