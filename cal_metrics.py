@@ -6,8 +6,7 @@
 Prints mean and 95 % confidence interval of PESQ, CSIG, CBAK, COVL, SSNR, STOI, ESTOI and SI-SDR. Without a file list
 the folders are paired by name. A folder given here has precedence over the paths in the list, so that the list of the
 noisy test set also serves for the enhanced one. `--report` writes scores.csv, summary.json and the listening page
-index.html, which needs matplotlib (pip install -e '.[report]'). `python -m tools.report` compares several systems on
-one page.
+index.html, which needs pip install -e '.[report]'. `python -m tools.report` compares several systems on one page.
 
 Exit codes: 0 all files scored; 1 some files failed (each named on standard error, the others scored); 2 wrong command
 line.
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
@@ -25,6 +23,7 @@ from data.file_lists import make_output_dir, read_file_list, require_pairs
 from metrics.composite import VARIANTS
 from metrics.score import score_pairs
 from metrics.summary import format_table, write_report
+from utils.plots import check_plotting
 from utils.processes import available_cores
 
 
@@ -65,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.report:
         try:
             write_report(options.report, results, options.composite, unpaired)
-            if find_spec("matplotlib") is None:
-                print("no index.html: needs matplotlib: pip install -e '.[report]'", file=sys.stderr)
+            try:
+                check_plotting()
+            except UserError as error:
+                print(f"no index.html: {error}", file=sys.stderr)
             else:
                 from tools.report.page import Content, write_page  # late: scores do not wait for matplotlib
                 from tools.report.versions import Version

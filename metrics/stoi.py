@@ -1,7 +1,7 @@
 """STOI and ESTOI with the package `pystoi`.
 
-The published tables used another port of the same algorithm. Means over the test set agree within 0.001; 21 of its 824
-files differ by more than 0.005, because the two ports find different frames silent.
+The published tables used another port of the same algorithm, which finds other frames silent. The means over the 824
+noisy files of the VoiceBank+DEMAND test set differ by 0.00001, and the scores of 21 files by more than 0.005.
 """
 
 from __future__ import annotations

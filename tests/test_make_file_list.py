@@ -1,4 +1,4 @@
-"""make_file_list.py, run as a user runs it."""
+"""make_file_list.py and create_test_list.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import create_test_list
+import make_file_list
 from data.file_lists import Utterance, read_file_list
-from tests.fixtures.commands import run_script
+from tests.fixtures.commands import Result, call_main, run_script
 
 DEFAULT = Path("VoiceBank+DEMAND/16k")
 DEFAULT_FOLDERS = {
@@ -23,7 +25,15 @@ def make_files(folder: Path, *names: str) -> None:
         path.touch()
 
 
-def test_the_defaults_list_what_downsampling_writes(tmp_path: Path) -> None:
+def make_list(folder: Path, *arguments: object) -> Result:
+    return call_main(make_file_list.main, *arguments, cwd=folder)
+
+
+def make_test_list(folder: Path, *arguments: object) -> Result:
+    return call_main(create_test_list.main, *arguments, cwd=folder)
+
+
+def test_defaults_list_the_output_of_downsampling(tmp_path: Path) -> None:
     for folders in DEFAULT_FOLDERS.values():
         for folder in folders:
             make_files(tmp_path / DEFAULT / folder, "p2.wav", "p1.wav", 'sub/it\'s "p3" тест.wav')
@@ -40,51 +50,44 @@ def test_the_defaults_list_what_downsampling_writes(tmp_path: Path) -> None:
 def test_without_the_default_training_set_only_the_test_list_is_written(tmp_path: Path) -> None:
     for folder in DEFAULT_FOLDERS["test.txt"]:
         make_files(tmp_path / DEFAULT / folder, "a.wav")
-    assert run_script("make_file_list.py", cwd=tmp_path).returncode == 0
+    assert make_list(tmp_path).returncode == 0
     assert (tmp_path / "test.txt").is_file()
     assert not (tmp_path / "training.txt").exists()
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "training.txt"), ("test", "test.txt")])
-def test_one_split_given_writes_one_list_where_it_is_told(tmp_path: Path, split: str, name: str) -> None:
+def test_the_folders_of_one_split_give_one_list(tmp_path: Path, split: str, name: str) -> None:
     clean, noisy, output = tmp_path / "clean", tmp_path / "noisy", tmp_path / "new" / "lists"
     make_files(clean, "a.flac")
     make_files(noisy, "a.wav")
-    options = (f"--{split}_clean_path", clean, f"--{split}_noisy_path", noisy, "--output_dir", output)
-    done = run_script("make_file_list.py", *options, cwd=tmp_path)
+    done = make_list(tmp_path, f"--{split}_clean_path", clean, f"--{split}_noisy_path", noisy, "--output_dir", output)
     assert done.returncode == 0
     assert [path.name for path in output.iterdir()] == [name]
     assert read_file_list(output / name) == [Utterance("a", clean / "a.flac", noisy / "a.wav")]
 
 
-def test_files_without_a_twin_are_named_and_the_pairs_listed(tmp_path: Path) -> None:
+def test_unpaired_files_are_named_and_the_pairs_listed(tmp_path: Path) -> None:
     make_files(tmp_path / "c", "both.wav", "only clean.wav")
     make_files(tmp_path / "n", "both.wav", "only noisy.wav")
-    done = run_script("make_file_list.py", "--test_clean_path", "c", "--test_noisy_path", "n", cwd=tmp_path)
+    done = make_list(tmp_path, "--test_clean_path", "c", "--test_noisy_path", "n")
     assert done.returncode == 1
-    named = ["c/only clean.wav: no file of this name in n", "n/only noisy.wav: no file of this name in c"]
-    assert done.stderr.splitlines() == named
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["c/only clean.wav", "n/only noisy.wav"]
     assert (tmp_path / "test.txt").read_text(encoding="utf-8") == "both|c/both.wav|n/both.wav\n"
 
 
-def test_a_name_that_a_list_cannot_hold_is_named_and_left_out(tmp_path: Path) -> None:
+def test_names_that_a_list_cannot_hold_are_named_and_left_out(tmp_path: Path) -> None:
     for folder in ("c", "n"):
         make_files(tmp_path / folder, "good.wav", "bar|bar.wav", "two\nlines.wav")
-    done = run_script("make_file_list.py", "--test_clean_path", "c", "--test_noisy_path", "n", cwd=tmp_path)
+    done = make_list(tmp_path, "--test_clean_path", "c", "--test_noisy_path", "n")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 2
     assert "'bar|bar'" in done.stderr
     assert "'two\\nlines'" in done.stderr
     assert [pair.id for pair in read_file_list(tmp_path / "test.txt")] == ["good"]
-
-
-def test_a_folder_that_a_list_cannot_hold_is_refused(tmp_path: Path) -> None:
-    for folder in ("c|c", "n"):
-        make_files(tmp_path / folder, "a.wav")
-    done = run_script("make_file_list.py", "--test_clean_path", "c|c", "--test_noisy_path", "n", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "'c|c'" in done.stderr
-    assert not (tmp_path / "test.txt").exists()
+    done = make_test_list(tmp_path, "--test_dir_to_scan", "c")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 2
+    assert (tmp_path / "test_final.txt").read_text(encoding="utf-8") == "good\n"
 
 
 @pytest.mark.parametrize(
@@ -93,18 +96,56 @@ def test_a_folder_that_a_list_cannot_hold_is_refused(tmp_path: Path) -> None:
         ([], "VoiceBank+DEMAND/16k/clean_trainset_28spk_wav: no such folder"),
         (["--test_clean_path", "c", "--test_noisy_path", "missing"], "missing: no such folder"),
         (["--test_clean_path", "c", "--test_noisy_path", "empty"], "empty: holds no audio files"),
-        (["--test_clean_path", "c", "--test_noisy_path", "other"], "other: no file has a twin in c"),
-        (["--test_clean_path", "c"], "--test_clean_path and --test_noisy_path belong together"),
-        (
-            ["--test_clean_path", "c", "--test_noisy_path", "c", "--output_dir", "c/a.wav"],
-            "c/a.wav: cannot be written",
-        ),
+        (["--test_clean_path", "c", "--test_noisy_path", "other"], "other: no file has the name of one in c"),
+        (["--test_clean_path", "c|c", "--test_noisy_path", "c"], "'c|c'"),
+        (["--test_clean_path", "c"], "--test_clean_path and --test_noisy_path"),
+        (["--test_clean_path", "c", "--test_noisy_path", "c", "--output_dir", "c/a.wav"], "c/a.wav/test.txt: cannot"),
     ],
 )
-def test_a_wrong_command_line_gets_one_clear_line_and_no_list(tmp_path: Path, arguments: list[str], words: str) -> None:
-    make_files(tmp_path, "c/a.wav", "empty/notes.txt", "other/b.wav")
-    done = run_script("make_file_list.py", *arguments, cwd=tmp_path)
+def test_wrong_command_lines_give_one_line_and_no_list(tmp_path: Path, arguments: list[str], words: str) -> None:
+    make_files(tmp_path, "c/a.wav", "c|c/a.wav", "empty/notes.txt", "other/b.wav")
+    done = make_list(tmp_path, *arguments)
     assert done.returncode == 2
-    assert words in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.rglob("test.txt")) == []
+
+
+def test_the_test_list_finds_both_versions_of_any_extension(tmp_path: Path) -> None:
+    ids = ["a.take2", "b", 'sub folder/it\'s "c" тест']
+    enhanced, clean = tmp_path / "enhanced", tmp_path / "clean"
+    make_files(enhanced, *(f"{id_}.wav" for id_ in ids), "notes.txt")
+    make_files(clean, *(f"{id_}.flac" for id_ in ids))
+    done = run_script("create_test_list.py", "--test_dir_to_scan", "enhanced", cwd=tmp_path)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "test_final.txt: 3 files\n")
+    assert (tmp_path / "test_final.txt").read_text(encoding="utf-8").splitlines() == ids
+    assert read_file_list(tmp_path / "test_final.txt", clean, enhanced) == [
+        Utterance(id_, clean / f"{id_}.flac", enhanced / f"{id_}.wav") for id_ in ids
+    ]
+
+
+def test_the_test_list_replaces_an_earlier_file(tmp_path: Path) -> None:
+    make_files(tmp_path, "enhanced/a.wav", "lists/mine.txt")
+    done = make_test_list(tmp_path, "--test_dir_to_scan", "enhanced", "--output_file", "lists/mine.txt")
+    assert done.returncode == 0
+    assert (tmp_path / "lists/mine.txt").read_text(encoding="utf-8") == "a\n"
+    assert [path.name for path in (tmp_path / "lists").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "output", "words"),
+    [
+        ("missing", "list.txt", "missing: no such folder"),
+        ("empty", "list.txt", "empty: holds no audio files"),
+        ("twice", "list.txt", "same name 'a'"),
+        ("enhanced", "enhanced/a.wav/list.txt", "enhanced/a.wav/list.txt: cannot be written"),
+        ("enhanced", "empty", "empty: cannot be written"),
+    ],
+)
+def test_a_test_list_that_cannot_be_made(tmp_path: Path, folder: str, output: str, words: str) -> None:
+    make_files(tmp_path, "empty/notes.txt", "twice/a.wav", "twice/a.flac", "enhanced/a.wav")
+    done = make_test_list(tmp_path, "--test_dir_to_scan", folder, "--output_file", output)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert not (tmp_path / "list.txt").exists()

@@ -1,7 +1,9 @@
-"""One pair of files to its scores: rates, channels, lengths, and every kind of file that has none."""
+"""Scores of file pairs: rates, channels, lengths, unusable files; and their summary as table, CSV and JSON."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from pathlib import Path
 
@@ -9,134 +11,98 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.audio import AudioFormat, write_audio
 from data.file_lists import Utterance
 from metrics import score as module
-from metrics.score import METRICS, score_pair, score_pairs, score_signals
+from metrics.score import METRICS, PairScores, score_pair, score_pairs, score_signals
+from metrics.summary import format_table, print_scores, write_report
+from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from utils.processes import LostProcessError
 
 CLEAN = speech_like(2)
 NOISY = with_noise(CLEAN, 25)
+COMPOSITE = {"csig", "cbak", "covl"}
 
 
-def write(path: Path, *channels: np.ndarray, rate: int = 16_000, subtype: str = "PCM_16") -> Path:
-    write_audio(path, np.stack(channels, axis=1), AudioFormat(rate, len(channels), "WAV", subtype))
-    return path
+def pair(
+    folder: Path, clean: np.ndarray = CLEAN, noisy: np.ndarray = NOISY, clean_rate: int = 16_000, rate: int = 16_000
+) -> Utterance:
+    save(folder / "clean.wav", clean, clean_rate)
+    save(folder / "noisy.wav", noisy, rate)
+    return Utterance("a", folder / "clean.wav", folder / "noisy.wav")
 
 
-def pair(tmp_path: Path, clean: np.ndarray = CLEAN, noisy: np.ndarray = NOISY) -> Utterance:
-    return Utterance("a", write(tmp_path / "clean.wav", clean), write(tmp_path / "noisy.wav", noisy))
+def undefined(result: PairScores) -> set[str]:
+    return {name for name, value in result.values.items() if math.isnan(value)}
 
 
 def test_a_pair_has_every_score(tmp_path: Path) -> None:
     result = score_pair(pair(tmp_path), "published")
-    assert result.id == "a"
-    assert result.reason is None
+    assert (result.id, result.reason) == ("a", None)
     assert list(result.values) == list(METRICS)
     clean, noisy = (np.rint(signal * 32768) / 32768 for signal in (CLEAN, NOISY))
     expected, reasons = score_signals(clean, noisy, "published")
     assert reasons == []
-    for name in METRICS:
-        assert result.values[name] == pytest.approx(expected[name], abs=1e-6)
+    assert result.values == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_versions_differ_in_the_composite_alone() -> None:
+def test_the_variants_differ_in_the_composite_measures_only() -> None:
     published, _ = score_signals(CLEAN, NOISY, "published")
     loizou, _ = score_signals(CLEAN, NOISY, "loizou")
-    assert {name for name in METRICS if published[name] != loizou[name]} == {"csig", "cbak", "covl"}
-    assert all(published[name] > loizou[name] for name in ("csig", "cbak", "covl"))
+    assert {name for name in METRICS if published[name] != loizou[name]} == COMPOSITE
+    assert all(published[name] > loizou[name] for name in COMPOSITE)
 
 
-def test_another_rate_is_resampled(tmp_path: Path) -> None:
+def test_other_rates_are_resampled_before_the_lengths_are_compared(tmp_path: Path) -> None:
     clean = speech_like(2, rate=48_000)
-    noisy = with_noise(clean, 25)
-    files = Utterance(
-        "a",
-        write(tmp_path / "clean.wav", clean, rate=48_000),
-        write(tmp_path / "noisy.wav", noisy, rate=48_000),
-    )
-    result = score_pair(files, "published")
+    result = score_pair(pair(tmp_path, clean, with_noise(clean, 25)[:-1500], 48_000, 48_000), "published")
     assert result.reason is None
-    # White noise at 48 kHz: two thirds of it lie above 8 kHz and are gone at 16 kHz.
+    # Two thirds of white noise at 48 kHz lie above 8 kHz and are removed.
     assert result.values["si_sdr"] == pytest.approx(25 + 10 * math.log10(3), abs=0.5)
 
 
-def test_several_channels_are_averaged(tmp_path: Path) -> None:
-    louder = with_noise(CLEAN, 10)
-    stereo = Utterance("a", write(tmp_path / "clean.wav", CLEAN, CLEAN), write(tmp_path / "noisy.wav", NOISY, louder))
-    result = score_pair(stereo, "published")
-    (tmp_path / "mono").mkdir()
-    first = score_pair(pair(tmp_path / "mono", CLEAN, NOISY), "published")
-    second = score_pair(pair(tmp_path / "mono", CLEAN, louder), "published")
-    for name in METRICS:
-        assert result.values[name] == pytest.approx((first.values[name] + second.values[name]) / 2)
+def test_scores_are_averaged_over_channels(tmp_path: Path) -> None:
+    channels = [score_pair(pair(tmp_path, CLEAN, noisy), "published") for noisy in (NOISY, with_noise(CLEAN, 10))]
+    stereo = pair(tmp_path, np.stack([CLEAN, CLEAN], axis=1), np.stack([NOISY, with_noise(CLEAN, 10)], axis=1))
+    expected = {name: (channels[0].values[name] + channels[1].values[name]) / 2 for name in METRICS}
+    assert score_pair(stereo, "published").values == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("missing", [1, 512])
-def test_up_to_a_frame_of_difference_is_cut(tmp_path: Path, missing: int) -> None:
+def test_length_differences_up_to_a_frame_are_cut(tmp_path: Path, missing: int) -> None:
     expected = score_pair(pair(tmp_path, CLEAN[:-missing], NOISY[:-missing]), "published")
-    for clean, noisy in ((CLEAN, NOISY[:-missing]), (CLEAN[:-missing], NOISY)):
-        assert score_pair(pair(tmp_path, clean, noisy), "published") == expected
     assert expected.reason is None
-
-
-def test_a_larger_difference_names_both_lengths(tmp_path: Path) -> None:
-    result = score_pair(pair(tmp_path, CLEAN, NOISY[:-513]), "published")
-    assert result.reason == "the lengths differ: clean 32000, other 31487 samples at 16 kHz"
-    assert all(math.isnan(value) for value in result.values.values())
-
-
-def test_a_length_that_differs_at_a_higher_rate_is_counted_at_16_khz(tmp_path: Path) -> None:
-    clean = speech_like(2, rate=48_000)
-    files = Utterance(
-        "a",
-        write(tmp_path / "clean.wav", clean, rate=48_000),
-        write(tmp_path / "noisy.wav", with_noise(clean, 25)[:-1500], rate=48_000),
-    )
-    assert score_pair(files, "published").reason is None
+    assert score_pair(pair(tmp_path, CLEAN, NOISY[:-missing]), "published") == expected
+    assert score_pair(pair(tmp_path, CLEAN[:-missing], NOISY), "published") == expected
 
 
 @pytest.mark.parametrize(
-    ("clean", "noisy", "reason"),
+    ("clean", "noisy", "rate", "words"),
     [
-        (CLEAN, np.zeros_like(CLEAN), "the other signal is silent"),
-        (np.zeros_like(CLEAN), NOISY, "the clean signal is silent"),
-        (CLEAN[:3999], NOISY[:3999], "shorter than 1/4 s (3999 samples at 16 kHz)"),
+        (CLEAN, np.zeros_like(CLEAN), 16_000, ["other", "silent"]),
+        (np.zeros_like(CLEAN), NOISY, 16_000, ["clean", "silent"]),
+        (CLEAN[:3999], NOISY[:3999], 16_000, ["shorter", "3999"]),
+        (CLEAN, NOISY[:-513], 16_000, ["lengths", "32000", "31487"]),
+        (CLEAN, NOISY, 48_000, ["rates", "16000", "48000"]),
+        (CLEAN, np.stack([NOISY, NOISY], axis=1), 16_000, ["channels", "1", "2"]),
     ],
 )
-def test_signals_without_a_score(tmp_path: Path, clean: np.ndarray, noisy: np.ndarray, reason: str) -> None:
-    result = score_pair(pair(tmp_path, clean, noisy), "published")
-    assert result.reason == reason
-    assert all(math.isnan(value) for value in result.values.values())
+def test_pairs_without_scores(
+    tmp_path: Path, clean: np.ndarray, noisy: np.ndarray, rate: int, words: list[str]
+) -> None:
+    result = score_pair(pair(tmp_path, clean, noisy, rate=rate), "published")
+    assert result.reason is not None
+    assert all(word in result.reason for word in words)
+    assert undefined(result) == set(METRICS)
 
 
-def test_files_of_different_rates_or_channels(tmp_path: Path) -> None:
-    clean = write(tmp_path / "clean.wav", CLEAN)
-    fast = write(tmp_path / "fast.wav", NOISY, rate=48_000)
-    stereo = write(tmp_path / "stereo.wav", NOISY, NOISY)
-    assert score_pair(Utterance("a", clean, fast), "published").reason == (
-        "the rates differ: clean 16000 Hz, other 48000 Hz"
-    )
-    assert score_pair(Utterance("a", clean, stereo), "published").reason == (
-        "the channels differ: clean has 1, other 2"
-    )
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    clean = write(tmp_path / "clean.wav", CLEAN)
-    cut = tmp_path / "cut.wav"
+def test_unusable_files(tmp_path: Path) -> None:
+    clean = pair(tmp_path).clean
+    cut, nan, text = tmp_path / "cut.wav", tmp_path / "nan.wav", tmp_path / "text.wav"
     cut.write_bytes(clean.read_bytes()[:20_000])
-    nan = tmp_path / "nan.wav"
     soundfile.write(nan, np.where(np.arange(32_000) == 77, np.nan, NOISY), 16_000, subtype="FLOAT")
-    text = tmp_path / "text.wav"
     text.write_text("not audio\n", encoding="utf-8")
-    for path, words in (
-        (cut, "cut short"),
-        (nan, "holds NaN or infinite samples (the first at sample 77)"),
-        (text, "not an audio file"),
-        (tmp_path / "none.wav", "cannot be read: No such file"),
-    ):
+    for path, words in ((cut, "cut short"), (nan, "NaN"), (text, "not an audio file"), (tmp_path / "no", "No such")):
         reason = score_pair(Utterance("a", clean, path), "published").reason
         assert reason is not None
         assert str(path) in reason
@@ -144,35 +110,36 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert "\n" not in reason
 
 
-def test_a_measure_that_fails_alone_leaves_the_others(tmp_path: Path) -> None:
+def test_a_metric_that_fails_leaves_the_others(tmp_path: Path) -> None:
     short = score_pair(pair(tmp_path, CLEAN[:5000], NOISY[:5000]), "published")
-    assert short.reason == "no STOI: less than one analysis segment (0.4 s) of speech"
-    assert {name for name in METRICS if math.isnan(short.values[name])} == {"stoi", "estoi"}
+    assert short.reason is not None
+    assert short.reason.startswith("no STOI")
+    assert undefined(short) == {"stoi", "estoi"}
     long = score_pair(pair(tmp_path, np.tile(CLEAN, 21), np.tile(NOISY, 21)), "published")
-    assert long.reason == "no PESQ: 42.0 s long, P.862 is for at most 40 s; split it"
-    assert {name for name in METRICS if math.isnan(long.values[name])} == {"pesq", "csig", "cbak", "covl"}
+    assert long.reason is not None
+    assert long.reason.startswith("no PESQ: 42.0 s")
+    assert undefined(long) == {"pesq", *COMPOSITE}
 
 
-def test_memory_is_not_filled_with_an_endless_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_files_are_rejected_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SECONDS", 1)
     reason = score_pair(pair(tmp_path), "published").reason
-    assert reason == f"{tmp_path / 'clean.wav'}: longer than 1 s; split it"
+    assert reason is not None
+    assert reason.startswith(f"{tmp_path / 'clean.wav'}: longer than 1 s")
 
 
-def test_a_lost_process_and_an_unforeseen_error_are_reasons_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outcomes = [(1, LostProcessError("the process that worked on it died")), (0, MemoryError("no\nroom"))]
+def test_a_lost_process_and_an_unexpected_error_are_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [(1, LostProcessError("the process died")), (0, MemoryError("no\nroom"))]
     monkeypatch.setattr(module, "run_in_processes", lambda *_: iter(outcomes))
     results = score_pairs([Utterance(name, tmp_path, tmp_path) for name in "ab"], "published", jobs=1)
     assert [(result.id, result.reason) for result in results] == [
         ("a", "MemoryError: no room"),
-        ("b", "the process that worked on it died"),
+        ("b", "the process died"),
     ]
-    assert all(math.isnan(value) for result in results for value in result.values.values())
+    assert all(undefined(result) == set(METRICS) for result in results)
 
 
-def test_many_pairs_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_results_keep_the_order_of_the_pairs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     good = pair(tmp_path)
     missing = Utterance("missing", good.clean, tmp_path / "none.wav")
     results = score_pairs([good, missing, good], "loizou", jobs=2)
@@ -180,5 +147,59 @@ def test_many_pairs_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert results[0] == results[2]
     assert results[0].values == pytest.approx(score_pair(good, "loizou").values)
     assert results[1].reason is not None
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+    assert capfd.readouterr() == ("", "")
+
+
+def scores(name: str, value: float, reason: str | None = None) -> PairScores:
+    return PairScores(name, dict.fromkeys(METRICS, value), reason)
+
+
+def test_the_table_names_the_variant_and_counts_the_files() -> None:
+    results = [scores("a", 1.0), scores("b", 2.0), scores("c", math.nan, "silent"), scores("d", 3.0)]
+    lines = format_table(results, "loizou").splitlines()
+    assert lines[0].startswith("4 files, 1 failed; composite measures 'loizou'")
+    assert [line.split()[0] for line in lines[2:]] == [
+        *("PESQ", "CSIG", "CBAK", "COVL", "SSNR", "STOI", "ESTOI", "SI-SDR")
+    ]
+    assert lines[2].split() == ["PESQ", "2.0000", "±", "2.4841", "3"]
+    assert "'published'" in format_table(results, "published")
+    without = format_table([scores("a", math.nan, "silent")], "published").splitlines()
+    assert without[2].split() == ["PESQ", "-", "-", "0"]
+
+
+def test_report_files(tmp_path: Path) -> None:
+    third = 1 / 3
+    results = [scores("sub/a, b", third), scores("c", math.nan, "silent")]
+    folder = tmp_path / "new" / "report"
+    write_report(folder, results, "published", [Path("x.wav")])
+    assert sorted(path.name for path in folder.iterdir()) == ["scores.csv", "summary.json"]
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == ["sub/a, b", "c"]
+    assert list(rows[0]) == ["file", *METRICS]
+    assert float(rows[0]["pesq"]) == third
+    assert rows[1]["pesq"] == "NaN"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["composite"] == "published"
+    assert (summary["files"], summary["failed"], summary["unpaired"]) == (2, {"c": "silent"}, ["x.wav"])
+    assert summary["metrics"]["pesq"] == {"mean": third, "ci95": None, "files": 1}
+
+
+def test_print_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "run_in_processes", lambda task, items, _: enumerate(map(task, items)))
+    files = pair(tmp_path)
+    clean = {"a": files.clean, "failed": files.clean, "only_clean": tmp_path / "only_clean.wav"}
+    out = tmp_path / "out"
+    targets = {
+        files.noisy: Path("a.wav"),
+        out / "a.flac": Path("a.flac"),
+        out / "failed.wav": Path("failed.wav"),
+        out / "only_noisy.wav": Path("only_noisy.wav"),
+    }
+    problems = print_scores(clean, targets, {out / "failed.wav": "cut short"}, whole=True)
+    for problem, path in zip(problems, (out / "a.flac", out / "only_noisy.wav", "only_clean.wav"), strict=True):
+        assert str(path) in problem
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("2 files, 1 failed")
+    assert table[2].split()[-1] == "1"
+    assert len(print_scores(clean, {files.noisy: Path("a.wav")}, {}, whole=False)) == 0

@@ -1,7 +1,6 @@
-"""The composite measures written down plainly, frame by frame and band by band: slow, but easy to check.
+"""Slow frame-by-frame implementation of the composite measures, which shares no code with `metrics.composite`.
 
-The tests compare the fast code with it, and `scripts/benchmark_metrics.py` times both. It shares no code with
-`metrics.composite`.
+The tests compare both; `python -m tools.benchmark metrics` times both.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ WIDTHS += [183.457, 199.776, 217.153, 235.631, 255.255, 276.072, 298.126, 321.46
 
 
 def frame_pairs(clean: np.ndarray, degraded: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Windowed frames `[480]` of both signals `[N]`, as many as `int(N / 120 − 480 / 120)`."""
+    """Return int(N / 120 − 480 / 120) windowed frames `[480]` of both signals `[N]`."""
     window = np.array([0.5 * (1 - math.cos(2 * math.pi * n / (FRAME + 1))) for n in range(1, FRAME + 1)])
     frames = []
     for index in range(int(len(clean) / HOP - FRAME / HOP)):
@@ -53,7 +52,7 @@ def toeplitz(first_row: list[float]) -> np.ndarray:
 
 
 def prediction_filter(first_row: list[float]) -> np.ndarray:
-    """The error filter [1, −a₁ …] from the normal equations, solved as they stand (no recursion)."""
+    """Return the prediction-error filter 1, −a₁, … by solving the normal equations directly."""
     solution = np.linalg.solve(toeplitz(first_row[:-1]), np.array(first_row[1:]))
     return np.concatenate([[1.0], -solution])
 
@@ -119,7 +118,7 @@ def plain_wss(clean: np.ndarray, degraded: np.ndarray, divide: bool) -> float:
 
 
 def plain_composite(pesq: float, llr: float, wss: float, ssnr: float) -> tuple[float, float, float]:
-    """CSIG, CBAK, COVL."""
+    """Return CSIG, CBAK and COVL."""
     csig = 3.093 - 1.029 * llr + 0.603 * pesq - 0.009 * wss
     cbak = 1.634 + 0.478 * pesq - 0.007 * wss + 0.063 * ssnr
     covl = 1.594 + 0.805 * pesq - 0.512 * llr - 0.007 * wss

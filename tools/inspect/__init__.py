@@ -1,1 +1,1 @@
-"""Figures of what a network computes: `python -m tools.inspect`."""
+"""Draw the computation of a network on one utterance: `python -m tools.inspect`."""

@@ -1,6 +1,5 @@
-"""The page to listen to results with: players, pictures, scores and statistics in HTML that opens from disk.
+"""Write the listening page: players, spectrograms, scores and statistics of recordings in HTML that opens from disk.
 
-`tools.report.page.write_page` is what `scripts/report.py` and `cal_metrics.py --report` call. `tools.inspect.inside` makes the
-figures of `scripts/inspect_model.py`. Needs matplotlib, which `pip install -e '.[report]'` installs; so those import
-this package late.
+`tools.report.page.write_page` is what `python -m tools.report` and `cal_metrics.py --report` call. It needs matplotlib
+and librosa: `pip install -e '.[report]'`.
 """

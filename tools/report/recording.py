@@ -1,4 +1,4 @@
-"""One recording as the page needs it: the sound of each version for the browser, its pictures, its input SNR."""
+"""Prepare one recording for the listening page: FLAC audio, waveform and spectrogram images, input SNR."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
+from matplotlib.colors import ListedColormap
+from matplotlib.image import imsave
 
 from data.audio import AudioError, AudioReader, resample_blocks
 from metrics.score import MAX_LENGTH_DIFFERENCE, MAX_SECONDS
-from tools.report.pictures import power_columns, spectrogram_picture, waveform_picture
+from utils.plots import MAX_COLUMNS, power_spectrogram, spectrogram_image
 
-_LOWEST_PLAYABLE, _HIGHEST_PLAYABLE = 8000, 192_000
-"""Hz; browsers refuse what is far below or above, so that those are resampled."""
+MIN_RATE, MAX_RATE = 8000, 192_000
+"""Sampling rates that browsers decode. Files at other rates are resampled."""
+
+WAVEFORM_HEIGHT = 97
+"""Pixels; odd, so that the zero line is one row."""
+WAVEFORM_COLOR = "#2b5c8a"
 
 
-@dataclass(frozen=True)
-class Recording:
-    """The files of one recording, one a version; `noisy` and `clean` say which of them give the input SNR."""
+class Recording(NamedTuple):
+    """The files of one recording, one per version, and which of them give the input SNR."""
 
     files: tuple[Path, ...]
     noisy: int | None
@@ -31,11 +37,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the page shows of a recording.
+    """The content of the page for one recording.
 
-    `seconds`: of the longest version, NaN where none can be read; `snr_db`: of the noisy version, NaN where there is
-    none; `media`: JSON with sounds and pictures as base64, which the page's scripts read; `problems`: a line for each
-    version that cannot be read.
+    seconds: duration of the longest version; NaN if none can be read.
+    snr_db: SNR of the noisy version; NaN if unknown.
+    media: JSON with audio and images in base64, read by the scripts of the page; None if no version can be read.
+    problems: a message for each version that cannot be read.
     """
 
     seconds: float
@@ -43,103 +50,105 @@ class Prepared:
     media: str | None
     problems: tuple[str, ...]
 
-    @property
-    def playable(self) -> bool:
-        """Whether any version can be read."""
-        return not math.isnan(self.seconds)
 
+class Sound(NamedTuple):
+    """Samples `[N, channels]` and their rate in Hz."""
 
-@dataclass(frozen=True)
-class _Sound:
-    samples: np.ndarray  # [N, channels]
+    samples: np.ndarray
     rate: int
-
-    @property
-    def seconds(self) -> float:
-        return len(self.samples) / self.rate
 
 
 def prepare(recording: Recording) -> Prepared:
-    """Read all versions of a recording, compress them for the browser and draw them."""
-    sounds: list[_Sound | None] = []
+    """Read, compress and draw all versions of a recording.
+
+    The versions share the level and time axis of the images. A version that cannot be read is null in `media`.
+    """
+    sounds: list[Sound | None] = []
     problems: list[str] = []
     for path in recording.files:
         try:
-            sounds.append(_read(path))
+            sounds.append(read_sound(path))
         except AudioError as error:
             sounds.append(None)
             problems.append(str(error))
-    there = [sound for sound in sounds if sound]
-    if not there:
+    readable = [sound for sound in sounds if sound]
+    if not readable:
         return Prepared(math.nan, math.nan, None, tuple(problems))
-    noisy, clean = (None if place is None else sounds[place] for place in (recording.noisy, recording.clean))
-    snr_db = _snr_db(clean, noisy) if clean and noisy else math.nan
-    return Prepared(max(sound.seconds for sound in there), snr_db, _media(sounds), tuple(problems))
+    noisy, clean = (None if index is None else sounds[index] for index in (recording.noisy, recording.clean))
+    snr_db = input_snr(clean, noisy) if clean and noisy else math.nan
+    seconds = max(len(sound.samples) / sound.rate for sound in readable)
+
+    rate = max(sound.rate for sound in readable)  # of the images
+    mono: list[np.ndarray | None] = []
+    for sound in sounds:
+        if sound is None:
+            mono.append(None)
+        else:
+            mean = sound.samples.mean(axis=1, keepdims=True)
+            mono.append(np.concatenate(list(resample_blocks(iter([mean]), sound.rate, rate, 1)))[:, 0])
+    samples = max(len(wav) for wav in mono if wav is not None)
+    peak = max(float(np.abs(wav).max()) for wav in mono if wav is not None)
+    powers = [None if wav is None else power_spectrogram(wav, rate, samples) for wav in mono]
+    reference = max(float(power.max()) for power in powers if power is not None)
+    versions: list[dict[str, str] | None] = []
+    for sound, wav, power in zip(sounds, mono, powers, strict=True):
+        if sound is None or wav is None or power is None:
+            versions.append(None)
+            continue
+        flac = BytesIO()
+        pcm = np.clip(np.rint(sound.samples * 32768.0), -32768, 32767).astype(np.int16)
+        soundfile.write(flac, pcm, sound.rate, format="FLAC", subtype="PCM_16")
+        content = {
+            "sound": flac.getvalue(),
+            "waveform": waveform_image(wav, samples, peak),
+            "spectrogram": spectrogram_image(power, reference),
+        }
+        versions.append({name: b64encode(data).decode() for name, data in content.items()})
+    media = json.dumps({"seconds": seconds, "highest_hz": rate / 2, "versions": versions})
+    return Prepared(seconds, snr_db, media, tuple(problems))
 
 
-def _read(path: Path) -> _Sound:
-    """A whole file, at a rate that browsers play; raises `AudioError`."""
+def read_sound(path: Path) -> Sound:
+    """Read a whole file at a rate that browsers decode; raise `AudioError` if it is unreadable or too long."""
     with AudioReader(path) as reader:
-        own_rate, channels = reader.format.rate, reader.format.channels
-        rate = min(max(own_rate, _LOWEST_PLAYABLE), _HIGHEST_PLAYABLE)
+        rate = min(max(reader.format.rate, MIN_RATE), MAX_RATE)
         blocks: list[np.ndarray] = []
         frames = 0
-        for block in resample_blocks(reader.blocks(), own_rate, rate, channels):
+        for block in resample_blocks(reader.blocks(), reader.format.rate, rate, reader.format.channels):
             frames += len(block)
             if frames > MAX_SECONDS * rate:
                 raise AudioError(f"{path}: longer than {MAX_SECONDS} s; split it")
             blocks.append(block)
-    return _Sound(np.concatenate(blocks), rate)
+    return Sound(np.concatenate(blocks), rate)
 
 
-def _snr_db(clean: _Sound, noisy: _Sound) -> float:
-    """Power of the clean signal over that of the difference; NaN where the two cannot be subtracted."""
-    if clean.rate != noisy.rate or clean.samples.shape[1] != noisy.samples.shape[1]:
-        return math.nan
+def input_snr(clean: Sound, noisy: Sound) -> float:
+    """Return the power of `clean` over that of `noisy − clean` in dB; NaN if the two signals do not match."""
     samples = min(len(clean.samples), len(noisy.samples))
-    if max(len(clean.samples), len(noisy.samples)) - samples > MAX_LENGTH_DIFFERENCE:
+    longer = max(len(clean.samples), len(noisy.samples))
+    same_format = clean.rate == noisy.rate and clean.samples.shape[1] == noisy.samples.shape[1]
+    if not same_format or longer - samples > MAX_LENGTH_DIFFERENCE:
         return math.nan
     signal = clean.samples[:samples].astype(np.float64)
     power, noise_power = np.sum(signal**2), np.sum((noisy.samples[:samples] - signal) ** 2)
     return 10 * math.log10(power / noise_power) if power > 0 and noise_power > 0 else math.nan
 
 
-def _media(sounds: list[_Sound | None]) -> str:
-    """Sounds and pictures of all versions, null for one that cannot be read, in JSON."""
-    there = [sound for sound in sounds if sound]
-    rate = max(sound.rate for sound in there)
-    seconds = max(sound.seconds for sound in there)
-    signals = [sound and _one_channel(sound, rate) for sound in sounds]
-    powers = [None if signal is None else power_columns(signal, rate, seconds) for signal in signals]
-    loudest = max(float(power.max()) for power in powers if power is not None)
-    peak = max(float(np.abs(signal).max()) for signal in signals if signal is not None)
-    samples = max(len(signal) for signal in signals if signal is not None)
-    versions = [
-        None
-        if sound is None or signal is None or power is None
-        else {
-            "sound": _base64(_flac(sound)),
-            "waveform": _base64(waveform_picture(signal, samples, peak)),
-            "spectrogram": _base64(spectrogram_picture(power, loudest)),
-        }
-        for sound, signal, power in zip(sounds, signals, powers, strict=True)
-    ]
-    return json.dumps({"seconds": seconds, "highest_hz": rate / 2, "versions": versions})
+def waveform_image(wav: np.ndarray, samples: int, peak: float) -> bytes:
+    """Return the envelope (minimum to maximum per column) of `wav` `[N]` as PNG.
 
-
-def _one_channel(sound: _Sound, rate: int) -> np.ndarray:
-    """The mean of the channels `[N]`, at the rate that the pictures of all versions share."""
-    mean = sound.samples.mean(axis=1, keepdims=True)
-    return np.concatenate(list(resample_blocks(iter([mean]), sound.rate, rate, 1)))[:, 0]
-
-
-def _flac(sound: _Sound) -> bytes:
-    """Compressed without loss beyond 16 bits, which every browser decodes; samples beyond ±1 are clipped."""
+    The width stands for `samples` samples, the height for ±`peak`.
+    """
+    columns = min(samples, MAX_COLUMNS)
+    padded = np.zeros(samples, np.float32)
+    padded[: len(wav)] = wav
+    starts = np.arange(columns) * samples // columns
+    middle = WAVEFORM_HEIGHT // 2
+    scale = middle / peak if peak > 0 else 0.0
+    top = np.rint(middle + scale * np.maximum.reduceat(padded, starts))
+    bottom = np.rint(middle + scale * np.minimum.reduceat(padded, starts))
+    rows = np.arange(WAVEFORM_HEIGHT)[:, None]
+    inside = (rows >= bottom) & (rows <= top) | (rows == middle)
     stream = BytesIO()
-    steps = np.clip(np.rint(sound.samples * 32768.0), -32768, 32767).astype(np.int16)
-    soundfile.write(stream, steps, sound.rate, format="FLAC", subtype="PCM_16")
+    imsave(stream, inside, 0, 1, ListedColormap(["white", WAVEFORM_COLOR]), format="png", origin="lower")
     return stream.getvalue()
-
-
-def _base64(content: bytes) -> str:
-    return b64encode(content).decode()

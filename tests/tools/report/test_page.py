@@ -1,4 +1,4 @@
-"""The listening page in a real browser: opened from disk, listened to, sorted, filtered, driven by keys."""
+"""The listening page in Chromium: playing, switching, sorting, filtering and keyboard control, opened from disk."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.report import __main__ as report
-from tools.report.page import INLINE_RECORDINGS, Content, write_page
+from tools.report.page import MAX_EMBEDDED_RECORDINGS, Content, write_page
 from tools.report.versions import Role, Version
 
 SECONDS = 4.0
-# Frequencies that rise with time tell a version, and the position within it.
+# Each version is a chirp in a band of its own, so that the frequency tells version and position.
 HZ_PER_SECOND = 600
 LOWEST_HZ = {"noisy": 300.0, "system": 2900.0, "clean": 5500.0}
 TO_TITLE = "document.title='hacked'"
-# The slash that ends the script element is the one between folder and file.
+# In "</script>" the slash is the separator of folder and file.
 NASTY = ["a", "b/a", "c & d #1 50%?", "е́ 語 ü", f"x</script><img src=x onerror={TO_TITLE}>", "$css ${data} `\"'"]
 NASTY_SYSTEM = "<script>alert(1)</script>\"'&$x"
 
@@ -33,21 +33,20 @@ def browser() -> Iterator[Browser]:
 
 
 def chirp(version: str, seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
-    """Speaks of its position: its frequency is the version's lowest plus so many Hz a second."""
+    """Return a chirp that starts at the lowest frequency of the version and rises by `HZ_PER_SECOND`."""
     time = np.arange(round(seconds * rate)) / rate
     return 0.5 * np.sin(2 * np.pi * (LOWEST_HZ[version] * time + HZ_PER_SECOND * time**2 / 2))
 
 
 def assert_in_step(browser: Browser, version: str) -> None:
-    """What comes out is this version, at the position that the player shows."""
+    """Assert that the output is this version at the position that the player shows."""
     heard = browser.heard()
-    print("OFF", (heard.hz - LOWEST_HZ[version]) / HZ_PER_SECOND - heard.position)
-    # The measuring itself lags by half its window, 23 ms.
+    # The analyser lags by half its window, 23 ms.
     assert (heard.hz - LOWEST_HZ[version]) / HZ_PER_SECOND == pytest.approx(heard.position, abs=0.1)
 
 
 def content_of(folder: Path, ids: list[str]) -> Content:
-    """A page without scores, of the files in folders named as the versions."""
+    """A page without scores; the files are in folders named as the versions."""
     roles: dict[str, Role] = {"noisy": "noisy", "system": "enhanced", "clean": "clean"}
     versions = [
         Version(name, role, {recording: folder / name / f"{recording}.wav" for recording in ids})
@@ -58,7 +57,7 @@ def content_of(folder: Path, ids: list[str]) -> Content:
 
 @pytest.fixture(scope="module")
 def chirps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of what one can tell by ear, within one file."""
+    """A page of chirps with embedded media."""
     folder = tmp_path_factory.mktemp("chirps")
     for version in LOWEST_HZ:
         save(folder / f"{version}/even.wav", chirp(version))
@@ -77,15 +76,15 @@ def chirps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page as the command makes it: more files than one HTML file takes, some with names that break pages."""
+    """A page with scores and media beside it, made by the command; some file names contain HTML."""
     folder = tmp_path_factory.mktemp("nasty # folder")
-    ids = [*NASTY, *(f"file_{number}" for number in range(INLINE_RECORDINGS + 1 - len(NASTY)))]
+    ids = [*NASTY, *(f"file_{number}" for number in range(MAX_EMBEDDED_RECORDINGS + 1 - len(NASTY)))]
     for number, name in enumerate(ids):
         clean = speech_like(0.6, seed=number)
         save(folder / f"clean/{name}.wav", clean)
         save(folder / f"noisy/{name}.wav", with_noise(clean, 3 + (7 * number) % 11))
         save(folder / f"first/{name}.wav", with_noise(clean, 15 + (5 * number) % 7))
-        # One without scores.
+        # "file_0" has no scores.
         save(folder / f"second/{name}.wav", 0 * clean if name == "file_0" else with_noise(clean, 5 + number))
     arguments = ["--input_noisy_wavs_dir", "noisy", "--input_clean_wavs_dir", "clean", "--output_dir", "page"]
     arguments += ["--enhanced", "first=first", "--enhanced", f"{NASTY_SYSTEM}=second"]
@@ -97,11 +96,22 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(texts: list[str]) -> list[float]:
-    """Of the cells of a column; missing ones are left out."""
+    """Return the numbers of a column without missing ones."""
     return [float(text.replace("−", "-")) for text in texts if text != "–"]
 
 
-def test_the_list_is_sorted_by_any_column_both_ways(browser: Browser, scored: Path) -> None:
+def test_players_come_before_the_statistics(browser: Browser, scored: Path) -> None:
+    browser.load(scored)
+    tops = browser.run("return [...document.querySelectorAll('section')].map((e) => [e.id, e.offsetTop])")
+    assert [name for name, _ in tops] == ["files", "summary", "distributions", "paired"]
+    assert [top for _, top in tops] == sorted(top for _, top in tops)
+    links = browser.run("return [...document.querySelectorAll('nav a')].map((e) => e.getAttribute('href'))")
+    assert links == ["#files", "#summary", "#distributions", "#paired"]
+    # The first file is visible without scrolling.
+    assert browser.run("return document.querySelector('button.open').getBoundingClientRect().bottom") < 700
+
+
+def test_list_is_sorted_by_any_column_both_ways(browser: Browser, scored: Path) -> None:
     browser.load(scored)
     ids = browser.names()
     assert set(NASTY) < set(ids)
@@ -117,12 +127,12 @@ def test_the_list_is_sorted_by_any_column_both_ways(browser: Browser, scored: Pa
             (head,) = browser.all("#table th[aria-sort]")
             assert (head.text.split("\n")[0], head.get_attribute("aria-sort")) == (label, order)
             if label == "PESQ":
-                assert browser.column(label)[-1] == "–"  # in either order
+                assert browser.column(label)[-1] == "–"  # missing values are last in both orders
     browser.all("#table thead button")[0].click()
     assert browser.names() == ids
 
 
-def test_the_list_is_filtered_by_name(browser: Browser, scored: Path) -> None:
+def test_list_is_filtered_by_name(browser: Browser, scored: Path) -> None:
     browser.load(scored)
     count = len(browser.names())
     assert browser.one("#count").text == f"{count} files"
@@ -139,7 +149,7 @@ def test_the_list_is_filtered_by_name(browser: Browser, scored: Path) -> None:
     assert len(browser.names()) == count
 
 
-def test_versions_and_gains_are_chosen(browser: Browser, scored: Path) -> None:
+def test_list_shows_scores_or_gains_of_a_version(browser: Browser, scored: Path) -> None:
     browser.load(scored)
     shown: dict[str, list[float]] = {}
     for version in ("noisy", "first", NASTY_SYSTEM):
@@ -155,12 +165,12 @@ def test_versions_and_gains_are_chosen(browser: Browser, scored: Path) -> None:
     assert not browser.one("#gain").is_enabled()
 
 
-def test_names_are_text_and_their_sound_plays(browser: Browser, scored: Path) -> None:
+def test_names_with_html_are_shown_as_text_and_play(browser: Browser, scored: Path) -> None:
     browser.load(scored)
     browser.messages()
     browser.requests()
     assert scored.stat().st_size < 10_000_000
-    assert len(list(scored.parent.glob("index_files/*.js"))) == INLINE_RECORDINGS + 1
+    assert len(list(scored.parent.glob("index_files/*.js"))) == MAX_EMBEDDED_RECORDINGS + 1
     for name in NASTY:
         browser.open(name)
         assert browser.one(".panel").get_attribute("aria-label") == f"Player of {name}"
@@ -170,20 +180,19 @@ def test_names_are_text_and_their_sound_plays(browser: Browser, scored: Path) ->
     assert NASTY_SYSTEM in browser.texts("#version option")
     assert any(NASTY_SYSTEM in text for text in browser.texts("#summary th"))
     assert any(NASTY_SYSTEM in text for text in browser.texts("#paired summary"))
-    assert browser.driver.title.startswith("Listening report")
+    assert browser.driver.title.startswith("Listening page")
     assert browser.messages() == []
 
 
-def test_nothing_leaves_the_page(browser: Browser, scored: Path) -> None:
+def test_page_makes_no_network_requests(browser: Browser, scored: Path) -> None:
     browser.requests()
     browser.messages()
     browser.load(scored)
     browser.open("a")
-    # Not even in vain.
-    assert browser.messages() == []
-    wanted = browser.requests()
-    assert any("/index_files/000" in address for address in wanted)
-    assert {address.split(":")[0] for address in wanted} <= {"file", "data", "blob"}
+    assert browser.messages() == []  # the browser reports blocked and failed requests
+    requests = browser.requests()
+    assert any("/index_files/000" in address for address in requests)
+    assert {address.split(":")[0] for address in requests} <= {"file", "data", "blob"}
 
 
 def test_switching_keeps_the_position_without_a_gap(browser: Browser, chirps: Path) -> None:
@@ -222,7 +231,7 @@ def test_switching_keeps_the_position_without_a_gap(browser: Browser, chirps: Pa
     assert browser.messages() == []
 
 
-def test_keys_play_seek_and_choose(browser: Browser, chirps: Path) -> None:
+def test_keys_play_seek_and_switch(browser: Browser, chirps: Path) -> None:
     browser.load(chirps)
     browser.open("even")
     browser.press("3")
@@ -239,14 +248,14 @@ def test_keys_play_seek_and_choose(browser: Browser, chirps: Path) -> None:
     stopped = browser.position
     browser.wait(lambda: not browser.audible(), "silence")
     assert (browser.playing, browser.position) == (False, stopped)
-    # Where keys mean something else, they keep their meaning.
+    # In the filter, keys edit the text.
     browser.one("#filter").send_keys("e", LEFT, "1", SPACE)
     assert browser.one("#filter").get_attribute("value") == "1 e"
     assert browser.driver.execute_script("return document.querySelectorAll('.player').length") == 0
     browser.one("#filter").clear()
 
 
-def test_it_stops_at_the_end_and_starts_over(browser: Browser, chirps: Path) -> None:
+def test_player_stops_at_the_end_and_starts_over(browser: Browser, chirps: Path) -> None:
     browser.load(chirps)
     browser.open("even")
     browser.press(SPACE)
@@ -268,13 +277,13 @@ def test_versions_of_other_lengths_and_rates_stay_in_step(browser: Browser, chir
     browser.wait(lambda: browser.position > 1, "the player to advance")
     assert_in_step(browser, "clean")
     browser.press("2")
-    browser.wait(lambda: browser.position > 2 and not browser.audible(), "silence behind the end of the shortest")
+    browser.wait(lambda: browser.position > 2 and not browser.audible(), "silence after the end of the shortest")
     browser.press("1")
     browser.wait(browser.audible, "the longest version")
     assert_in_step(browser, "noisy")
 
 
-def test_short_and_silent_files_play_too(browser: Browser, chirps: Path) -> None:
+def test_short_and_silent_files_play(browser: Browser, chirps: Path) -> None:
     browser.load(chirps)
     browser.messages()
     for name in ("short", "silent"):
@@ -286,7 +295,7 @@ def test_short_and_silent_files_play_too(browser: Browser, chirps: Path) -> None
     assert browser.messages() == []
 
 
-def test_a_version_that_cannot_be_read_cannot_be_chosen(browser: Browser, chirps: Path) -> None:
+def test_unreadable_version_cannot_be_chosen(browser: Browser, chirps: Path) -> None:
     browser.load(chirps)
     browser.open("half")
     assert [button.is_enabled() for button in browser.all(".versions button")] == [True, False, True]
@@ -299,16 +308,16 @@ def test_a_version_that_cannot_be_read_cannot_be_chosen(browser: Browser, chirps
     assert_in_step(browser, "clean")
 
 
-def test_a_page_without_its_folder_says_so(browser: Browser, scored: Path, tmp_path: Path) -> None:
+def test_page_without_its_folder_shows_a_message(browser: Browser, scored: Path, tmp_path: Path) -> None:
     alone = tmp_path / "index.html"
     alone.write_bytes(scored.read_bytes())
     browser.load(alone)
     browser.all("#table button.open")[0].click()
     browser.wait(lambda: "belongs beside this page" in browser.one(".panel").text, "the message")
-    browser.messages()  # of the browser, that there is no such file
+    browser.messages()  # the browser reports the missing file
 
 
-def test_a_click_on_a_picture_seeks_there(browser: Browser, chirps: Path) -> None:
+def test_click_on_a_picture_seeks(browser: Browser, chirps: Path) -> None:
     browser.load(chirps)
     browser.open("even")
     browser.one("img[alt='spectrogram of clean']").click()  # in its middle
@@ -316,7 +325,7 @@ def test_a_click_on_a_picture_seeks_there(browser: Browser, chirps: Path) -> Non
     assert browser.version == "clean"
 
 
-def test_what_a_screen_reader_is_told(browser: Browser, chirps: Path) -> None:
+def test_elements_have_names_for_screen_readers(browser: Browser, chirps: Path) -> None:
     browser.load(chirps)
     browser.open("even")
     assert browser.run("return document.activeElement.getAttribute('aria-label')") == "Player of even"
@@ -333,7 +342,7 @@ def test_what_a_screen_reader_is_told(browser: Browser, chirps: Path) -> None:
     assert browser.texts("#table thead th") == ["file", "seconds", "input SNR"]
 
 
-def test_the_page_fits_a_phone(browser: Browser, scored: Path) -> None:
+def test_page_fits_a_phone(browser: Browser, scored: Path) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:

@@ -1,26 +1,35 @@
-"""`scripts/report.py` and `cal_metrics.py --report` as a user runs them: what is written, and what goes wrong."""
+"""`tools.report` and `cal_metrics.py --report`: the content of the page, its media, and errors."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-import subprocess
 import sys
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
+
+pytest.importorskip("matplotlib", reason="the extra report is not installed")
+pytest.importorskip("librosa", reason="the extra report is not installed")
+from PIL import Image
 
 import cal_metrics
-from metrics.paired import paired_test
 from metrics.score import METRICS
-from tests.fixtures.commands import ROOT
+from metrics.stats import paired_test
+from tests.fixtures.commands import Result, call_main, run_module
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, files_below, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.report import __main__ as report
-from tools.report import page as listening_page
+from tools.report import page, recording
 from tools.report.page import Content, write_page
+from tools.report.recording import Prepared, Recording, prepare, waveform_image
 from tools.report.versions import Version
 
 
@@ -41,50 +50,58 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make(*arguments: str) -> int:
-    return report.main(["--input_noisy_wavs_dir", "noisy", "--output_dir", "out", "--jobs", "2", "--quiet", *arguments])
+def make(*arguments: str) -> Result:
+    options = ["--input_noisy_wavs_dir", "noisy", "--output_dir", "out", "--jobs", "2", "--quiet", *arguments]
+    return call_main(report.main, *options)
 
 
-def text_of(out: str = "out") -> str:
+def html_of(out: str = "out") -> str:
     return Path(out, "index.html").read_text(encoding="utf-8")
 
 
-def data_of(out: str = "out") -> dict:
-    """What the page's scripts read."""
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', text_of(out), re.DOTALL)
+def data_of(out: str = "out") -> dict[str, Any]:
+    """The data that the scripts of the page read."""
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', html_of(out), re.DOTALL)
     assert match
     return json.loads(match[1])
 
 
 def table_of(section: str, out: str = "out") -> dict[str, list[str]]:
-    """The rows of a section's first table: texts by label."""
-    text = text_of(out).split(f'<section id="{section}"')[1].split("</table>")[0]
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text)
+    """The rows of the first table of a section: texts by label."""
+    html = html_of(out).split(f'<section id="{section}"')[1].split("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', html)
     return {name: [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", cells)] for name, cells in rows}
 
 
-def test_the_summary_is_that_of_cal_metrics(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder_options = ["--clean_wav_dir", "clean", "--noisy_wav_dir", "enhanced", "--report", "scores"]
-    assert cal_metrics.main([*folder_options, "--jobs", "2", "--quiet"]) == 0
-    printed = capsys.readouterr().out.splitlines()[2:]
+def sections_of(out: str = "out") -> list[str]:
+    return re.findall('<section id="(.*?)"', html_of(out))
+
+
+def test_summary_equals_that_of_cal_metrics(folders: Path) -> None:
+    options = ["--clean_wav_dir", "clean", "--noisy_wav_dir", "enhanced", "--report", "scores", "--jobs", "2"]
+    scored = call_main(cal_metrics.main, *options, "--quiet")
+    assert scored.returncode == 0
+    printed = scored.stdout.splitlines()[2:]
     assert files_below(folders / "scores") == {"scores.csv", "summary.json", "index.html"}
-    assert make("--input_clean_wavs_dir", "clean", "--enhanced", "system=enhanced") == 0
+    assert make("--input_clean_wavs_dir", "clean", "--enhanced", "system=enhanced").returncode == 0
     for out, column in (("scores", 0), ("out", 1)):
         shown = [f"{name} {cells[column]}" for name, cells in table_of("summary", out).items()]
         assert [line.replace("−", "-").split() for line in shown] == [line.split() for line in printed]
         assert len(shown) == len(METRICS)
     assert [version["name"] for version in data_of("scores")["versions"]] == ["enhanced", "clean"]
-    assert 'id="paired"' not in text_of("scores")
+    # The players come first, the statistics below them.
+    assert sections_of() == ["files", "summary", "distributions", "paired"]
+    assert sections_of("scores") == ["files", "summary", "distributions"]
 
 
 @pytest.mark.usefixtures("folders")
-def test_the_paired_test_is_that_of_the_scores() -> None:
-    assert make("--input_clean_wavs_dir", "clean", "--enhanced", "a=enhanced", "--enhanced", "b=noisy") == 0
-    titles = re.findall(r"<summary>(.*?)</summary>", text_of())
-    titles = [re.sub("<.*?>", "", title) for title in titles]
+def test_paired_tests_are_those_of_the_scores() -> None:
+    done = make("--input_clean_wavs_dir", "clean", "--enhanced", "a=enhanced", "--enhanced", "b=noisy")
+    assert done.returncode == 0
+    titles = [re.sub("<.*?>", "", title) for title in re.findall(r"<summary>(.*?)</summary>", html_of())]
     assert titles == ["a against noisy", "b against noisy", "b against a"]
     recordings = data_of()["recordings"]
-    noisy, enhanced = ([recording["scores"][version][0] for recording in recordings] for version in (0, 1))
+    noisy, enhanced = ([each["scores"][version][0] for each in recordings] for version in (0, 1))
     test = paired_test(noisy, enhanced)
     mean, interval, t_p, wilcoxon_p, improved, files = table_of("paired")["PESQ"]
     assert float(mean) == pytest.approx(test.mean, abs=2e-4)
@@ -93,27 +110,21 @@ def test_the_paired_test_is_that_of_the_scores() -> None:
     assert float(t_p) == pytest.approx(test.t_p, rel=0.01)
     assert float(wilcoxon_p) == test.wilcoxon_p == 0.25
     assert (improved, files) == ("100.0 %", "3")
+    assert [each["seconds"] for each in recordings] == [0.6] * 3
+    assert [each["snr"] for each in recordings] == pytest.approx([0, 5, 10], abs=0.05)
 
 
 @pytest.mark.usefixtures("folders")
-def test_input_snr_and_durations() -> None:
-    assert make("--input_clean_wavs_dir", "clean") == 0
-    recordings = data_of()["recordings"]
-    assert [recording["seconds"] for recording in recordings] == [0.6] * 3
-    assert [recording["snr"] for recording in recordings] == pytest.approx([0, 5, 10], abs=0.05)
-
-
-@pytest.mark.usefixtures("folders")
-def test_without_clean_it_lists_names_and_durations() -> None:
-    assert make("--enhanced", "system=enhanced") == 0
+def test_without_clean_files_there_are_no_scores() -> None:
+    assert make("--enhanced", "system=enhanced").returncode == 0
     data = data_of()
     assert [version["scored"] for version in data["versions"]] == [False, False]
-    assert [recording["snr"] for recording in data["recordings"]] == [None] * 3
-    assert [recording["name"] for recording in data["recordings"]] == ["p0", "p1", "p2"]
-    assert re.findall('<section id="(.*?)"', text_of()) == ["files"]
+    assert [each["snr"] for each in data["recordings"]] == [None] * 3
+    assert [each["name"] for each in data["recordings"]] == ["p0", "p1", "p2"]
+    assert sections_of() == ["files"]
 
 
-def test_bad_files_are_named_and_the_others_are_shown(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_named_and_the_others_are_shown(folders: Path) -> None:
     speech = speech_like(0.6)
     for name in ("broken", "short", "stereo", "silent", "rate"):
         save(folders / f"clean/{name}.wav", speech[:100] if name == "short" else speech)
@@ -125,82 +136,85 @@ def test_bad_files_are_named_and_the_others_are_shown(folders: Path, capsys: pyt
     save(folders / "noisy/lonely.wav", speech)
     (folders / "clean/sub").mkdir()
     (folders / "clean/p0.flac").rename(folders / "clean/sub/p0.flac")
-    assert make("--input_clean_wavs_dir", "clean", "--enhanced", "system=enhanced") == 1
-    lines = capsys.readouterr().err.splitlines()
-    for line, words in zip(
+    done = make("--input_clean_wavs_dir", "clean", "--enhanced", "system=enhanced")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    for line, (file, keyword) in zip(
         lines,
         [
-            "noisy/lonely.wav: left out: has no partner in 'system' and 'clean'",
-            "noisy/p0.wav: left out: has no partner in 'clean'",
-            "enhanced/p0.wav: left out: has no partner in 'clean'",
-            "clean/sub/p0.flac: left out: has no partner in 'noisy' and 'system'",
-            "broken: system: enhanced/broken.wav: cut short",
-            "rate: noisy: the rates differ",
-            "short: noisy, system: shorter than 1/4 s",
-            "silent: system: the other signal is silent",
-            "stereo: noisy: the channels differ",
+            ("noisy/lonely.wav: left out", "'system' and 'clean'"),
+            ("noisy/p0.wav: left out", "'clean'"),
+            ("enhanced/p0.wav: left out", "'clean'"),
+            ("clean/sub/p0.flac: left out", "'noisy' and 'system'"),
+            ("broken: system: enhanced/broken.wav", ""),
+            ("rate: noisy", "rate"),
+            ("short: noisy, system", ""),
+            ("silent: system", "silent"),
+            ("stereo: noisy", "channels"),
         ],
         strict=True,
     ):
-        assert line.startswith(words), lines
-    recordings = {recording["name"]: recording for recording in data_of()["recordings"]}
+        assert line.startswith(file) and keyword in line, lines
+    recordings = {each["name"]: each for each in data_of()["recordings"]}
     assert set(recordings) == {"broken", "p1", "p2", "rate", "short", "silent", "stereo"}
     assert recordings["p1"]["problem"] == ""
-    assert "cut short" in recordings["broken"]["problem"]
+    assert "enhanced/broken.wav" in recordings["broken"]["problem"]
     assert recordings["broken"]["scores"][1] == [None] * len(METRICS)
-    assert all(recording["playable"] for recording in recordings.values())
-    assert "9 problems with files" in text_of()
+    assert all(each["playable"] for each in recordings.values())
+    assert "9 problems with files" in html_of()
     assert table_of("paired")["PESQ"][-1] == "2 (5 without)"
 
 
-def test_without_clean_an_unreadable_file_is_named(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_file_is_named_without_scores_too(folders: Path) -> None:
     (folders / "noisy/p1.wav").write_bytes(b"not sound")
-    assert make() == 1
-    assert capsys.readouterr().err.startswith("noisy/p1.wav: not an audio file that can be decoded")
-    assert [recording["playable"] for recording in data_of()["recordings"]] == [True, False, True]
+    done = make()
+    assert done.returncode == 1
+    assert done.stderr.startswith("noisy/p1.wav: not an audio file")
+    assert [each["playable"] for each in data_of()["recordings"]] == [True, False, True]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--input_noisy_wavs_dir", "none"], "none: no such folder"),
-        (["--input_clean_wavs_dir", "empty"], "empty: holds no audio files"),
-        (["--input_clean_wavs_dir", "other"], "noisy: no file is in all of 'noisy', 'clean' under one name"),
-        (["--enhanced", "enhanced"], "argument --enhanced: expected NAME=DIR, not 'enhanced'"),
-        (["--enhanced", "clean=enhanced"], "'clean' is the name of another version"),
-        (["--enhanced", "a=enhanced", "--enhanced", "a=enhanced"], "'a' is the name of another version"),
-        (["--output_dir", "noisy/p0.wav"], "argument --output_dir: noisy/p0.wav: cannot be written: File exists"),
-        (["--jobs", "0"], "argument --jobs: at least 1, not 0"),
+        (["--input_noisy_wavs_dir", "none"], "none"),
+        (["--input_clean_wavs_dir", "empty"], "empty"),
+        (["--input_clean_wavs_dir", "other"], "all of 'noisy', 'clean'"),
+        (["--enhanced", "enhanced"], "--enhanced: expected NAME=DIR"),
+        (["--enhanced", "clean=enhanced"], "--enhanced: the name 'clean' is taken"),
+        (["--enhanced", "a=enhanced", "--enhanced", "a=enhanced"], "--enhanced: the name 'a' is taken"),
+        (["--output_dir", "noisy/p0.wav"], "--output_dir: noisy/p0.wav"),
+        (["--jobs", "0"], "--jobs"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_code_2(
-    folders: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_command_lines(folders: Path, arguments: list[str], words: str) -> None:
     (folders / "empty").mkdir()
     save(folders / "other/q.wav", speech_like(0.6))
-    try:
-        code = make(*arguments)
-    except SystemExit as error:
-        code = error.code
-    assert code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
+    done = make(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
     assert not Path("out/index.html").exists()
 
 
-def test_without_matplotlib_scores_are_written_all_the_same(folders: Path) -> None:
-    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        code = f"import sys; sys.modules['matplotlib'] = None; import {module} as it; sys.exit(it.main())"
-        command = [sys.executable, "-c", code, *arguments, "--quiet", "--jobs", "1"]
-        return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False)
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize("library", ["matplotlib", "librosa"])
+def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    done = make()
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{library}: pip install -e '.[report]'" in done.stderr
+    # cal_metrics.py writes the scores without the page.
+    options = ["--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--report", "scores", "--jobs", "1", "--quiet"]
+    done = call_main(cal_metrics.main, *options)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert f"{library}: pip install -e '.[report]'" in done.stderr
+    assert files_below(Path("scores")) == {"scores.csv", "summary.json"}
 
-    scored = run("cal_metrics", "--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--report", "scores")
-    assert (scored.returncode, scored.stderr) == (0, "no index.html: needs matplotlib: pip install -e '.[report]'\n")
-    assert files_below(folders / "scores") == {"scores.csv", "summary.json"}
-    refused = run("tools.report.__main__", "--input_noisy_wavs_dir", "noisy", "--output_dir", "out")
-    assert refused.returncode == 2
-    assert "needs matplotlib: pip install -e '.[report]'" in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
+
+@pytest.mark.usefixtures("folders")
+def test_command_in_a_process_of_its_own() -> None:
+    done = run_module("tools.report", "--input_noisy_wavs_dir", "noisy", "--output_dir", "out", "--quiet", cwd=Path())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [each["playable"] for each in data_of()["recordings"]] == [True] * 3
 
 
 def content_of(folder: Path) -> Content:
@@ -208,28 +222,109 @@ def content_of(folder: Path) -> Content:
     return Content("three files", versions, ["p0", "p1", "p2"], [None], "published")
 
 
-def test_large_recordings_lie_beside_the_page(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_recordings_are_beside_the_page(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = folders / "out"
     save(out / "mine.wav", speech_like(0.1))
     assert write_page(out, content_of(folders), jobs=1) == []
     assert files_below(out) == {"mine.wav", "index.html"}
-    assert text_of().count('id="media-') == 3
-    monkeypatch.setattr(listening_page, "INLINE_BYTES", 50_000)
+    assert html_of().count('id="media-') == 3
+    monkeypatch.setattr(page, "MAX_EMBEDDED_BYTES", 50_000)
     write_page(out, content_of(folders), jobs=1)
     media = {f"index_files/000{number}.js" for number in (1, 2, 3)}
     assert files_below(out) == {"mine.wav", "index.html", *media}
-    assert 'id="media-' not in text_of()
+    assert 'id="media-' not in html_of()
     monkeypatch.undo()
+    stay_in_one_process(monkeypatch)
     write_page(out, content_of(folders), jobs=1)
     assert files_below(out) == {"mine.wav", "index.html"}
 
 
-def test_a_page_that_fails_leaves_none(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_page_leaves_no_page(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise RuntimeError("killed")
 
     write_page(folders / "out", content_of(folders), jobs=1)
-    monkeypatch.setattr(listening_page, "_html", fail)
+    monkeypatch.setattr(page, "page_html", fail)
     with pytest.raises(RuntimeError):
         write_page(folders / "out", content_of(folders), jobs=1)
     assert files_below(folders / "out") == set()
+
+
+# One recording
+
+
+def tone(hz: float, seconds: float = 1.0, rate: int = RATE, level: float = 0.5) -> np.ndarray:
+    return level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+
+
+def media_of(prepared: Prepared) -> list[dict[str, str] | None]:
+    assert prepared.media is not None
+    return json.loads(prepared.media)["versions"]
+
+
+def brightness(content: bytes) -> np.ndarray:
+    """Pixels `[height, width]` of an image, 0 to 255."""
+    return np.asarray(Image.open(BytesIO(content)).convert("L")).astype(float)
+
+
+def test_waveform_reaches_as_far_as_the_signal() -> None:
+    signal = np.concatenate([np.full(500, 0.5), np.full(500, -0.25)]).astype(np.float32)
+    ink = brightness(waveform_image(signal, 2000, peak=1.0)) < 128
+    height = len(ink)
+    up, down, padding = (np.flatnonzero(ink[:, column]) - height // 2 for column in (100, 400, 900))
+    assert (up.min(), up.max()) == (-24, 0)
+    assert (down.min(), down.max()) == (0, 12)
+    assert (padding.min(), padding.max()) == (0, 0)
+
+
+def test_versions_share_the_scales_of_the_images(tmp_path: Path) -> None:
+    save(tmp_path / "loud.wav", tone(1000))
+    save(tmp_path / "quiet.wav", tone(1000, 0.5, level=0.05))
+    versions = media_of(prepare(Recording((tmp_path / "loud.wav", tmp_path / "quiet.wav"), None, None)))
+    loud, quiet = (brightness(b64decode(version["spectrogram"])) for version in versions if version)
+    assert loud.shape == quiet.shape
+    assert loud.max() > quiet.max() + 20
+    assert quiet[:, quiet.shape[1] // 2 + 4 :].max() < 20  # after the end
+    loud, quiet = (brightness(b64decode(version["waveform"])) < 128 for version in versions if version)
+    assert loud.sum() > 5 * quiet.sum()
+
+
+@pytest.mark.parametrize(("rate", "played"), [(2000, 8000), (16_000, 16_000), (44_100, 44_100), (384_000, 192_000)])
+def test_sound_is_flac_at_a_rate_that_browsers_decode(tmp_path: Path, rate: int, played: int) -> None:
+    stereo = np.stack([tone(300, 0.2, rate), tone(500, 0.2, rate)], axis=1)
+    save(tmp_path / "a.wav", stereo, rate=rate)
+    (version,) = media_of(prepare(Recording((tmp_path / "a.wav",), 0, None)))
+    assert version
+    samples, found = soundfile.read(BytesIO(b64decode(version["sound"])))
+    assert (found, samples.shape[1]) == (played, 2)
+    assert len(samples) / found == pytest.approx(0.2, abs=1e-3)
+    if rate == played:
+        assert np.array_equal(samples, np.rint(stereo * 32768) / 32768)
+
+
+def test_input_snr(tmp_path: Path) -> None:
+    clean = speech_like(1.0)
+    save(tmp_path / "clean.wav", clean)
+    save(tmp_path / "noisy.wav", with_noise(clean, 7)[:-100])
+    save(tmp_path / "other.wav", with_noise(clean, 7)[:-1000])
+    save(tmp_path / "stereo.wav", np.stack([clean, clean], axis=1))
+    values = {
+        name: prepare(Recording((tmp_path / f"{name}.wav", tmp_path / "clean.wav"), 0, 1)).snr_db
+        for name in ("noisy", "other", "stereo", "clean")
+    }
+    assert values.pop("noisy") == pytest.approx(7, abs=0.05)
+    assert all(math.isnan(value) for value in values.values())
+
+
+def test_unreadable_versions_are_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "good.wav", tone(1000))
+    save(tmp_path / "long.wav", tone(1000, 3.0))
+    monkeypatch.setattr(recording, "MAX_SECONDS", 2)
+    prepared = prepare(Recording((tmp_path / "good.wav", tmp_path / "long.wav", tmp_path / "none.wav"), None, None))
+    too_long, missing = prepared.problems
+    assert too_long.startswith(f"{tmp_path}/long.wav: longer than 2 s")
+    assert missing.startswith(f"{tmp_path}/none.wav")
+    assert [version is None for version in media_of(prepared)] == [False, True, True]
+    assert prepared.seconds == 1.0
+    nothing = prepare(Recording((tmp_path / "none.wav",), None, None))
+    assert math.isnan(nothing.seconds) and nothing.media is None

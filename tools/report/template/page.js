@@ -1,9 +1,9 @@
 "use strict";
 
-const SEEK_SECONDS = 0.5; // that an arrow key moves
+const SEEK_SECONDS = 0.5; // per press of an arrow key
 
 const data = JSON.parse(document.getElementById("data").textContent);
-/** Who waits for the media of which recording; files beside the page deliver them by calling `receiveMedia`. */
+/** Callbacks by index of the recordings whose media are being loaded; their scripts call `receiveMedia`. */
 const awaited = new Map();
 
 function receiveMedia(index, media) {
@@ -12,8 +12,8 @@ function receiveMedia(index, media) {
 }
 
 /**
- * Sounds and pictures of a recording. A page from disk may not read files, but it may run scripts that lie beside it.
- * Rejects with an `Error` where the script is missing.
+ * Load the audio and images of a recording: embedded in the page, or from a script beside it (a page opened from disk
+ * may not read files). Rejects with an `Error` if the script is missing.
  */
 function loadMedia(index) {
   const inline = document.getElementById(`media-${index}`);
@@ -27,9 +27,9 @@ function loadMedia(index) {
   });
 }
 
-/** The opened recording: controls, scores, pictures. */
+/** The opened recording: controls, scores and images. */
 class Panel {
-  /** The version that was heard last is heard first in the next recording. */
+  /** The selected version, kept from one recording to the next. */
   static chosen = Math.max(0, data.versions.findIndex((version) => version.role === "enhanced"));
 
   constructor(index, cell) {
@@ -47,7 +47,7 @@ class Panel {
     this.box.replaceChildren(element("p", { role: "status" }, message));
   }
 
-  /** Load, decode, show; does nothing more once it is closed. */
+  /** Load, decode and show the recording; stops when the panel is closed meanwhile. */
   async open(context) {
     if (!this.recording.playable) return this.say(this.recording.problem);
     let media;
@@ -81,8 +81,8 @@ class Panel {
     this.choices = data.versions.map((version, index) => {
       const key = element("kbd", { "aria-hidden": "true" }, String(index + 1));
       const choice = element("button", { type: "button", disabled: !this.player.buffers[index] }, key, version.name);
-      choice.style.setProperty("--colour", version.colour);
-      choice.addEventListener("mousedown", (event) => event.preventDefault()); // keeps the keys with the player
+      choice.style.setProperty("--color", version.color);
+      choice.addEventListener("mousedown", (event) => event.preventDefault()); // keeps the keyboard focus on the player
       choice.addEventListener("click", () => this.choose(index));
       return choice;
     });
@@ -98,7 +98,7 @@ class Panel {
     );
   }
 
-  /** All scores of the recording, a row a version, with the gain over noisy. */
+  /** Make the table of scores, one row per version, with the gain over noisy. */
   makeScores() {
     const { scores } = this.recording;
     const scored = data.versions.map((version, index) => index).filter((index) => data.versions[index].scored);
@@ -135,14 +135,14 @@ class Panel {
       "p",
       { className: "range" },
       `−${data.range_db} dB `,
-      element("span", { className: "colours" }),
-      " 0 dB: the loudest place of all versions",
+      element("span", { className: "colors" }),
+      " 0 dB (loudest point of all versions)",
     );
     return [element("div", { className: "pictures" }, ...this.pictures.filter((picture) => picture)), range];
   }
 
   makePicture(media, version, index) {
-    const { name, colour } = data.versions[index];
+    const { name, color } = data.versions[index];
     const image = (kind, type) => {
       const src = `data:image/${type};base64,${version[kind]}`;
       return element("img", { src, alt: `${kind} of ${name}`, className: kind, draggable: false });
@@ -169,11 +169,11 @@ class Panel {
       frame,
       element("div", { className: "times", "aria-hidden": "true" }, ...Panel.timeMarks(media.seconds)),
     );
-    figure.style.setProperty("--colour", colour);
+    figure.style.setProperty("--color", color);
     return figure;
   }
 
-  /** Marks at round times, some five of them. */
+  /** Make about five marks at round times. */
   static timeMarks(seconds) {
     const magnitude = 10 ** Math.floor(Math.log10(seconds / 2));
     const step = [5, 2, 1].map((factor) => factor * magnitude).find((size) => seconds / size >= 3) ?? magnitude;
@@ -203,7 +203,7 @@ class Panel {
     this.tick();
   }
 
-  /** Show where the player is, again with each frame while it plays. */
+  /** Show the state of the player; repeat with each frame while it plays. */
   tick() {
     cancelAnimationFrame(this.frame);
     const { player } = this;
@@ -219,7 +219,7 @@ class Panel {
     if (player.playing) this.frame = requestAnimationFrame(() => this.tick());
   }
 
-  /** What a key does; false where it means nothing here. */
+  /** Handle a key; return false if it has no function. */
   press(key) {
     if (!this.player) return false;
     if (key === " ") this.toggle();
@@ -236,7 +236,7 @@ function main() {
   let panel = null;
   new FileTable(data, {
     onOpen: (index, cell) => {
-      context ??= new AudioContext(); // browsers allow it from the first click on
+      context ??= new AudioContext(); // browsers allow audio after the first click
       panel = new Panel(index, cell);
       panel.open(context);
     },
@@ -249,7 +249,7 @@ function main() {
     const { target } = event;
     if (!panel || event.ctrlKey || event.altKey || event.metaKey) return;
     if (target.matches("select, input:not([type=range])")) return;
-    if (event.key === " " && target.matches("button, summary, a")) return; // which space presses
+    if (event.key === " " && target.matches("button, summary, a")) return; // the space bar activates these
     if (panel.press(event.key)) event.preventDefault();
   });
 }

@@ -1,17 +1,17 @@
 "use strict";
 
 /**
- * Plays all versions of a recording in step. They start at one moment of one clock and run together, silent but for
- * the chosen one: so switching is a matter of loudness, without a gap and at the same position.
+ * Plays all versions of a recording in step. All sources start at the same time of one clock; the gain of all but the
+ * chosen one is 0. Switching changes gains only, so there is no gap and the position stays.
  */
 class Player {
-  static START_DELAY = 0.02; // seconds, within which all sources are set up
-  static FADE = 0.003; // seconds, time constant; a sudden switch would click
+  static START_DELAY = 0.02; // seconds to set up all sources
+  static FADE = 0.003; // seconds, time constant; an abrupt change would click
 
   /**
    * @param {AudioContext} context
-   * @param {(AudioBuffer|null)[]} buffers a version each; null for one that cannot be played
-   * @param {number} seconds the length of the longest
+   * @param {(AudioBuffer|null)[]} buffers one per version; null if it cannot be played
+   * @param {number} seconds duration of the longest version
    */
   constructor(context, buffers, seconds) {
     this.context = context;
@@ -29,19 +29,19 @@ class Player {
     });
   }
 
-  /** Seconds from the start. */
+  /** The position in seconds. */
   get position() {
     if (!this.playing) return this.held;
     const position = this.held + Math.max(0, this.context.currentTime - this.startTime);
     return Math.min(position, this.seconds);
   }
 
-  /** Go on from the position; from the start where that is the end. */
+  /** Play from the current position, or from the start if it is the end. */
   async play() {
     if (this.playing) return;
     this.playing = true;
     if (this.held >= this.seconds) this.held = 0;
-    this.startTime = Infinity; // the clock may stand still until it has resumed
+    this.startTime = Infinity; // the clock may be suspended until resume() returns
     await this.context.resume();
     if (this.playing && this.startTime === Infinity) this.startSources();
   }
@@ -52,7 +52,7 @@ class Player {
     this.stopSources();
   }
 
-  /** Go to a position in seconds, playing or not. */
+  /** Move to a position in seconds, while playing or paused. */
   seek(position) {
     const goesOn = this.playing && this.startTime !== Infinity;
     this.held = Math.min(Math.max(position, 0), this.seconds);
@@ -61,7 +61,7 @@ class Player {
     this.startSources();
   }
 
-  /** Hear another version from now on; false where it cannot be played. */
+  /** Switch to another version; return false if it cannot be played. */
   choose(index) {
     if (!this.buffers[index]) return false;
     this.chosen = index;
@@ -71,7 +71,7 @@ class Player {
     return true;
   }
 
-  /** Stop for good. */
+  /** Stop and disconnect. */
   close() {
     this.pause();
     this.gains.forEach((gain) => gain.disconnect());
@@ -97,7 +97,7 @@ class Player {
   }
 }
 
-/** The samples of a base64 sound, or null where the browser cannot decode it. */
+/** Decode base64 audio; return null if the browser cannot decode it. */
 async function decode(context, sound) {
   const bytes = Uint8Array.from(atob(sound), (letter) => letter.charCodeAt(0));
   try {

@@ -1,6 +1,6 @@
 "use strict";
 
-/** A new element with properties or attributes, and with children, of which texts are only ever text. */
+/** Create an element with properties or attributes and children; strings become text nodes, never HTML. */
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
@@ -14,12 +14,12 @@ function element(name, properties = {}, ...children) {
 const formatted = (value, digits) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
 const formattedGain = (value, digits) => (value > 0 ? "+" : "") + formatted(value, digits);
 
-/** `a − b`, null where either is missing. */
+/** Return `a − b`, or null if either is missing. */
 const difference = (a, b) => (a === null || b === null ? null : a - b);
 
 /**
- * The list of files: sorted by any column, filtered by name, showing the scores of one version or its gain over noisy.
- * A row opens a panel below itself, which `onOpen` fills and `onClose` empties.
+ * The list of files: sortable by column, filtered by name, with the scores of one version or its gain over noisy.
+ * `onOpen(index, cell)` fills the panel below an opened row; `onClose()` is called before it is removed.
  */
 class FileTable {
   constructor(data, { onOpen, onClose }) {
@@ -39,7 +39,7 @@ class FileTable {
     this.update();
   }
 
-  /** What each column is called, how it is read off a recording and written, and with which order sorting begins. */
+  /** Return the columns: label, value of a recording, and text of a value. */
   makeColumns() {
     const { metrics, recordings } = this.data;
     const columns = [
@@ -100,7 +100,7 @@ class FileTable {
     document.getElementById("gain-choice").hidden = this.baseline < 0 || this.scored.length < 2;
   }
 
-  /** Show the scores of a version, or its gain where the box is ticked; noisy has none over itself. */
+  /** Show the scores of a version, or its gain if the box is ticked (not for noisy itself). */
   show(version) {
     this.shown = version;
     this.gainBox.disabled = version === this.baseline;
@@ -108,7 +108,7 @@ class FileTable {
     this.update();
   }
 
-  /** Sort by a column: names upwards and numbers downwards first, the other way round at the second time. */
+  /** Sort by a column: names ascending and numbers descending first; the second click reverses the order. */
   sort(column) {
     const { sorting } = this;
     const descending = sorting.column === column ? !sorting.descending : column > 0;
@@ -137,7 +137,7 @@ class FileTable {
     document.getElementById("count").textContent = `${count} files`;
   }
 
-  /** Of two values in a column; what is missing comes last in either order. */
+  /** Compare two values of a column; missing values are last in both orders. */
   static compare(a, b, sign) {
     if (a === null || b === null) return (a === null) - (b === null);
     return sign * (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
