@@ -1,4 +1,4 @@
-"""`train.py`: what a run leaves, that it goes on as if nothing had happened, and that it learns."""
+"""`train.py`: files of a run, resume bit for bit, validation and selection, several processes, learning."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import inference
 import train
 from data.dataset import Batch, load_batches
 from models.checkpoint import load_checkpoint
-from tests.fixtures.commands import ROOT
+from tests.fixtures.commands import ROOT, call_main
 from tests.fixtures.recordings import files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
 from tests.fixtures.training import (
@@ -31,7 +32,7 @@ from tests.fixtures.training import (
     assert_equal_states,
     curves_of,
     kill_group,
-    read_journal,
+    read_events,
     settings,
     start,
     state_of,
@@ -47,10 +48,9 @@ from training.validation import Validation
 from utils.processes import available_cores
 
 RUN_FILES = {"best.safetensors", "latest.safetensors", "latest.pt", "config.json"}
-LEARNT = ("magnitude", "phase", "complex", "metric", "discriminator", "loss")
-INSIDE = ("mask", "attention")
+LOSSES = ("magnitude", "phase", "complex", "metric", "discriminator", "loss")
 
-# The run that others are held against. Labels of the step before and averaged weights are more to resume.
+# With labels of the previous batch and averaged weights there is more to resume.
 STEPS = 20
 LAGGING = [
     f"--config={PAPER}",
@@ -61,16 +61,16 @@ LAGGING = [
 ]
 SHORT = [f"--config={PAPER}", *SMALL, "--quiet", "--num_workers=1", "--max_steps=3"]
 
-# Of the test that a network can learn its crops by heart.
+# Of the overfitting test.
 OVERFIT_STEPS = 250
 OVERFIT_RATE = 2e-3
-OVERFIT_DECAY = 0.96  # every four steps
+OVERFIT_DECAY = 0.96  # per epoch of four steps
 OVERFIT_CROP = 9_600
 
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pairs to train on and `test.txt`, which names two others; not to be changed."""
+    """A folder with pairs to train on and `test.txt`, which lists two others; read-only."""
     folder = tmp_path_factory.mktemp("pairs")
     write_pairs(folder)
     for index in range(2):
@@ -83,45 +83,42 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A run in one go: its folder, and how it ended."""
+    """An uninterrupted run: its folder, and how it ended."""
     run = tmp_path_factory.mktemp("whole") / "run"
     return run, train_here(pairs, *LAGGING, "--quiet", "--checkpoint_path", run)
 
 
-def assert_all_is_told(run: Path, steps: list[int], validations: list[int], examples: list[str]) -> None:
-    """TensorBoard shows every loss term, gradient, score and example at its steps, all finite."""
+def assert_curves_and_examples(run: Path, steps: list[int], validations: list[int], examples: list[str]) -> None:
+    """Assert that TensorBoard has every loss term, gradient norm, score and example at its steps, all finite."""
     curves = curves_of(run)
-    names = {*LEARNT, "gradient_norm", "discriminator_gradient_norm", "learning_rate"}
+    names = {*LOSSES, "gradient_norm", "discriminator_gradient_norm", "learning_rate"}
     names |= {"skipped_steps", "crops_without_label"}
     validated = {"magnitude", "phase", "complex", "loss", "pesq", "stoi"}
     expected = {f"training/{name}": steps for name in names} | {f"validation/{name}": validations for name in validated}
     assert {name: [step for step, _ in points] for name, points in curves.items()} == expected
     assert np.isfinite([value for points in curves.values() for _, value in points]).all()
     assert curves["training/skipped_steps"][-1][1] == 0
-    # PESQ finds no speech in some crops as short as these.
+    # PESQ finds no utterance in some crops as short as these.
     assert curves["training/crops_without_label"][-1][1] < steps[-1]
     for value in (value for _, value in curves["validation/pesq"]):
         assert 1 < value < 4.65
-    journal = read_journal(run)
-    heard = {f"{example}/{version}" for example in examples for version in ("noisy", "enhanced", "clean")}
-    seen = {f"{example}/spectrograms" for example in examples} | {f"{examples[0]}/{name}" for name in INSIDE}
-    for kind, events, tags in (("images", journal.Images, seen), ("audio", journal.Audio, heard)):
-        assert set(journal.Tags()[kind]) == tags
+    events = read_events(run / "tensorboard")
+    sounds = {f"{example}/{version}" for example in examples for version in ("noisy", "enhanced", "clean")}
+    images = {f"{example}/spectrograms" for example in examples}
+    for kind, read, tags in (("images", events.Images, images), ("audio", events.Audio, sounds)):
+        assert set(events.Tags()[kind]) == tags
         for tag in tags:
-            assert [event.step for event in events(tag)] == validations
+            assert [event.step for event in read(tag)] == validations
 
 
-def test_a_run_leaves_networks_state_and_curves(
-    whole: tuple[Path, Ended], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_writes_networks_state_and_curves(whole: tuple[Path, Ended], pairs: Path, tmp_path: Path) -> None:
     run, ended = whole
     assert ended.code == 0
     lines = ended.output.splitlines()
     assert len(lines) == STEPS // 10
     for line, step in zip(lines, (10, 20), strict=True):
         assert re.fullmatch(rf"step {step}: .*, loss \d\.\d+, pesq \d\.\d+, stoi 0\.\d+( \(best\))?", line)
-    assert ended.errors.startswith("8 pairs to train on, 1 held out to select by; ")
-    assert "1 x 2 crops a step, 2 in total\n" in ended.errors
+    assert "8 pairs" in ended.errors and "1 held out" in ended.errors
     files = files_below(run)
     events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
     assert len(events) == 1
@@ -130,29 +127,28 @@ def test_a_run_leaves_networks_state_and_curves(
     assert config["model"] == {"name": "imse", "channels": 8, "beta": 2.0}
     assert config["train"]["metric_lag"] == 1
     held_out = {path.stem for path in (pairs / "clean").glob("s_*")} & {
-        tag.split("/")[0] for tag in read_journal(run).Tags()["audio"]
+        tag.split("/")[0] for tag in read_events(run / "tensorboard").Tags()["audio"]
     }
     assert len(held_out) == 1
-    assert_all_is_told(run, [10, 20], [10, 20], list(held_out))
+    assert_curves_and_examples(run, [10, 20], [10, 20], list(held_out))
 
     for name in ("best", "latest"):
         assert load_checkpoint(run / f"{name}.safetensors")[1].to_dict() == config
     state = torch.load(run / "latest.pt", weights_only=True)
-    # The averaged weights are the ones to use, and they lag behind those that are trained.
+    # The networks are saved with the averaged weights.
     latest = load_checkpoint(run / "latest.safetensors")[0].state_dict()
-    assert all(torch.equal(state["average"][f"module.{name}"], tensor) for name, tensor in latest.items())
+    assert all(torch.equal(state["ema_model"][name], tensor) for name, tensor in latest.items())
     assert not all(torch.equal(state["network"][name], tensor) for name, tensor in latest.items())
 
     arguments = [f"--input_noisy_wavs_dir={pairs / 'noisy/t_0.wav'}", f"--output_dir={tmp_path}", "--device=cpu"]
-    monkeypatch.setattr(sys, "argv", ["inference.py", *arguments, f"--checkpoint_file={run / 'best.safetensors'}"])
-    assert inference.main() == 0
+    assert call_main(inference.main, *arguments, f"--checkpoint_file={run / 'best.safetensors'}").returncode == 0
     enhanced, noisy = load(tmp_path / "t_0.wav"), load(pairs / "noisy/t_0.wav")
     assert len(enhanced) == len(noisy)
     assert np.abs(enhanced).max() > 1e-3
     assert np.abs(enhanced - noisy).max() > 1e-2
 
 
-def test_speech_and_noise_are_mixed(pairs: Path, tmp_path: Path) -> None:
+def test_mixing_speech_and_noise(pairs: Path, tmp_path: Path) -> None:
     write_noises(tmp_path / "noise")
     fewer = settings(train_compile="false", train_bf16="false", mix_validation_mixes=2, mix_reverb_share=0.5)
     ended = train_here(
@@ -160,18 +156,18 @@ def test_speech_and_noise_are_mixed(pairs: Path, tmp_path: Path) -> None:
         f"--input_clean_wavs_dir={pairs / 'clean'}", "--input_noise_dir=noise",
     )  # fmt: skip
     assert ended.code == 0
-    # Of the two speakers one is held out, and of the three noises.
-    assert re.match(r"\d+ speech and 2 noise files to train on, \d+ and 1 held out to select by; ", ended.errors)
+    # One of the two speakers and one of the three noises are held out.
+    assert re.search(r"2 noise files, .* and 1 held out", ended.errors)
     assert re.fullmatch(r"step 10: .*, pesq \d\.\d+, stoi 0\.\d+ \(best\)\n", ended.output)
     run = tmp_path / "runs/imse_mix"
     assert files_below(run) >= RUN_FILES
-    examples = {tag.split("/")[0] for tag in read_journal(run).Tags()["audio"]}
+    examples = {tag.split("/")[0] for tag in read_events(run / "tensorboard").Tags()["audio"]}
     assert sorted(example.split("_")[0] for example in examples) == ["0", "1"]
-    assert_all_is_told(run, [10], [10], sorted(examples))
+    assert_curves_and_examples(run, [10], [10], sorted(examples))
 
 
 def interrupted(folder: Path, options: list[str], step: int, end: Callable[[subprocess.Popen[str]], object]) -> int:
-    """Start a run from a folder and `end` it after `step` steps; returns the exit code."""
+    """Start a run, call `end` on it after `step` steps, and return its exit code."""
     with start(folder, *options) as process:
         wait_until(lambda: process.poll() is not None or steps_shown(folder) >= step, 60)
         assert process.poll() is None, (folder / "errors").read_text()
@@ -179,74 +175,72 @@ def interrupted(folder: Path, options: list[str], step: int, end: Callable[[subp
         return process.wait(60)
 
 
-def check_killed_run(
-    folder: Path, options: list[str], whole: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch
+def interrupt_and_resume(
+    folder: Path, options: list[str], whole: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch, *interrupts: int
 ) -> None:
-    """Kill a run after step 13, and interrupt it again at its end, where a validation is due; compare with `whole`."""
-    write_pairs(folder)
-    options = [*options, "--checkpoint_path=run"]
-    assert interrupted(folder, options, 13, kill_group) == -signal.SIGKILL
-    assert state_of(folder / "run")["/global_step"] == 10
+    """Resume a run with Ctrl-C after each of the steps `interrupts`, then to its end; compare it with `whole`."""
     step_of = Trainer.step
-
-    def step(trainer: Trainer, batch: Batch, epoch: int) -> dict[str, float]:
-        if trainer.global_step == STEPS - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step_of(trainer, batch, epoch)
-
     resume = [*options, "--quiet", "--resume"]
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        ended = train_here(folder, *resume)
-    assert (ended.code, ended.output) == (130, "")
-    assert ended.errors.splitlines()[2:] == [f"stopped after step {STEPS}; --resume goes on from there"]
+    for last in interrupts:
+
+        def step(trainer: Trainer, batch: Batch, epoch: int, last: int = last) -> dict[str, Tensor]:
+            if trainer.global_step == last - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step_of(trainer, batch, epoch)
+
+        go_on = resume if (folder / "run/latest.pt").exists() else [*options, "--quiet"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "step", step)
+            ended = train_here(folder, *go_on)
+        assert ended.code == 130
+        assert f"after step {last};" in ended.errors.splitlines()[-1]
     ended = train_here(folder, *resume)
     assert (ended.code, ended.output) == (0, whole[1].output.splitlines(keepends=True)[-1])
     assert_equal_states(folder / "run", whole[0])
     assert curves_of(folder / "run") == curves_of(whole[0])
-    # Nothing is left to do.
+    # Resumed once more, there is nothing left to do.
     assert train_here(folder, *resume).output == ""
     assert curves_of(folder / "run") == curves_of(whole[0])
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+def test_interrupted_run_is_resumed_bit_for_bit(
     tmp_path: Path, whole: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_killed_run(tmp_path, LAGGING, whole, monkeypatch)
+    """The second interrupt comes before the last validation."""
+    write_pairs(tmp_path)
+    interrupt_and_resume(tmp_path, [*LAGGING, "--checkpoint_path=run"], whole, monkeypatch, 13, STEPS)
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_the_paper_goes_on_as_if_nothing_had_happened(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("paper", [False, True])
+def test_killed_run_is_resumed_bit_for_bit(
+    pairs: Path, tmp_path: Path, whole: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch, paper: bool
 ) -> None:
-    options = [*LAGGING, *settings(train_metric_lag=0, optim_ema_decay=0)]
-    ended = train_here(pairs, *options, "--quiet", "--checkpoint_path", tmp_path / "whole")
-    check_killed_run(tmp_path, options, (tmp_path / "whole", ended), monkeypatch)
-
-
-def check_stopped_run(folder: Path, number: int, code: int, whole: Path) -> None:
-    """Send a signal to all processes of a run, as a terminal does for Ctrl-C; it is resumed."""
-    write_pairs(folder)
-    options = [*LAGGING, "--checkpoint_path=run"]
-    assert interrupted(folder, options, 2, lambda process: os.killpg(process.pid, number)) == code
-    errors = (folder / "errors").read_text()
-    done = int(state_of(folder / "run")["/global_step"])
-    assert re.findall(r"^stopped .*", errors, re.MULTILINE) == [
-        f"stopped after step {done}; --resume goes on from there"
-    ]
-    assert "Traceback" not in errors
-    assert train_here(folder, *options, "--quiet", "--resume").code == 0
-    assert_equal_states(folder / "run", whole)
-    assert curves_of(folder / "run") == curves_of(whole)
-
-
-def test_sigterm_saves_and_leaves(tmp_path: Path, whole: tuple[Path, Ended]) -> None:
-    check_stopped_run(tmp_path, signal.SIGTERM, 143, whole[0])
+    options = LAGGING
+    if paper:
+        options = [*LAGGING, *settings(train_metric_lag=0, optim_ema_decay=0)]
+        whole = tmp_path / "whole", train_here(pairs, *options, "--quiet", "--checkpoint_path", tmp_path / "whole")
+    write_pairs(tmp_path)
+    options = [*options, "--checkpoint_path=run"]
+    assert interrupted(tmp_path, options, 13, kill_group) == -signal.SIGKILL
+    assert state_of(tmp_path / "run")["/global_step"] == 10
+    interrupt_and_resume(tmp_path, options, whole, monkeypatch, STEPS)
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_leaves(tmp_path: Path, whole: tuple[Path, Ended]) -> None:
-    check_stopped_run(tmp_path, signal.SIGINT, 130, whole[0])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_stops(tmp_path: Path, whole: tuple[Path, Ended], number: int, code: int) -> None:
+    """Send the signal to all processes of a run, as a terminal does on Ctrl-C, then resume it."""
+    write_pairs(tmp_path)
+    options = [*LAGGING, "--checkpoint_path=run"]
+    assert interrupted(tmp_path, options, 2, lambda process: os.killpg(process.pid, number)) == code
+    errors = (tmp_path / "errors").read_text()
+    done = int(state_of(tmp_path / "run")["/global_step"])
+    assert re.findall(r"stopped after step (\d+);", errors) == [str(done)]
+    assert "Traceback" not in errors
+    assert train_here(tmp_path, *options, "--quiet", "--resume").code == 0
+    assert_equal_states(tmp_path / "run", whole[0])
+    assert curves_of(tmp_path / "run") == curves_of(whole[0])
 
 
 def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -263,34 +257,31 @@ def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     )
 
 
-def test_two_processes_learn_what_one_does(pairs: Path, tmp_path: Path) -> None:
-    # At a tiny rate the weights stay where they are, so that the optimiser's moments compare the gradients of three
-    # steps. At a real one Adam makes whole steps of what is rounding in some weights' gradients.
+def test_two_processes_compute_what_one_does(pairs: Path, tmp_path: Path) -> None:
+    """Steps with a discriminator are compared in tests/utils/test_distributed.py, in double precision.
+
+    With a tiny learning rate the weights stay the same, so the first moments compare the gradients of three steps. The
+    magnitude loss is smooth, so rounding cannot change its gradient much.
+    """
     options = [f"--config={PAPER}", *SMALL, "--max_steps=3", "--num_workers=1", "--quiet"]
-    options += settings(optim_learning_rate=1e-7)
+    options += settings(optim_learning_rate=1e-7, loss_phase=0, loss_complex=0, loss_metric=0)
     alone = train_here(pairs, *options, "--checkpoint_path", tmp_path / "alone")
-    split = [*options, *settings(train_batch_size=1), "--checkpoint_path", tmp_path / "two"]
-    result = torchrun(pairs, *split)
+    result = torchrun(pairs, *options, *settings(train_batch_size=1), "--checkpoint_path", tmp_path / "two")
     assert (alone.code, result.returncode) == (0, 0), result.stderr
     assert re.fullmatch(r"step 3: .*\n", result.stdout)
-    assert result.stderr.count("8 pairs to train on") == 1
-    assert result.stderr.count("2 x 1 crops a step, 2 in total") == 1
+    assert result.stderr.count("8 pairs") == 1
     assert len(files_below(tmp_path / "two")) == len(RUN_FILES) + 1
     one, two = (state_of(tmp_path / run) for run in ("alone", "two"))
-    for part in ("network", "discriminator"):
-        names = [name for name in one if name.startswith(f"/{part}/")]
-        assert names
-        torch.testing.assert_close([two[name] for name in names], [one[name] for name in names], rtol=0, atol=1e-5)
-    for part in ("optimizer", "discriminator_optimizer"):
-        names = [name for name in one if name.startswith(f"/{part}/state/") and name.endswith("/exp_avg")]
-        alone, both = (torch.cat([state[name].flatten() for name in names]) for state in (one, two))
-        assert (alone - both).norm() < 1e-3 * alone.norm()
+    names = [name for name in one if name.startswith("/optimizer/state/") and name.endswith("/exp_avg")]
+    moments, expected = (torch.cat([state[name].flatten() for name in names]) for state in (two, one))
+    assert len(names) > 100
+    assert (moments - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_all(pairs: Path, tmp_path: Path) -> None:
+def test_failing_process_ends_all(pairs: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path)
-    # Its header is whole; what is wrong shows when it is decoded.
+    # The header is valid; decoding fails.
     save(tmp_path / "noisy/s_5.flac", load(pairs / "noisy/s_5.wav"), container="FLAC")
     content = bytearray((tmp_path / "noisy/s_5.flac").read_bytes())
     content[10_000:20_000] = bytes(10_000)
@@ -300,90 +291,85 @@ def test_a_process_that_fails_ends_all(pairs: Path, tmp_path: Path) -> None:
     options = [f"--config={PAPER}", *SMALL, *settings(train_batch_size=1), "--no_cache", "--quiet", "--num_workers=1"]
     result = torchrun(tmp_path, *options, "--checkpoint_path=run")
     assert result.returncode != 0
-    assert "noisy/s_5.flac: broken or cut short" in result.stderr
+    assert "noisy/s_5.flac" in result.stderr
 
 
-def test_weights_do_not_depend_on_how_files_are_read(pairs: Path, tmp_path: Path) -> None:
+def test_weights_do_not_depend_on_workers_or_cache(pairs: Path, tmp_path: Path) -> None:
     for name, *options in (("one", "--num_workers=1"), ("three", "--num_workers=3", "--no_cache")):
         assert train_here(pairs, *SHORT, *options, "--checkpoint_path", tmp_path / name).code == 0
     assert_equal_states(tmp_path / "three", tmp_path / "one")
 
 
-def test_fine_tuning_begins_with_the_weights_of_a_checkpoint(
-    pairs: Path, tmp_path: Path, whole: tuple[Path, Ended]
-) -> None:
-    load_weights = whole[0] / "latest.safetensors"
-    options = [*SHORT, f"--fine_tune={load_weights}", *settings(optim_learning_rate=1e-8, optim_ema_decay=0.5)]
+def test_fine_tuning_starts_from_a_checkpoint(pairs: Path, tmp_path: Path, whole: tuple[Path, Ended]) -> None:
+    checkpoint = whole[0] / "latest.safetensors"
+    options = [*SHORT, f"--fine_tune={checkpoint}", *settings(optim_learning_rate=1e-8, optim_ema_decay=0.5)]
     assert train_here(pairs, *options, "--checkpoint_path", tmp_path / "run").code == 0
-    expected = load_checkpoint(load_weights)[0].state_dict()
+    expected = load_checkpoint(checkpoint)[0].state_dict()
     run = tmp_path / "run"
     best, latest = (load_checkpoint(run / f"{name}.safetensors")[0].state_dict() for name in ("best", "latest"))
     for key, tensor in expected.items():
         torch.testing.assert_close(best[key], tensor, rtol=0, atol=1e-6)
-        assert torch.equal(best[key], latest[key])  # validated once, at the end, and with the averaged weights
+        assert torch.equal(best[key], latest[key])  # validated once, at the end
     assert not all(torch.equal(best[key], tensor) for key, tensor in expected.items())
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["optim"]["learning_rate"], config["optim"]["ema_decay"]) == (1e-8, 0.5)
 
 
-def test_how_long_a_run_is_and_when_it_is_validated(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_epochs_steps_and_validation_interval(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     begun, rates, step = [], [], Trainer.step  # epochs with their first steps; learning rates
     monkeypatch.setattr(train, "load_batches", lambda *a, **b: begun.append(a[2:4]) or load_batches(*a, **b))
-    monkeypatch.setattr(Trainer, "step", lambda *a: rates.append((told := step(*a))["learning_rate"]) or told)
+    monkeypatch.setattr(Trainer, "step", lambda *a: rates.append((logs := step(*a))["learning_rate"].item()) or logs)
     # Two steps an epoch.
     options = [*SHORT, "--checkpoint_path", run, *settings(train_batch_size=4), "--max_steps=100"]
     ended = train_here(pairs, *options, "--training_epochs=2", "--validation_interval=0")
     assert (ended.code, re.findall(r"^step (\d+)", ended.output, re.MULTILINE)) == (0, ["2", "4"])
     settled = json.loads((run / "config.json").read_text())["train"]
     assert (settled["epochs"], settled["validation_interval"]) == (2, 0)
-    # A run may be resumed for longer. What was the best before, here by far, stays the best.
+    # A run may be resumed for longer. The best score so far is kept.
     torch.save(torch.load(run / "latest.pt", weights_only=True) | {"best": 4.6}, run / "latest.pt")
     best = (run / "best.safetensors").read_bytes()
     ended = train_here(pairs, *options, "--training_epochs=3", "--validation_interval=5", "--resume")
     assert (ended.code, re.findall(r"^step (\d+)", ended.output, re.MULTILINE)) == (0, ["5", "6"])
     assert "(best)" not in ended.output and (run / "best.safetensors").read_bytes() == best
     assert begun == [(0, 0), (1, 0), (2, 0)]
-    assert rates == pytest.approx([5e-4 * 0.99**epoch for epoch in (0, 0, 1, 1, 2, 2)], rel=1e-9)
+    assert rates == pytest.approx([5e-4 * 0.99**epoch for epoch in (0, 0, 1, 1, 2, 2)], rel=1e-6)
 
 
 def test_the_validation_list_selects_only_when_asked(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    # The protocol of each validation, and the network that is scored at the end.
+    # The protocol of each validation, and the network that is loaded at the end.
     monkeypatch.setattr(train, "Validation", lambda *given: used.append(given[2]) or Validation(*given))
     monkeypatch.setattr(train, "load_checkpoint", lambda path: used.append(path.name) or load_checkpoint(path))
     options = [*SHORT, "--input_validation_file=test.txt"]
     held_out = train_here(pairs, *options, "--checkpoint_path", tmp_path / "held_out")
     assert (held_out.code, used) == (0, ["overlap", "best.safetensors", "overlap"])
-    assert "8 pairs to train on, 1 held out to select by" in held_out.errors
+    assert "8 pairs" in held_out.errors and "1 held out" in held_out.errors
     step, at_end = held_out.output.splitlines()
     assert step.startswith("step 3: ")
     scores = re.fullmatch(r"test\.txt, best\.safetensors: .*, (pesq \d\.\d+, stoi 0\.\d+)", at_end)
     assert scores
     assert scores[1] not in step
-    paper = train_here(pairs, *options, "--protocol=paper", "--checkpoint_path", tmp_path / "paper")
+    paper = train_here(pairs, *options, "--select_on=test", "--checkpoint_path", tmp_path / "paper")
     assert paper.code == 0
     assert used[3:] == ["paper"]
-    assert "9 pairs to train on, 2 listed to select by" in paper.errors
-    assert "selecting on test.txt: the best score there is optimistic" in paper.errors
+    assert "9 pairs" in paper.errors and "2 listed" in paper.errors and "optimistic" in paper.errors
     assert paper.output.startswith("step 3: ")
     assert len(paper.output.splitlines()) == 1
-    examples = {tag.split("/")[0] for tag in read_journal(tmp_path / "paper").Tags()["audio"]}
+    examples = {tag.split("/")[0] for tag in read_events(tmp_path / "paper/tensorboard").Tags()["audio"]}
     assert examples == {"t_0", "t_1"}
 
 
 def overfit(folder: Path, run: str, steps: int, *options: str) -> float:
-    """Train on eight crops and nothing else, from a folder; returns their mean PESQ with the final network."""
+    """Train on eight crops only; returns their mean PESQ with the final network."""
     ended = train_here(
         folder, f"--config={PAPER}", "--device=cpu", "--quiet", f"--checkpoint_path={run}", f"--max_steps={steps}",
         *settings(data_segment_size=OVERFIT_CROP, optim_learning_rate=OVERFIT_RATE, optim_lr_decay=OVERFIT_DECAY),
         *settings(train_epochs=steps, train_validation_interval=steps, train_batch_size=2), *options,
-        # The list that selects is the one that is trained on: its scores are those of the crops.
-        "--input_validation_file=training.txt", "--protocol=paper", threads=available_cores(),
+        # Validate on the training crops.
+        "--input_validation_file=training.txt", "--select_on=test", threads=available_cores(),
     )  # fmt: skip
     assert ended.code == 0, ended.errors
     scores = re.findall(rf"^step {steps}: .*pesq ([\d.]+)", ended.output, re.MULTILINE)
@@ -391,8 +377,8 @@ def overfit(folder: Path, run: str, steps: int, *options: str) -> float:
 
 
 @pytest.mark.slow
-def test_a_network_learns_eight_crops_by_heart(tmp_path: Path) -> None:
-    """All of it has to work for that: crops, losses, labels and optimisers."""
+def test_network_overfits_eight_crops(tmp_path: Path) -> None:
+    """This needs correct crops, losses, labels and optimizers."""
     write_pairs(tmp_path, 8, OVERFIT_CROP / 16_000)
     paper = overfit(tmp_path, "paper", OVERFIT_STEPS)
     lagging = overfit(tmp_path, "lagging", OVERFIT_STEPS, *settings(train_metric_lag=1))

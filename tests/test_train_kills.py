@@ -1,4 +1,4 @@
-"""A run of `train.py` that is killed again and again, at any moment, gives what an undisturbed one does."""
+"""A run of `train.py` that is killed many times, at random moments, gives the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ OPTIONS = [
 
 
 def await_moment(process: subprocess.Popen[str], folder: Path, number: int, random: np.random.Generator) -> None:
-    """Wait for one of four moments: any, perhaps before the first step; any of a step; and two while it saves."""
-
+    """Wait for a random moment, perhaps before the first step, or in a step, or while the run saves."""
     if number % 4 == 0:
         time.sleep(random.uniform(0, 6))
         return
@@ -47,7 +46,7 @@ def await_moment(process: subprocess.Popen[str], folder: Path, number: int, rand
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_gives_the_same_weights(tmp_path: Path) -> None:
+def test_run_killed_twenty_times_has_the_same_weights(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for folder in (killed, whole):
@@ -55,7 +54,7 @@ def test_a_run_killed_twenty_times_gives_the_same_weights(tmp_path: Path) -> Non
     assert train_here(whole, *OPTIONS, "--quiet").code == 0
     half_written: set[Path] = set()
     for number in range(KILLS):
-        # Before the first state is whole there is nothing to resume.
+        # Before the first save there is nothing to resume.
         go_on = "--resume" if (killed / "run/latest.pt").exists() else "--overwrite"
         with start(killed, *OPTIONS, go_on) as process:
             await_moment(process, killed, number, random)

@@ -96,9 +96,10 @@ class Trainer:
     def step(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Train discriminator and generator on one batch.
 
-        A network whose gradient is not finite keeps its weights and optimizer state. The decision is made on the
-        device: the only wait for it is the copy of the enhanced waveforms that PESQ needs. With `train.metric_lag` 1
-        the discriminator learns the labels of the previous batch, so the step does not wait for PESQ.
+        A network whose gradient is not finite keeps its weights and optimizer state; this is decided on the device. The
+        step waits for the device once, to copy the enhanced waveforms for PESQ (and in `torch.istft`, which checks its
+        window). With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, so the step does
+        not wait for PESQ.
 
         Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
         metric term, as in validation), `metric`, `discriminator`, the gradient norms and the learning rate.

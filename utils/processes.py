@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 import loky
+from loky.process_executor import ShutdownExecutorError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,16 +91,16 @@ class ProcessPool(Generic[Result]):
             executor = self._own.executor = getattr(self._own, "executor", None) or self._start()
             try:
                 future = executor.submit(self._function, *arguments)
-                if wait([future], self._timeout).done and not isinstance(future.exception(), BrokenProcessPool):
+                finished = bool(wait([future], self._timeout).done)
+                if finished and not self._closed and not isinstance(future.exception(), BrokenProcessPool):
                     return future.result()
-                hung = not future.done()
             except BrokenProcessPool:  # it died while it was idle
-                hung = False
+                finished = True
             self._own.executor = None
             self._kill(executor)
             if self._closed:
                 raise LostProcessError("the process pool was closed")
-            if hung:
+            if not finished:
                 raise LostProcessError(f"the process that worked on it hung for {self._timeout:g} s")
         raise LostProcessError("the process that worked on it died")
 
@@ -113,7 +114,7 @@ class ProcessPool(Generic[Result]):
             try:
                 executor.submit(_set_up, os.getpid(), self._function).result(START_SECONDS)
                 return executor
-            except (BrokenProcessPool, TimeoutError) as error:
+            except (BrokenProcessPool, ShutdownExecutorError, TimeoutError) as error:
                 self._kill(executor)
                 cause = error
         raise RuntimeError(f"a worker process did not start, {ATTEMPTS} times in a row") from cause

@@ -1,7 +1,7 @@
-"""The published training loop written out plainly: what `training.trainer` is held against, in numbers and in time.
+"""Plain transcription of the published training loop: the reference for the values and the speed of `Trainer`.
 
 A worker process reads both recordings of a pair, cuts the crop and computes its spectra. A step enhances the batch,
-computes the PESQ of its crops, waits for it, teaches the discriminator and improves the generator, all in float32.
+waits for the PESQ of its crops, and updates the discriminator and the generator.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from data.file_lists import Utterance
 from metrics.pesq import wideband_pesq
 from metrics.signals import ScoreError
 from models.discriminator import DROPOUT, HIDDEN, MetricDiscriminator
+from models.stft import PHASE_FLOOR
 from tests.reference.muse import plain_network
-from utils.processes import available_cores, set_up_process
+from utils.processes import available_cores
 
-# Starting anew is costly where a process imports all again.
+# With "spawn" each process would import everything again.
 START = "fork" if sys.platform == "linux" else "spawn"
 
 PlainBatch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -40,7 +41,10 @@ PlainBatch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def spectra(wav: Tensor, stft: StftConfig) -> tuple[Tensor, Tensor]:
     window = torch.hann_window(stft.win_size)
     spectrum = torch.stft(wav, stft.n_fft, stft.hop_size, stft.win_size, window, center=True, return_complex=True)
-    return spectrum.abs() ** stft.compress_factor, spectrum.angle()
+    # Unlike the published loop: rounding errors count as +0, else the FFT library decides on their phase.
+    floor = PHASE_FLOOR * spectrum.abs().amax(dim=1, keepdim=True)
+    real, imaginary = (part.masked_fill(part.abs() < floor, 0.0) for part in (spectrum.real, spectrum.imag))
+    return spectrum.abs() ** stft.compress_factor, torch.atan2(imaginary, real)
 
 
 def waveform(mag: Tensor, pha: Tensor, stft: StftConfig) -> Tensor:
@@ -51,7 +55,7 @@ def waveform(mag: Tensor, pha: Tensor, stft: StftConfig) -> Tensor:
 
 
 class PlainDataset(Dataset[PlainBatch]):
-    """The crops of the first epoch of `data.dataset.PairedDataset`, with their spectra; reads the files each time."""
+    """The crops of the first epoch of `data.dataset.PairedDataset`, with their spectra."""
 
     def __init__(self, utterances: Sequence[Utterance], config: Config) -> None:
         self.utterances, self.config = utterances, config
@@ -96,17 +100,17 @@ def pesq_or_nan(clean: np.ndarray, enhanced: np.ndarray) -> float:
 
 def new_pool(crops: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context(START)
-    return ProcessPoolExecutor(min(crops, available_cores()), context, set_up_process)
+    return ProcessPoolExecutor(min(crops, available_cores()), context)
 
 
 def pesq_labels(pool: ProcessPoolExecutor, clean: np.ndarray, enhanced: np.ndarray) -> Tensor | None:
-    """(PESQ − 1) / 3.5 of the crops `[B]`; nothing where any of them has no PESQ."""
+    """Return (PESQ − 1) / 3.5 of the crops `[B]`, or None if any of them has no PESQ."""
     scores = torch.tensor(list(pool.map(pesq_or_nan, clean, enhanced)))
     return None if scores.isnan().any() else (scores - 1) / 3.5
 
 
 def differences(size: int, device: torch.device) -> Tensor:
-    """The matrix that takes each entry of a row from the one before it: −1 on the diagonal, 1 above it."""
+    """Return the matrix of first differences: −1 on the diagonal, 1 above it."""
     ones = torch.ones(size, size, device=device)
     return torch.triu(ones, 1) - torch.triu(ones, 2) - torch.eye(size, device=device)
 
@@ -116,7 +120,7 @@ def anti_wrapping(x: Tensor) -> Tensor:
 
 
 def phase_loss(clean: Tensor, pha: Tensor) -> Tensor:
-    """IP + GD + IAF; phases `[B, F, T]`."""
+    """Return IP + GD + IAF of phases `[B, F, T]`."""
     along_frequency = differences(clean.shape[1], clean.device)  # F×F
     along_time = differences(clean.shape[2], clean.device)  # T×T
     clean_delay = torch.matmul(clean.transpose(1, 2), along_frequency)
@@ -130,7 +134,7 @@ def phase_loss(clean: Tensor, pha: Tensor) -> Tensor:
 
 
 class ReferenceTrainer:
-    """Networks and optimisers, with weights from the seed. Without a `pool` for PESQ, each step starts its own."""
+    """Networks and optimizers, with weights from the seed. Without a `pool` for PESQ, each step starts its own."""
 
     def __init__(self, config: Config, device: torch.device, pool: ProcessPoolExecutor | None = None) -> None:
         self.config, self.device, self.pool = config, device, pool
@@ -141,11 +145,11 @@ class ReferenceTrainer:
         self.optimizer = AdamW(self.network.parameters(), rate, betas)
         self.discriminator_optimizer = AdamW(self.discriminator.parameters(), rate, betas)
 
-    def dropout(self, use: int, rows: int) -> Tensor:  # noqa: ARG002 (a test gives each use its own)
+    def dropout(self, use: int, rows: int) -> Tensor:  # noqa: ARG002 (replaced in tests)
         return functional.dropout(torch.ones(rows, HIDDEN, device=self.device), DROPOUT)
 
     def step(self, batch: PlainBatch) -> dict[str, Tensor]:
-        """Change the weights by one batch; returns the loss terms, unweighted."""
+        """Train on one batch; returns the unweighted loss terms, and their weighted sum without the metric term."""
         wav, clean_mag, clean_pha, noisy_mag, noisy_pha = (part.to(self.device, non_blocking=True) for part in batch)
         ones = torch.ones(len(wav), device=self.device)
         mag, pha = self.network(noisy_mag, noisy_pha)
@@ -169,8 +173,8 @@ class ReferenceTrainer:
         enhanced_complex = torch.stack([mag * torch.cos(pha), mag * torch.sin(pha)], dim=-1)
         complex_ = 2 * functional.mse_loss(enhanced_complex, clean_complex)
         metric = functional.mse_loss(self.discriminator(clean_mag, mag, self.dropout(2, len(wav))), ones)
-        loss = 0.9 * magnitude + 0.3 * phase + 0.1 * complex_ + 0.05 * metric
-        loss.backward()
+        loss = 0.9 * magnitude + 0.3 * phase + 0.1 * complex_
+        (loss + 0.05 * metric).backward()
         self.optimizer.step()
         return {
             "loss": loss.detach(),
