@@ -364,10 +364,19 @@ def parse_config(content: Any, source: str) -> Config:
                 problems.append(f"model.name: should be one of {known} (found {reprlib.repr(network)})")
                 continue
             section_class = MODEL_CONFIGS[network]
+        known = [field.name for field in dataclasses.fields(section_class)]
+        unknown = [key for key in section if key not in known]
+        problems += [f"{name}.{_quote(key)}: unknown key{_suggest(key, known)}" for key in unknown]
         try:
-            parsed[name] = section_class(**section)
+            parsed[name] = section_class(**{key: section[key] for key in known if key in section})
         except ValidationError as error:
-            problems += [_describe(name, section_class, item) for item in error.errors(include_url=False)]
+            for item in error.errors(include_url=False):
+                if item["type"] == "missing":
+                    message = "missing"
+                else:
+                    message = item["msg"].removeprefix("Input ").removeprefix("Value error, ")
+                    message += f" (found {reprlib.repr(item['input'])})"
+                problems.append(f"{'.'.join([name, *map(str, item['loc'])])}: {message}")
 
     model, stft, data, loss = (parsed.get(name) for name in ("model", "stft", "data", "loss"))
     if model and stft and (problem := model.bins_problem(stft.bins)):
@@ -379,18 +388,6 @@ def parse_config(content: Any, source: str) -> Config:
     if problems:
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
     return Config(**parsed)
-
-
-def _describe(section: str, section_class: type, error: Mapping[str, Any]) -> str:
-    """Return one line for an error of pydantic: `section.key: problem (found value)`."""
-    key = str(error["loc"][0]) if error["loc"] else ""
-    place = f"{section}.{_quote(key)}" if key else section
-    if error["type"] == "missing":
-        return f"{place}: missing"
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{place}: unknown key{_suggest(key, [field.name for field in dataclasses.fields(section_class)])}"
-    message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{place}: {message} (found {reprlib.repr(error['input'])})"
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
