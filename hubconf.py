@@ -38,7 +38,7 @@ def imse(checkpoint_file: str | Path | None = None) -> Enhancer:
                 fetch(published, OUTPUT_DIR, RELEASE_URL)
             except (UserError, OSError) as error:
                 raise UserError(f"{path}: the published weights cannot be downloaded: {error}") from error
-    return Enhancer(*load_checkpoint(path))
+    return Enhancer(*load_checkpoint(path)).eval()
 
 
 def muse(checkpoint_file: str | Path | None = None) -> Enhancer:
@@ -53,7 +53,7 @@ def muse(checkpoint_file: str | Path | None = None) -> Enhancer:
     if not path.exists():
         release = "https://github.com/huaidanquede/MUSE-Speech-Enhancement"
         raise UserError(f"{path}: no such file; download g_best of {release} or give checkpoint_file")
-    return Enhancer(*load_checkpoint(path))
+    return Enhancer(*load_checkpoint(path)).eval()
 
 
 def lite_rtse(checkpoint_file: str | Path | None = None) -> Enhancer:
@@ -68,4 +68,4 @@ def lite_rtse(checkpoint_file: str | Path | None = None) -> Enhancer:
 
     Raises `cli.UserError` if `checkpoint_file` is not a checkpoint.
     """
-    return Enhancer(*load_checkpoint(Path(checkpoint_file or LIVE_CHECKPOINT)))
+    return Enhancer(*load_checkpoint(Path(checkpoint_file or LIVE_CHECKPOINT))).eval()

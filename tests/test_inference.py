@@ -1,40 +1,37 @@
-"""`inference.py` as a user runs it: odd recordings come out whole, bad ones are named, none is half done."""
+"""`inference.py` on files: odd recordings, bad input, scores, interruption and several processes."""
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from torch import nn
 
-from config import Config
+import inference
 from data.audio import AudioFormat, read_audio, write_audio
-from enhance.enhancer import Enhancer
-from enhance.files import enhance_file
-from enhance.windows import PROTOCOLS
 from metrics.pesq import wideband_pesq
 from metrics.si_sdr import si_sdr
 from models.checkpoint import DEFAULT_CHECKPOINT
-from models.stft import Spectra
-from tests.fixtures.commands import ROOT, run_script
+from tests.fixtures.commands import ROOT, Result, call_main, run_script
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
+from tests.fixtures.signals import speech_like, with_noise
 
+TIMEOUT = 60  # seconds, for a busy machine
 UNKNOWN_SIZE = b"\xff" * 4
 
 
-class Magnified(nn.Module):
-    """Multiplies all magnitudes."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, spectra: Spectra) -> Spectra:
-        return spectra._replace(mag=spectra.mag * self.factor)
+def enhance(folder: Path, checkpoint: Path, *options: object, source: str = "in", output: str = "out") -> Result:
+    """Run the command in this process, in `folder`."""
+    folders = "--input_noisy_wavs_dir", source, "--output_dir", output, "--checkpoint_file", checkpoint
+    return call_main(inference.main, *folders, "--quiet", *options, cwd=folder)
 
 
 def odd_recordings() -> dict[str, tuple[np.ndarray, AudioFormat]]:
@@ -67,14 +64,12 @@ def odd_recordings() -> dict[str, tuple[np.ndarray, AudioFormat]]:
     }
 
 
-def test_odd_recordings_come_out_whole(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_odd_recordings(tmp_path: Path, small_checkpoint: Path) -> None:
     recordings = odd_recordings()
     for name, (samples, audio_format) in recordings.items():
         write_audio(tmp_path / "in" / name, samples, audio_format)
-    (tmp_path / "in/notes.txt").write_text("not audio, and not called so", encoding="utf-8")
-    arguments = ["--input_noisy_wavs_dir", "in", "--output_dir", "out", "--checkpoint_file", small_checkpoint]
-    result = run_script("inference.py", *arguments, "--quiet", cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    (tmp_path / "in/notes.txt").write_text("neither audio nor named so", encoding="utf-8")
+    assert enhance(tmp_path, small_checkpoint) == (0, "", "")
 
     out = tmp_path / "out"
     assert files_below(out) == set(recordings)
@@ -82,130 +77,335 @@ def test_odd_recordings_come_out_whole(tmp_path: Path, small_checkpoint: Path) -
         noisy, enhanced = load(tmp_path / "in" / name), load(out / name)
         assert read_audio(out / name)[1] == audio_format, name
         assert enhanced.shape == noisy.shape, name
-        if "sample" not in name and "silence" not in name:
+        if "silence" in name:
+            assert not enhanced.any()
+        elif "sample" not in name:
             assert np.abs(enhanced).max() > 1e-3, name
             assert np.abs(enhanced - noisy).max() > 1e-3, name
-    assert not load(out / "silence.wav").any()
-    assert not load(out / "silence at 44.1 kHz.wav").any()
 
     exact = load(out / "formats/float.wav")
-    assert np.array_equal(load(out / "formats/double.wav"), exact)
     assert np.abs(exact).max() < 1
-    np.testing.assert_allclose(load(out / "formats/16.wav"), exact, rtol=0, atol=0.51 / 2**15)
-    np.testing.assert_allclose(load(out / "formats/24.wav"), exact, rtol=0, atol=0.51 / 2**23)
-    np.testing.assert_allclose(load(out / "formats/c.flac"), exact, rtol=0, atol=0.51 / 2**15)
-    # A level that is a power of two away changes no digit.
-    np.testing.assert_allclose(load(out / "formats/beyond full scale.wav"), 16 * exact, rtol=1e-5)
-    assert 16 * np.abs(exact).max() > 1
-
+    for name, step in (("double.wav", 0), ("16.wav", 2**-15), ("24.wav", 2**-23), ("c.flac", 2**-15)):
+        np.testing.assert_allclose(load(out / "formats" / name), exact, rtol=0, atol=0.51 * step, err_msg=name)
+    loud = load(out / "formats/beyond full scale.wav")
+    np.testing.assert_allclose(loud, 16 * exact, rtol=0, atol=1e-4)
+    assert np.abs(loud).max() > 1
     surround = load(out / "formats/surround.wav")
-    assert np.array_equal(surround[:, 2:3], load(out / "formats/channel 2.wav"))
+    np.testing.assert_allclose(surround[:, 2:3], load(out / "formats/channel 2.wav"), rtol=0, atol=1e-5)
     assert not surround[:, 3].any()
 
 
-def test_peaks_are_clipped_not_wrapped(tmp_path: Path, config: Config) -> None:
-    enhancer = Enhancer(Magnified(4**config.stft.compress_factor), config)
-    noisy = QUANTISED[:8000]
-    for subtype, bits in (("FLOAT", 0), ("PCM_U8", 8), ("PCM_16", 16), ("PCM_24", 24)):
-        save(tmp_path / "in.wav", noisy, subtype=subtype)
-        enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", enhancer, "overlap")
-        loud = 4 * load(tmp_path / "in.wav")
-        assert np.abs(loud).max() > 1.2
-        if bits:
-            loud = np.clip(loud, -1, 1 - 2.0 ** (1 - bits))
-        error = np.abs(load(tmp_path / "out.wav") - loud).max()
-        assert error < 1e-4 + (2.0**-bits if bits else 0)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("samples", [1, 255, 256, 30_699, 30_700, 30_701, 61_400, 100_001])
-def test_no_seams(tmp_path: Path, identity: Enhancer, samples: int, protocol: str) -> None:
-    noise = np.random.default_rng(samples).uniform(-0.5, 0.5, samples)
-    save(tmp_path / "in.wav", noise, subtype="FLOAT")
-    enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", identity, protocol)
-    np.testing.assert_allclose(load(tmp_path / "out.wav"), load(tmp_path / "in.wav"), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("samples", [3 * 30_700 - 1, 3 * 30_700, 3 * 30_700 + 1, 300_001])
-def test_no_seams_at_another_rate(tmp_path: Path, identity: Enhancer, samples: int, protocol: str) -> None:
-    seconds = np.arange(samples) / 48_000
-    random = np.random.default_rng(samples)
-    tones = [0.05 * np.sin(2 * np.pi * f * seconds + f) for f in random.uniform(50, 6500, 10)]
-    # Nothing above the network's 8 kHz, and no edge that has something there.
-    fade = np.sin(np.pi / 2 * np.clip(np.minimum(seconds, seconds[::-1]) / 0.1, 0, 1)) ** 2
-    stereo = fade[:, None] * np.stack([np.sum(tones[:5], axis=0), np.sum(tones[5:], axis=0)], axis=1)
-    save(tmp_path / "in.wav", stereo, 48_000, subtype="FLOAT")
-    enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", identity, protocol)
-    result = load(tmp_path / "out.wav")
-    assert result.shape == stereo.shape
-    np.testing.assert_allclose(result, stereo, rtol=0, atol=1e-4)
-
-
-MEMORY_SCRIPT = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from torch import nn
-from config import load_config
-from data.audio import AudioFormat, AudioWriter
-from enhance.enhancer import Enhancer
-from enhance.files import enhance_file
-
-folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
-noise = np.random.default_rng(0).uniform(-0.1, 0.1, (48_000, 2)).astype(np.float32)
-with AudioWriter(folder / "in.wav", AudioFormat(48_000, 2)) as writer:
-    for _ in range(seconds):
-        writer.write(noise)
-enhancer = Enhancer(nn.Identity(), load_config(Path(sys.argv[3])))
-enhance_file(folder / "in.wav", folder / "out.wav", enhancer, "overlap")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
-    peaks: list[int] = []
-    for minutes in (2, 10):
-        arguments = [str(tmp_path), str(60 * minutes), str(ROOT / "configs/imse.json")]
-        result = subprocess.run(
-            [sys.executable, "-c", MEMORY_SCRIPT, *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append(int(result.stdout))
-        assert soundfile.info(str(tmp_path / "out.wav")).frames == 60 * minutes * 48_000
-    # In kB. The 8 minutes more are 184,000 kB as 32-bit samples, and a third of that at the network's rate.
-    assert peaks[1] - peaks[0] < 20_000
+def test_embedded_checkpoint_improves_the_samples(tmp_path: Path) -> None:
+    assert DEFAULT_CHECKPOINT.stat().st_size < 2 * 2**20
+    folders = "--input_noisy_wavs_dir", ROOT / "samples" / "noisy", "--output_dir", tmp_path / "enhanced"
+    assert call_main(inference.main, *folders, "--quiet") == (0, "", "")
+    for noisy in sorted((ROOT / "samples" / "noisy").iterdir()):
+        folders = ROOT / "samples" / "clean", noisy.parent, tmp_path / "enhanced"
+        clean, before, after = (load(folder / noisy.name)[:, 0] for folder in folders)
+        assert wideband_pesq(clean, after) > wideband_pesq(clean, before)
+        assert si_sdr(clean, after) > si_sdr(clean, before)
 
 
 def test_standard_input_to_standard_output(tmp_path: Path, small_checkpoint: Path) -> None:
     save(tmp_path / "in.wav", NOISY)
     piped = bytearray((tmp_path / "in.wav").read_bytes())
     piped[4:8] = piped[40:44] = UNKNOWN_SIZE
-    common = ["--quiet", "--checkpoint_file", str(small_checkpoint)]
+    script = [sys.executable, ROOT / "inference.py", "--input_noisy_wavs_dir", "-", "--quiet"]
     result = subprocess.run(
-        [sys.executable, ROOT / "inference.py", "--input_noisy_wavs_dir", "-", *common],
-        input=piped,
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
+        [*script, "--checkpoint_file", small_checkpoint], input=piped, cwd=tmp_path, capture_output=True, check=False
     )
     assert (result.returncode, result.stderr) == (0, b"")
-    # One file, whose folder is not a result's; the same samples as through the pipe.
-    filed = run_script("inference.py", "--input_noisy_wavs_dir", "in.wav", "--output_dir", "out", *common, cwd=tmp_path)
-    assert (filed.returncode, filed.stdout, filed.stderr) == (0, "", "")
-    assert result.stdout == (tmp_path / "out/in.wav").read_bytes()
+    assert enhance(tmp_path, small_checkpoint, source="in.wav") == (0, "", "")
+    (tmp_path / "piped.wav").write_bytes(result.stdout)
+    np.testing.assert_allclose(load(tmp_path / "piped.wav"), load(tmp_path / "out/in.wav"), rtol=0, atol=1.1 * 2**-15)
 
 
-def test_the_embedded_checkpoint_is_small_and_cleans_the_samples(tmp_path: Path) -> None:
-    assert DEFAULT_CHECKPOINT.stat().st_size < 2 * 2**20
-    arguments = ["--input_noisy_wavs_dir", ROOT / "samples" / "noisy", "--output_dir", tmp_path / "enhanced"]
-    result = run_script("inference.py", *arguments, "--quiet", cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    for noisy in sorted((ROOT / "samples" / "noisy").iterdir()):
-        folders = ROOT / "samples" / "clean", noisy.parent, tmp_path / "enhanced"
-        clean, before, after = (load(folder / noisy.name)[:, 0] for folder in folders)
-        assert wideband_pesq(clean, after) > wideband_pesq(clean, before)
-        assert si_sdr(clean, after) > si_sdr(clean, before)
+@pytest.mark.parametrize(
+    ("content", "output", "error"),
+    [
+        (b"", "pipe", "standard input: the file is empty"),
+        (b"no sound at all", "pipe", "standard input: not an audio file"),
+        (None, "full", "standard input or output: No space left"),
+        (None, "closed", ""),
+    ],
+)
+def test_failing_pipes(tmp_path: Path, small_checkpoint: Path, content: bytes | None, output: str, error: str) -> None:
+    if content is None:
+        stream = io.BytesIO()
+        soundfile.write(stream, np.tile(QUANTISED, 3), RATE, format="WAV")
+        content = stream.getvalue()
+    (tmp_path / "in").write_bytes(content)
+    reading, writing = os.pipe()
+    if output == "closed":
+        os.close(reading)
+    script = [sys.executable, ROOT / "inference.py", "--input_noisy_wavs_dir", "-"]
+    with (tmp_path / "in").open("rb") as source, Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [*script, "--checkpoint_file", small_checkpoint],
+            stdin=source,
+            stdout=full if output == "full" else writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    os.close(writing)
+    assert result.returncode == 1
+    assert result.stderr.startswith(error)
+    assert len(result.stderr.splitlines()) == bool(error)
+
+
+BAD_FILES = {
+    "text.wav": "not an audio file",
+    "empty.wav": "empty",
+    "header.wav": "cut short within the WAV header",
+    "data.wav": "1500 of 5000 samples",
+    "no_samples.wav": "no samples",
+    "cut.flac": "cut short",
+    "nan.wav": "NaN or infinite samples (the first at sample 200)",
+    "infinite.wav": "NaN or infinite samples (the first at sample 200)",
+    "loud.wav": "overlarge samples (the first at sample 200)",
+}
+
+
+def test_bad_files_are_named_and_the_others_done(tmp_path: Path, small_checkpoint: Path) -> None:
+    folder = tmp_path / "in"
+    save(folder / "good.wav", NOISY[:5000])
+    save(folder / "last.wav", NOISY[:5000])
+    whole = (folder / "good.wav").read_bytes()
+    save(folder / "cut.flac", NOISY, container="FLAC")
+    contents = {
+        "text.wav": b"Dear diary,\n",
+        "empty.wav": b"",
+        "header.wav": whole[:30],
+        "data.wav": whole[:3044],
+        "no_samples.wav": whole[:4] + b"\x24\0\0\0" + whole[8:40] + bytes(4),
+        "cut.flac": (folder / "cut.flac").read_bytes()[:20_000],
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    damaged = NOISY[:300].copy()
+    for name, value in (("nan.wav", np.nan), ("infinite.wav", np.inf), ("loud.wav", 1e30)):
+        damaged[200] = value
+        soundfile.write(folder / name, damaged, RATE, subtype="FLOAT")
+    (folder / "folder.wav").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/nan.wav").write_bytes(b"of an earlier run")
+
+    result = enhance(tmp_path, small_checkpoint)
+    assert (result.returncode, result.stdout) == (1, "")
+    lines = dict(line.split(": ", 1) for line in result.stderr.splitlines())
+    assert set(lines) == {f"in/{name}" for name in BAD_FILES}
+    for name, problem in BAD_FILES.items():
+        assert problem in lines[f"in/{name}"]
+    assert files_below(tmp_path / "out") == {"good.wav", "last.wav", "nan.wav"}
+    assert len(load(tmp_path / "out/last.wav")) == 5000
+    assert (tmp_path / "out/nan.wav").read_bytes() == b"of an earlier run"
+
+
+def test_scores(tmp_path: Path, small_checkpoint: Path) -> None:
+    clean, noisy = speech_like(1.5), with_noise(speech_like(1.5), 10)
+    for name in ("a/pair", "b/pair", "length", "rate", "no_noisy", "broken"):
+        save(tmp_path / f"clean/{name}.flac", clean, container="FLAC")
+    save(tmp_path / "in/a/pair.wav", noisy)
+    save(tmp_path / "in/b/pair.wav", noisy)
+    save(tmp_path / "in/b/pair.flac", noisy, container="FLAC")
+    save(tmp_path / "in/length.wav", noisy[:-2000])
+    save(tmp_path / "in/rate.wav", noisy, 8000)
+    save(tmp_path / "in/no_clean.wav", noisy)
+    (tmp_path / "in/broken.wav").write_text("no sound")
+    result = enhance(tmp_path, small_checkpoint, "--input_clean_wavs_dir", "clean")
+    assert result.returncode == 1
+    assert result.stdout.startswith("5 files, 3 failed")  # also those that could not be enhanced
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "in") - {"broken.wav"}
+    lines = result.stderr.splitlines()
+    assert len(lines) == 6
+    for start, keyword in (
+        ("in/broken.wav: ", "not an audio file"),
+        ("clean/no_noisy.flac: ", "noisy"),
+        ("out/no_clean.wav: ", "clean"),
+        ("length: ", "lengths differ"),
+        ("rate: ", "rates differ"),
+        ("out/b/pair.wav: ", "same name 'b/pair'"),
+    ):
+        assert any(line.startswith(start) and keyword in line for line in lines), (start, result.stderr)
+    assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["2"] * 8  # pairs scored
+
+    one = enhance(tmp_path, small_checkpoint, "--input_clean_wavs_dir", "clean", source="in/a/pair.wav", output="one")
+    assert (one.returncode, one.stderr.count("\n")) == (1, 1)
+    assert one.stderr.startswith("one/pair.wav: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "error"),
+    [
+        ("none", "out", "none: no such file or folder"),
+        ("none.wav", "out", "none.wav: no such file or folder"),
+        ("empty", "out", "empty: holds no audio"),
+        ("in", "in", "in: results would replace their inputs"),
+        ("in/a.wav", "in", "in: results would replace their inputs"),
+        ("in/sub/in", "in/sub", "in/sub: results would replace their inputs"),
+        ("in", "in/a.wav", "in/a.wav: cannot be written"),
+        ("in", "in/a.wav/out", "in/a.wav/out: cannot be written"),
+        ("in", "/proc/out", "/proc/out: cannot be written"),
+    ],
+)
+def test_unusable_folders(tmp_path: Path, small_checkpoint: Path, source: str, output: str, error: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("in/a.wav", "in/sub/in/a.wav", "in/sub/in/in/a.wav"):
+        save(tmp_path / name, NOISY[:100])
+    before = files_below(tmp_path)
+    result = enhance(tmp_path, small_checkpoint, source=source, output=output)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(error)
+    assert files_below(tmp_path) == before
+
+
+def test_results_within_or_above_the_input(tmp_path: Path, small_checkpoint: Path) -> None:
+    save(tmp_path / "in/sub/a.wav", NOISY[:100])
+    for _ in range(2):  # results of the first run are not inputs of the second
+        assert enhance(tmp_path, small_checkpoint, output="in/out") == (0, "", "")
+        assert files_below(tmp_path) == {"in/sub/a.wav", "in/out/sub/a.wav"}
+    assert enhance(tmp_path, small_checkpoint, source="in/sub/a.wav", output=".") == (0, "", "")
+    assert files_below(tmp_path) == {"in/sub/a.wav", "in/out/sub/a.wav", "a.wav"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "required: --input_noisy_wavs_dir"),
+        (["--input_noisy_wavs_dir", "in"], "--output_dir is needed"),
+        (["--input_noisy_wavs_dir", "-", "--input_clean_wavs_dir", "in"], "--input_clean_wavs_dir"),
+        (["--input_noisy_wavs_dir", "-", "--resume"], "--resume"),
+        (["--input_noisy_wavs_dir", "-", "--device", "gpu"], "--device gpu"),
+        (["--input_noisy_wavs_dir", "-", "--protocol", "none"], "'none'"),
+        (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none"], "none: the checkpoint cannot be read"),
+        (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none.onnx"], "none.onnx: the network cannot be read"),
+        (["--input_noisy_wavs_dir", "-", "--batch_size", "0"], "--batch_size: must be 1 or more"),
+        (["--input_noisy_wavs_dir", "-", "--num_threads", "0"], "--num_threads: must be 1 or more"),
+        (["--input_noisy_wavs_dir", "-", "--compile", "--protocol", "whole"], "--compile"),
+        (["--input_noisy_wavs_dir", "-", "--backend", "onnxruntime", "--bf16"], "--backend onnxruntime"),
+        (["--input_noisy_wavs_dir", "-", "--backend", "torch", "--checkpoint_file", "a.onnx"], ".onnx"),
+        (["--stream", "--output_dir", "out"], "--output_dir: not with --stream"),
+        (["--stream", "--input_noisy_wavs_dir", "-"], "--input_noisy_wavs_dir: not with --stream"),
+        (["--stream", "--input_clean_wavs_dir", "in", "--protocol", "paper"], "--input_clean_wavs_dir, --protocol"),
+    ],
+)
+def test_wrong_command_lines(arguments: list[str], error: str) -> None:
+    result = call_main(inference.main, *arguments)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert error in result.stderr
+
+
+def test_standard_input_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for arguments in (["--input_noisy_wavs_dir", "-"], ["--stream"]):
+        result = call_main(inference.main, *arguments)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "torchrun" in result.stderr
+
+
+class Code:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.path,)
+
+
+def test_bad_checkpoints(tmp_path: Path, small_checkpoint: Path) -> None:
+    """One line each and no traceback, also in a process of its own; more files are in test_checkpoint.py."""
+    with (tmp_path / "pickle").open("wb") as stream:
+        pickle.dump({"generator": Code(str(tmp_path / "executed"))}, stream)
+    (tmp_path / "cut.safetensors").write_bytes(small_checkpoint.read_bytes()[:-1000])
+    folders = "--input_noisy_wavs_dir", "in", "--output_dir", "out"
+    for result, name in (
+        (run_script("inference.py", *folders, "--checkpoint_file", "pickle", cwd=tmp_path), "pickle"),
+        (enhance(tmp_path, tmp_path / "cut.safetensors"), f"{tmp_path}/cut.safetensors"),
+    ):
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert result.stderr.startswith(f"{name}: ")
+        assert "cut short" in result.stderr
+    assert files_below(tmp_path) == {"pickle", "cut.safetensors"}
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Path:
+    """`in` with eight files, and `out` with their results."""
+    folder = tmp_path_factory.mktemp("folder")
+    for number in range(8):
+        save(folder / f"in/{number % 2}/{number}.wav", NOISY[: 20_000 + 100 * number])
+    assert enhance(folder, small_checkpoint) == (0, "", "")
+    return folder
+
+
+def steps(folder: Path) -> dict[str, np.ndarray]:
+    """Samples in steps of 16 bits, by file name; without the half-written files of a killed process."""
+    names = (name for name in files_below(folder) if not name.endswith(".part"))
+    return {name: soundfile.read(folder / name, dtype="int16")[0].astype(int) for name in names}
+
+
+def assert_same_results(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for name, samples in found.items():
+        np.testing.assert_allclose(samples, expected[name], rtol=0, atol=2, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "error"),
+    [
+        (signal.SIGINT, 130, "interrupted\n"),
+        pytest.param(signal.SIGTERM, 143, "", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, "", marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_and_resumed(folder: Path, small_checkpoint: Path, number: int, code: int, error: str) -> None:
+    out = folder / f"out_{number}"
+    folders = "--input_noisy_wavs_dir", "in", "--output_dir", out.name, "--checkpoint_file", small_checkpoint
+    command = [sys.executable, ROOT / "inference.py", *folders, "--num_threads", "1", "--quiet"]
+    with subprocess.Popen([*map(str, command)], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + TIMEOUT
+        while len(list(out.rglob("*.wav"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (code, error)
+    there, uninterrupted = steps(out), steps(folder / "out")
+    assert 2 <= len(there) < 8
+    assert_same_results(there, uninterrupted)
+    if number != signal.SIGKILL:
+        assert files_below(out) == set(there)  # nothing half written
+    times = {name: (out / name).stat().st_mtime_ns for name in there}
+    resumed = enhance(folder, small_checkpoint, "--resume", output=out.name)
+    assert (resumed.returncode, resumed.stderr.count("\n")) == (0, 1)
+    assert resumed.stderr.startswith(f"{len(there)} of 8 files")
+    assert steps(out).keys() == uninterrupted.keys()
+    assert_same_results(steps(out), uninterrupted)
+    assert times == {name: (out / name).stat().st_mtime_ns for name in there}
+
+
+def test_two_processes_share_the_files(folder: Path, small_checkpoint: Path) -> None:
+    (folder / "in/bad.wav").write_text("no sound")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    folders = "--input_noisy_wavs_dir", "in", "--output_dir", "out_2", "--checkpoint_file", small_checkpoint
+    options = "--input_clean_wavs_dir", "in", "--device", "cpu", "--quiet"
+    command = [*launcher, ROOT / "inference.py", *folders, *options]
+    try:
+        result = subprocess.run(
+            [*map(str, command)],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=2 * TIMEOUT,
+            check=False,
+        )
+    finally:
+        (folder / "in/bad.wav").unlink()
+    assert result.returncode == 1
+    assert result.stderr.count("in/bad.wav: not an audio file") == 1
+    assert result.stdout.startswith("9 files, 1 failed")  # one table, of all files
+    assert result.stdout.lower().count("pesq") == 1
+    assert steps(folder / "out_2").keys() == steps(folder / "out").keys()
+    assert_same_results(steps(folder / "out_2"), steps(folder / "out"))

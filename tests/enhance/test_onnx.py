@@ -20,7 +20,7 @@ from enhance.enhancer import Enhancer
 from enhance.onnx_export import check, export, with_onnxruntime
 from enhance.onnx_runtime import StreamingOnnxNetwork, load_onnx, network_of, open_session
 from enhance.streaming import Stream, StreamingNetwork
-from models import build, cnunet, dense, imse, lite_rtse, muse
+from models import blocks, build, cnunet, imse, lite_rtse, muse
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from models.imse import MagnitudePhaseNetwork
 from models.stft import Spectra, Spectrogram

@@ -1,8 +1,9 @@
-"""What makes a network faster leaves its results; whole runs are in tests/test_inference_throughput.py."""
+"""Faster runtimes give the results of the plain network."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 from cli import UserError
 from config import Config, load_config
 from enhance.enhancer import Enhancer
-from enhance.files import Load
-from enhance.runtimes import CompiledForShape, OneDnnPointwise, fast_enhancer, take_onednn
-from enhance.windows import repeated_length
+from enhance.runtimes import CompiledForShape, OneDnnPointwise, fast_enhancer, load_network, use_onednn_pointwise
 from models import build
+from models.checkpoint import save_checkpoint
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import NOISY
 
@@ -26,77 +26,102 @@ def quick_config(small_config: Config) -> Config:
     return replace(small_config, data=replace(small_config.data, segment_size=4000))
 
 
-def test_bfloat16_is_close_and_is_used(quick_config: Config) -> None:
+def random_network(config: Config) -> nn.Module:
     torch.manual_seed(0)
-    network = build(quick_config).eval()
-    enhancer = fast_enhancer(network, quick_config, "cpu", "paper", Load(), bf16=True, compiled=False)
-    wav = torch.from_numpy(NOISY[None, :4000].astype(np.float32)) * 5
-    exact, rough = Enhancer(network, quick_config).enhance_rows(wav), enhancer.enhance_rows(wav)
+    return build(config).eval()
+
+
+def test_batch_size_and_threads(quick_config: Config) -> None:
+    threads = torch.get_num_threads()
+    assert fast_enhancer(nn.Identity(), quick_config).batch_size == 1
+    assert fast_enhancer(nn.Identity(), quick_config, batch_size=3, bf16=True).batch_size == 3
+    assert fast_enhancer(nn.Identity(), quick_config, protocol="whole", batch_size=3).batch_size == 1
+    assert torch.get_num_threads() == threads
+    fast_enhancer(nn.Identity(), quick_config, threads=threads + 1)
+    assert torch.get_num_threads() == threads + 1
+
+
+def test_bfloat16_is_close(quick_config: Config) -> None:
+    network = random_network(quick_config)
+    wav = 5 * torch.from_numpy(NOISY[None, :4000].astype(np.float32))
+    with torch.inference_mode():
+        exact = Enhancer(network, quick_config)(wav)
+        rough = fast_enhancer(network, quick_config, bf16=True)(wav)
     assert rough.dtype == torch.float32
     error = float((rough - exact).norm() / exact.norm())
     assert 1e-5 < error < 0.1
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
-@pytest.mark.parametrize("name", ["imse", "cnunet"])
-def test_pointwise_convolutions_by_onednn_change_nothing(small_config: Config, name: str) -> None:
+@pytest.mark.parametrize("name", ["imse", pytest.param("cnunet", marks=pytest.mark.slow)])
+def test_onednn_pointwise_with_one_thread(small_config: Config, name: str) -> None:
     config = small_config if name == "imse" else load_config(ROOT / "configs" / f"{name}.json")
-    torch.manual_seed(0)
-    network = build(config).eval()
-    wav = torch.from_numpy(NOISY[None, :4000].astype(np.float32)) * 5
-    exact = Enhancer(network, config).enhance_rows(wav)
+    network = random_network(config)
+    wav = 5 * torch.from_numpy(NOISY[None, :1000].astype(np.float32))
 
-    def pointwise(network: nn.Module) -> int:
-        return sum(isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) for part in network.modules())
+    def count(kind: type[nn.Module]) -> int:
+        return sum(isinstance(part, kind) and part.weight.shape[-2:] == (1, 1) for part in network.modules())
 
-    count = pointwise(network)
-    several = fast_enhancer(network, config, "cpu", "paper", Load(1, 2), bf16=False, compiled=False)
-    assert pointwise(several) == count > 10
-    one = fast_enhancer(network, config, "cpu", "paper", Load(1, 1), bf16=False, compiled=False)
-    assert sum(isinstance(part, OneDnnPointwise) for part in one.modules()) == count
-    assert pointwise(one) == 0
-    torch.testing.assert_close(one.enhance_rows(wav), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
+    pointwise = count(nn.Conv2d)
+    fast_enhancer(network, config, threads=2)
+    assert (count(nn.Conv2d), count(OneDnnPointwise)) == (pointwise, 0)
+    with torch.inference_mode():
+        expected = Enhancer(network, config)(wav)
+        enhanced = fast_enhancer(network, config, threads=1)(wav)
+    assert (count(nn.Conv2d), count(OneDnnPointwise)) == (0, pointwise)
+    assert pointwise > 10
+    assert (enhanced - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_other_convolutions_are_left_alone() -> None:
+def test_other_convolutions_stay() -> None:
     network = nn.Sequential(
         nn.Conv2d(2, 2, 1, padding=1), nn.Conv2d(2, 2, 1, stride=2), nn.Conv2d(2, 2, 1, groups=2), nn.Conv2d(2, 2, 3)
     )
-    take_onednn(network)
+    use_onednn_pointwise(network)
     assert all(isinstance(part, nn.Conv2d) for part in network)
 
 
-def test_only_the_shape_that_repeats_is_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_repeated_shape_is_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def halving(network: nn.Module, dynamic: bool) -> object:
         assert not dynamic
         return lambda spectra: spectra._replace(mag=network(spectra).mag / 2**quick_config.stft.compress_factor)
 
     monkeypatch.setattr(torch, "compile", halving)
-    threads = torch.get_num_threads()
-    identity = nn.Identity()
-    enhancer = fast_enhancer(identity, quick_config, "cpu", "paper", Load(2, threads), bf16=False, compiled=True)
+    enhancer = fast_enhancer(nn.Identity(), quick_config, protocol="paper", batch_size=2, compiled=True)
     assert isinstance(enhancer.network, CompiledForShape)
-
-    def factor(batch: int, samples: int) -> float:
+    for batch, samples, factor in ((2, 4000, 0.5), (1, 4000, 1), (2, 6000, 1)):
         wav = torch.from_numpy(np.tile(NOISY[:samples].astype(np.float32), (batch, 1)))
-        return float(enhancer.enhance_rows(wav).norm() / wav.norm())
-
-    assert factor(2, 4000) == pytest.approx(0.5, abs=1e-3)
-    assert factor(1, 4000) == pytest.approx(1, abs=1e-3)
-    assert factor(2, 6000) == pytest.approx(1, abs=1e-3)
-
-
-def test_the_length_that_repeats() -> None:
-    assert repeated_length("paper", 1000) == 1000
-    assert repeated_length("overlap", 1000) == 1500
-    assert repeated_length("whole", 1000) is None
+        assert float(enhancer(wav).norm() / wav.norm()) == pytest.approx(factor, abs=1e-3)
 
 
 def test_a_network_that_cannot_be_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> Tensor:
-        raise RuntimeError("no compiler\nin many words")
+        raise RuntimeError("no compiler\nand many more lines")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
-    with pytest.raises(UserError) as caught:
-        fast_enhancer(nn.Identity(), quick_config, "cpu", "overlap", Load(), bf16=False, compiled=True)
-    assert str(caught.value) == "--compile: cannot be used (no compiler)"
+    with pytest.raises(UserError, match=r"^--compile: .*\(no compiler\)$"):
+        fast_enhancer(nn.Identity(), quick_config, compiled=True)
+
+
+@pytest.mark.slow
+def test_compiled_results(quick_config: Config) -> None:
+    network = random_network(quick_config)
+    exact = Enhancer(network, quick_config)
+    compiled = fast_enhancer(network, quick_config, threads=1, compiled=True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for samples in (700, 6000, 14_000, 20_000):
+        enhanced = compiled.enhance_signal(NOISY[:samples])
+        np.testing.assert_allclose(enhanced, exact.enhance_signal(NOISY[:samples]), rtol=0, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0  # nothing was compiled again
+
+
+@pytest.mark.slow
+def test_onnxruntime_results(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    config = load_config(ROOT / "configs" / "lite_rtse.json")
+    save_checkpoint(tmp_path / "lite.safetensors", random_network(config), config)
+    enhanced, expected = (
+        Enhancer(*load_network(tmp_path / "lite.safetensors", backend)).enhance_signal(NOISY[:14_000])
+        for backend in ("onnxruntime", "torch")
+    )
+    np.testing.assert_allclose(enhanced, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -1,0 +1,79 @@
+"""`torch.hub.load` from another folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hubconf
+from cli import UserError
+from tests.fixtures.commands import ROOT
+
+SCRIPT = """
+import sys
+import numpy as np
+import torch
+
+root, name, *checkpoint = sys.argv[1:]
+enhancer = torch.hub.load(root, name, *checkpoint, source="local")
+assert root not in sys.path
+noisy = 0.1 * np.random.default_rng(0).standard_normal(3000)
+enhanced = enhancer.enhance_signal(noisy)
+assert (enhanced.dtype, enhanced.shape) == (np.float32, (3000,)) and np.isfinite(enhanced).all() and enhanced.any()
+print(type(enhancer.network).__name__, enhancer.training, enhancer.device, enhancer.sampling_rate)
+if name == "lite_rtse":
+    from enhance.streaming import Stream
+
+    stream = Stream(enhancer.network, enhancer.config)
+    live = np.concatenate([stream.process(noisy.astype(np.float32)), stream.flush()])
+    assert np.abs(live - enhancer.enhance_signal(noisy, "whole")).max() < 1e-4
+"""
+
+
+def load(folder: Path, *arguments: object) -> str:
+    (folder / "data").mkdir()  # a user's folder that is called like a package of the repository
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(ROOT), *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"TORCH_HOME": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize(("name", "network"), [("imse", "IMSE"), ("lite_rtse", "LiteRTSE")])
+def test_embedded_checkpoints(tmp_path: Path, name: str, network: str) -> None:
+    assert load(tmp_path, name) == f"{network} False cpu 16000"
+
+
+def test_muse(tmp_path: Path, reference: Path) -> None:
+    assert load(tmp_path, "muse", reference / "muse" / "g_best") == "MUSE False cpu 16000"
+
+
+def test_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    released = tmp_path / "release" / "f7bd387" / "paper_result" / "g_best_pesq_3.373"
+    monkeypatch.setattr(hubconf, "OUTPUT_DIR", tmp_path / "published")
+    monkeypatch.setattr(hubconf, "RELEASE_URL", (tmp_path / "release").as_uri())
+    with pytest.raises(UserError, match=r"published/g_best_pesq_3\.373: .* cannot be downloaded"):
+        hubconf.imse("g_best_pesq_3.373")
+    released.parent.mkdir(parents=True)
+    released.symlink_to(reference / "imse" / "g_best_pesq_3.373")
+    assert type(hubconf.imse("g_best_pesq_3.373").network).__name__ == "IMSE"
+    released.unlink()
+    hubconf.imse("g_best_pesq_3.373")  # it is there now
+
+
+def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubconf, "OUTPUT_DIR", tmp_path)
+    with pytest.raises(UserError, match="muse/g_best: no such file"):
+        hubconf.muse()
+    with pytest.raises(UserError, match="none"):
+        hubconf.lite_rtse(tmp_path / "none")
