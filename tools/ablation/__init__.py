@@ -1,1 +1,6 @@
-"""Train and compare IMSE with parts removed or exchanged."""
+"""Train and compare variants of IMSE. Importing this package registers the network "imse_ablation"."""
+
+from models import register
+from tools.ablation.networks import AblatedIMSE, ImseAblationConfig
+
+register("imse_ablation", ImseAblationConfig, AblatedIMSE)

@@ -1,133 +1,182 @@
-"""IMSE with a part taken out or exchanged, to see what that part is worth: `configs/ablation/`, `scripts/ablate.py`.
+"""IMSE with parts removed or replaced, for the configurations in `configs/ablation/`.
 
-The paper's network is `models.imse`; here is only what differs from it. A part that is taken out takes its parameters
-with it.
+The variants replace modules in the stages of `models.imse.IMSE`; all other parameters have the same initial values.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Annotated, Literal, TypeVar
+
+import torch
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UNetConfig
-from models.blocks import DenseEncoder, TransformerBlock
+from models.blocks import DenseEncoder, TransformerBlock, to_tokens
 from models.idconv import SQUARE_KERNEL, IDConv, depthwise
-from models.imse import BLOCKS_PER_STAGE, MagnitudePhaseNetwork, Stage, as_maps
-from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables, rotary_tables
+from models.imse import IMSE, Stage, imse_stage
+from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables
 from models.muse import HEADS_BY_KERNEL, DeformableEmbedding, TaylorAttention
 from models.stft import Spectra
+
+Replacement = TypeVar("Replacement", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class ImseAblationConfig(UNetConfig):
-    """Settings of IMSE with parts left out or replaced."""
+    """Settings of an ablated IMSE; the defaults are IMSE."""
 
-    attention: str = "mala"
-    local: str = "idconv"
-    band_kernel: int = 11
+    attention: Literal[
+        "mala",
+        "without_magnitude",
+        "without_rotation",
+        "without_lepe",
+        "without_gate",
+        "softmax_bottleneck",
+        "taylor",
+    ] = "mala"
+    """MALA; MALA without the magnitude terms β and γ, without rotary encoding, without LePE (the depthwise convolution
+    of the values) or without the output gate; softmax attention in the bottleneck; MUSE's Taylor attention."""
+    local: Literal["idconv", "without_square", "without_frequency", "without_time", "depthwise", "deformable"] = (
+        "idconv"
+    )
+    """IDConv; IDConv with one group of channels unfiltered; a 3×3 depthwise convolution of all channels; MUSE's
+    deformable embedding."""
+    band_kernel: Annotated[int, Field(ge=1, le=99)] = 11
+    """Length of IDConv's band kernels, odd."""
     phase: bool = True
+    """Off: the network sees and enhances the magnitude alone; the output has the noisy phase."""
+
+    @field_validator("band_kernel")
+    @classmethod
+    def _odd(cls, band_kernel: int) -> int:
+        if band_kernel % 2 == 0:
+            raise ValueError("should be odd")
+        return band_kernel
 
 
-BOTTLENECK = 2
-"""The level with the fewest positions, where attention at quadratic cost can be afforded."""
+class AblatedMALA(MALA):
+    """MALA without its magnitude terms or without rotary encoding."""
+
+    def __init__(self, channels: int, magnitude: bool = True, rotation: bool = True) -> None:
+        super().__init__(channels)
+        self.magnitude, self.rotated = magnitude, rotation
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
+        """Apply linear attention to positive q and k, and v, each `[B, N, C]` → `[B, N, C]`.
+
+        Without the magnitude terms as Katharopoulos et al. 2020, with rotation in the numerator only (Su et al. 2021).
+        """
+        v = split_heads(v)
+        z = split_heads(q) @ split_heads(k).mean(dim=2, keepdim=True).mT * SCALE  # [B, heads, N, 1]
+        if self.rotated:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        numerator = split_heads(q) @ (split_heads(k).mT @ v) * (SCALE / q.shape[1])
+        if self.magnitude:
+            out = (1 + 1 / (z + Z_FLOOR)) * numerator - z * v.mean(dim=2, keepdim=True)
+        else:
+            out = numerator / (z + Z_FLOOR)
+        return out.transpose(1, 2).flatten(2)
+
+
+class SoftmaxAttention(MALA):
+    """Softmax attention with the projections, rotary encoding, LePE and gate of MALA; quadratic in the positions."""
+
+    def forward(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
+        """Attend; queries and keys of any sign, since there is no ELU + 1."""
+        assert rotary is not None
+        value = self.value(x)
+        attended = self.attention(to_tokens(self.query(x)), to_tokens(self.key(x)), to_tokens(value), rotary)
+        attended = attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
+        return self.project((attended + self.lepe(value)) * self.output_gate(x))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
+        """Compute softmax(q̃ k̃ᵀ / √d) v of each head; all `[B, N, C]`."""
+        q, k, v = split_heads(rotate(q, rotary)), split_heads(rotate(k, rotary)), split_heads(v)
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Constant(nn.Module):
-    """A number in place of a map that is taken out: 0 where it is added, 1 where it is multiplied."""
+    """Return a constant that broadcasts with the output of the module it replaces."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
         self.value = value
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
-        """The number, whatever comes in."""
-        return x.new_full((), self.value)
+        """Return the constant, `[1]`."""
+        return x.new_full((1,), self.value)
 
 
-class LinearAttention(MALA):
-    """MALA without the magnitude terms β and γ: each response divided by the query's sum of weights."""
-
-    def with_magnitude(self, response: Tensor, z: Tensor, mean_v: Tensor) -> Tensor:  # noqa: ARG002 (γ is left out)
-        """response / z, as in Katharopoulos et al. 2020, with the rotation in the numerator alone (Su et al. 2021)."""
-        return response / (z + Z_FLOOR)
+def split_heads(x: Tensor) -> Tensor:
+    """Reshape `[B, N, C]` to `[B, heads, N, d]`."""
+    return x.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2)
 
 
-class UnrotatedMALA(MALA):
-    """MALA without the rotary position encoding."""
-
-    def response(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:  # noqa: ARG002
-        """Mean over j of (qᵢ · kⱼ) vⱼ / √d."""
-        return q @ ((k.mT @ v) * self.head_mask * (SCALE / q.shape[1]))
+def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
+    """Apply rotary encoding to `[B, N, C]`: rotate each pair of neighbouring channels by its angle."""
+    first, second = x.unflatten(2, (-1, 2)).unbind(3)
+    return x * rotary.cos + torch.stack([-second, first], dim=3).flatten(2) * rotary.sin
 
 
-class SoftmaxAttention(MALA):
-    """Softmax attention in MALA's place, with its projections, rotation, local term and gate.
-
-    Time grows with the square of the positions.
-    """
-
-    def features(self, x: Tensor) -> Tensor:
-        """Queries and keys as they are: softmax takes any sign."""
-        return x
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables, bins: int) -> Tensor:  # noqa: ARG002
-        """softmax(q̃ k̃ᵀ / √d) v of each head; all `[B, N, C]`."""
-        q, k = (x * rotary.cos + (x @ self.quarter_turn) * rotary.sin for x in (q, k))
-        q, k, v = (x.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N, d]
-        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def attention(kind: str, level: int, channels: int) -> nn.Module:
-    """The attention of a block that `model.attention` names."""
+def make_attention(kind: str, level: int, channels: int) -> nn.Module:
+    """Return the attention that `model.attention` names, for blocks of a level (0, 1, 2)."""
+    if kind == "without_magnitude":
+        return AblatedMALA(channels, magnitude=False)
+    if kind == "without_rotation":
+        return AblatedMALA(channels, rotation=False)
     if kind == "taylor":
         return TaylorAttention(channels, HEADS_BY_KERNEL[level])
-    if kind == "softmax_bottleneck":
-        return SoftmaxAttention(channels) if level == BOTTLENECK else MALA(channels)
-    whole = {"without_magnitude": LinearAttention, "without_rotation": UnrotatedMALA}.get(kind, MALA)(channels)
-    if kind == "without_local":
-        whole.local = Constant(0)
+    if kind == "softmax_bottleneck" and level == 2:
+        return SoftmaxAttention(channels)
+    attention = MALA(channels)
+    if kind == "without_lepe":
+        attention.lepe = Constant(0)
     elif kind == "without_gate":
-        whole.gate = Constant(1)
-    return whole
+        attention.output_gate = Constant(1)
+    return attention
 
 
-def local_patterns(kind: str, band_kernel: int, channels: int) -> nn.Module:
-    """What stands before a stage's blocks, as `model.local` names it."""
+def make_local(kind: str, band_kernel: int, channels: int) -> nn.Module:
+    """Return the convolution at the beginning of a stage that `model.local` names."""
     if kind == "deformable":
         return DeformableEmbedding(channels)
     if kind == "depthwise":
         mix = nn.Conv2d(channels, channels, 1, bias=False)
         return nn.Sequential(mix, depthwise(channels, (SQUARE_KERNEL, SQUARE_KERNEL)))
-    whole = IDConv(channels, band_kernel)
-    if kind == "without_square":
-        whole.square = nn.Identity()
-    elif kind == "without_frequency":
-        whole.along_frequency = nn.Identity()
-    elif kind == "without_time":
-        whole.along_time = nn.Identity()
-    return whole
+    idconv = IDConv(channels, band_kernel)
+    if kind != "idconv":
+        branch = {"without_square": "square", "without_frequency": "along_frequency", "without_time": "along_time"}
+        setattr(idconv, branch[kind], nn.Identity())
+    return idconv
 
 
-class AblatedIMSE(MagnitudePhaseNetwork):
-    """Noisy `Spectra` → enhanced `Spectra`, by IMSE with the parts that the configuration names.
+def ablated_stage(config: ImseAblationConfig, level: int, channels: int) -> Stage:
+    """Return a stage of IMSE with the parts that `config` names.
 
-    Without `phase` it sees the magnitude alone and keeps the noisy phase, and has neither phase decoder nor the
-    refinement before it.
+    The random state afterwards is that after a stage of IMSE, so the parameters that follow are initialised alike.
     """
+    stage = imse_stage(level, channels)
+    with torch.random.fork_rng(devices=[]):
+        stage.local = with_weights_of(stage.local, make_local(config.local, config.band_kernel, channels))
+        for block in stage.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.attention = with_weights_of(block.attention, make_attention(config.attention, level, channels))
+    return stage
+
+
+class AblatedIMSE(IMSE):
+    """Noisy `Spectra` → enhanced `Spectra` by IMSE with the parts that the configuration names."""
 
     def __init__(self, config: ImseAblationConfig, bins: int) -> None:
-        def stage(level: int, channels: int) -> Stage:
-            blocks = (
-                TransformerBlock(channels, attention(config.attention, level, channels))
-                for _ in range(BLOCKS_PER_STAGE)
-            )
-            return Stage(local_patterns(config.local, config.band_kernel, channels), blocks)
-
-        super().__init__(config, bins, stage, None if config.attention == "taylor" else rotary_tables)
+        super().__init__(config, bins, partial(ablated_stage, config))
         self.phase = config.phase
         if not config.phase:
-            self.dense_encoder = DenseEncoder(config.channels, maps=1)
+            with torch.random.fork_rng(devices=[]):
+                self.dense_encoder = with_weights_of(self.dense_encoder, DenseEncoder(config.channels, maps=1))
             self.unet.pha_refinement = self.unet.pha_output = Constant(0)
             del self.phase_decoder
 
@@ -135,6 +184,15 @@ class AblatedIMSE(MagnitudePhaseNetwork):
         """Enhance compressed spectra `[B, F, T]`."""
         if self.phase:
             return super().forward(noisy)
-        for_mag, _ = self.unet(self.dense_encoder(as_maps(noisy.mag)))
+        for_mag, _ = self.features(noisy.mag)
         mask = self.magnitude_decoder(for_mag)[..., : noisy.mag.shape[-1]]
         return Spectra(noisy.mag * mask, noisy.pha)
+
+
+def with_weights_of(original: nn.Module, replacement: Replacement) -> Replacement:
+    """Copy the parameters of `original` that `replacement` has under the same name and in the same shape."""
+    weights = original.state_dict()
+    shared = {name: weights[name] for name, value in replacement.state_dict().items()
+              if name in weights and weights[name].shape == value.shape}  # fmt: skip
+    replacement.load_state_dict(shared, strict=False)
+    return replacement

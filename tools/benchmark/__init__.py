@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m tools.benchmark`."""
+"""Measure what networks, training, streaming, files and metrics cost, against plain transcriptions and other tools."""

@@ -1,1 +1,1 @@
-"""Networks under controlled conditions: what is varied, the mixes, how they are scored, tables and picture."""
+"""Measure checkpoints under controlled conditions: mixes, scores, tables, plot."""

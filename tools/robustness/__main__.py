@@ -1,62 +1,101 @@
-"""What breaks first: checkpoints under conditions that vary one thing at a time, on any clean speech and noise.
+"""Measure checkpoints under conditions that vary one property at a time, on any clean speech and noise.
 
     pip install -e '.[report]'            # matplotlib
     python -m tools.robustness --input_clean_wavs_dir CLEAN --input_noise_dir NOISE --output_dir OUT
-                                 [--checkpoint_file CKPT …] [--held_out] [--files N] [--seconds S] [--conditions snr …]
+        [--checkpoint_file CKPT …] [--held_out] [--files N] [--seconds S] [--conditions snr …]
     pip install -e '.[dnsmos]'            # speechmos
-    python -m tools.robustness --input_noisy_wavs_dir NOISY --output_dir OUT      # no clean version: DNSMOS
+    python -m tools.robustness --input_noisy_wavs_dir NOISY --output_dir OUT      # no clean reference: DNSMOS
 
-Axes: snr, noise, reverb, level, clipping, band, codec, group (the first folders of CLEAN: speakers, languages). The
-base is 5 dB, noise files in turn, no room, −26 dBFS, not clipped, full band, not coded; the same crops and noises for
-all. `--held_out` takes only the speakers and noises that training on these folders holds out, by the seed in the
-checkpoints. OUT gets robustness.csv, .json, .md and .png; `parts` in it is what is done, for a run that was ended.
-Exit codes: 0 all done, 1 some files failed (each named), 2 command line wrong.
+Conditions: snr, noise, reverb, level, clipping, band, codec, group (the first folders of CLEAN: speakers, languages).
+The base is 5 dB SNR, noise files in turn, no room, −26 dBFS, no clipping, full band, no codec. `--held_out` uses only
+the speakers and noises that training on these folders holds out, by the seed in the checkpoints. Writes robustness.csv,
+.json, .md, .png and .svg to OUT. An interrupted run continues from OUT/parts. Exit codes: 0 all done, 1 some files
+failed (each named), 2 wrong command line.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, run
-from data.file_lists import make_output_dir
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from data.file_lists import audio_by_id, evenly_spaced, make_output_dir
 from enhance.enhancer import Enhancer
-from enhance.files import Load
-from enhance.runtimes import fast_enhancer, keep_freed_memory, load_network
+from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from models.checkpoint import DEFAULT_CHECKPOINT
+from tools.robustness.codecs import available_codecs
+from tools.robustness.conditions import ALL, AXES, BASE, NOT_HELD_OUT, all_conditions, make_axes
 from tools.robustness.degradations import RATE
-from tools.robustness.plan import AXES
-from tools.robustness.run import Settings, with_clean, without_clean
+from tools.robustness.dnsmos import load_dnsmos
+from tools.robustness.mixes import Material, find_pool, make_mix
+from tools.robustness.scoring import measure, measure_dnsmos
+from tools.robustness.summary import as_csv, as_json, as_markdown, dnsmos_csv, dnsmos_json, dnsmos_markdown
+from utils.atomic import atomic_open, write_text_atomically
 from utils.processes import available_cores
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code. Raises `UserError`."""
+    options = parse_arguments(argv)
+    tune_malloc()
+    torch.set_num_threads(options.num_threads)
+    make_output_dir(options.output_dir)
+    enhancers: dict[str, Enhancer] = {}
+    seeds: set[int] = set()
+    for path in options.checkpoint_file:
+        network, config = load_network(path, "torch", options.num_threads)
+        name = path.name.removesuffix(".safetensors")
+        if config.data.sampling_rate != RATE:
+            raise UserError(f"{path}: for {config.data.sampling_rate} Hz; only checkpoints for {RATE} Hz are measured")
+        if name in enhancers or name == "noisy":
+            raise UserError(f"{path}: the name {name} is taken; rename the file")
+        enhancers[name] = fast_enhancer(network, config, options.device, threads=options.num_threads)
+        seeds.add(config.train.seed)
+    if options.held_out and len(seeds) > 1:
+        raise UserError("--held_out: the checkpoints were trained with different seeds; measure them one by one")
+    if options.input_noisy_wavs_dir:
+        problems = measure_recordings(options, enhancers)
+    else:
+        problems = measure_mixes(options, enhancers, seeds.pop() if options.held_out else None)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return SOME_FAILED if problems else DONE
+
+
 def parse_arguments(argv: Sequence[str] | None) -> Namespace:
-    """Read the command line; exits with code 2 where it is wrong."""
-    parser = ArgumentParser(description="Measure checkpoints under conditions that vary one thing at a time.")
+    """Parse and check the command line; raise `UserError`."""
+    parser = ArgumentParser(
+        prog="python -m tools.robustness",
+        description="Measure checkpoints under conditions that vary one property at a time.",
+    )
     add = parser.add_argument
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="clean speech; its first folders are groups")
-    add("--input_noise_dir", type=Path, metavar="NOISE", help="noise; its first folders are kinds of noise")
-    add("--input_noisy_wavs_dir", type=Path, metavar="NOISY", help="instead of both: recordings, scored by DNSMOS")
+    add("--input_noise_dir", type=Path, metavar="NOISE", help="noise; its first folders are categories")
+    add("--input_noisy_wavs_dir", type=Path, metavar="NOISY", help="recordings to score by DNSMOS, instead of both")
     add("--output_dir", type=Path, required=True, metavar="OUT")
     add("--checkpoint_file", type=Path, nargs="+", default=[DEFAULT_CHECKPOINT], metavar="CKPT")
-    add("--held_out", action="store_true", help="only what training on these folders holds out")
-    add("--files", type=int, default=16, metavar="N", help="utterances a condition, evenly spaced; default: 16")
-    add("--seconds", type=float, default=5.0, metavar="S", help="of each utterance, at most; default: 5")
-    add("--conditions", nargs="+", choices=AXES, default=AXES, metavar="AXIS", help=f"of {', '.join(AXES)}; all")
+    add("--held_out", action="store_true", help="use only what training on these folders holds out")
+    add("--files", type=int, default=16, metavar="N", help="utterances per condition, evenly spaced; default: 16")
+    add("--seconds", type=float, default=5.0, metavar="S", help="longest crop of an utterance; default: 5")
+    add("--conditions", nargs="+", choices=AXES, default=AXES, metavar="AXIS", help=f"{', '.join(AXES)}; default: all")
     add("--seed", type=int, default=0, help="of crops, noises and rooms; default: 0")
-    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--device", help="cpu or cuda; default: cuda if available")
     add("--num_threads", type=int, metavar="N", help="CPU threads of the network; default: all cores")
-    add("--jobs", type=int, metavar="N", help="processes that score beside it; default: all cores")
+    add("--jobs", type=int, metavar="N", help="scoring processes; default: all cores")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     mixed = options.input_clean_wavs_dir, options.input_noise_dir
     if (options.input_noisy_wavs_dir is None and None in mixed) or (options.input_noisy_wavs_dir and any(mixed)):
-        parser.error("give --input_clean_wavs_dir and --input_noise_dir, or --input_noisy_wavs_dir")
+        parser.error("give --input_clean_wavs_dir and --input_noise_dir, or --input_noisy_wavs_dir alone")
     package, extra = ("speechmos", "dnsmos") if options.input_noisy_wavs_dir else ("matplotlib", "report")
     if find_spec(package) is None:
         parser.error(f"needs {package}: pip install -e '.[{extra}]'")
@@ -71,68 +110,89 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     return options
 
 
-def load_all(options: Namespace) -> tuple[dict[str, Enhancer], int | None]:
-    """The checkpoints by name, as inference.py uses them; and with `--held_out` the seed that all were trained with.
+def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_out_seed: int | None) -> list[str]:
+    """Measure mixes of speech and noise and write the results; return a message for each file that failed.
 
-    Raises `UserError`.
+    Raises `UserError` and `OSError`.
     """
-    torch.set_num_threads(options.num_threads)
-    load = Load(1, options.num_threads)
-    enhancers: dict[str, Enhancer] = {}
-    seeds: set[int] = set()
-    for path in options.checkpoint_file:
-        network, config = load_network(path, "torch", options.num_threads)
-        if (rate := config.data.sampling_rate) != RATE:
-            raise UserError(f"{path}: made for {rate} Hz; only those for {RATE} Hz are measured")
-        if (name := path.name.removesuffix(".safetensors")) in enhancers:
-            raise UserError(f"{path}: another checkpoint is called {name} too")
-        enhancers[name] = fast_enhancer(network, config, options.device, "overlap", load, False, False)
-        seeds.add(config.train.seed)
-    if options.held_out and len(seeds) > 1:
-        raise UserError("--held_out: the checkpoints were trained with different seeds; measure them one by one")
-    return enhancers, seeds.pop() if options.held_out else None
+    pool = find_pool(options.input_clean_wavs_dir, options.input_noise_dir, held_out_seed)
+    material = Material(pool, options.files, options.seconds, options.seed)
+    if not material.utterances[ALL]:
+        raise UserError("\n".join(material.problems.values()))
+    material.read_noises()
+    groups: dict[str, str] = {}
+    if "group" in options.conditions:
+        material.add_groups()
+        for group, ids in material.utterances.items():
+            if group != ALL and ids:
+                label = group + (NOT_HELD_OUT if group in pool.seen else "")
+                groups[label] = ALL if ids == material.utterances[ALL] else group
+    codecs, missing_codecs = available_codecs() if "codec" in options.conditions else ({}, [])
+    axes = make_axes(options.conditions, material.noises, list(codecs), groups)
+    for line in missing_codecs:
+        print(line, file=sys.stderr)
+    for name in options.conditions:
+        if name not in {axis.name for axis in axes}:
+            print(f"{name}: left out: only one", file=sys.stderr)
 
-
-def measure(options: Namespace) -> list[str]:
-    """Do what the command line says; returns a line for each file that failed.
-
-    Raises `UserError`, `UserError`, `UserError` and `ImportError`.
-    """
-    make_output_dir(options.output_dir)
-    enhancers, held_out_seed = load_all(options)
-    if options.input_noisy_wavs_dir:
-        return without_clean(options.input_noisy_wavs_dir, options.output_dir, options.files, enhancers, options.quiet)
-    settings = Settings(
-        speech_dir=options.input_clean_wavs_dir,
-        noise_dir=options.input_noise_dir,
-        output_dir=options.output_dir,
-        checkpoints=options.checkpoint_file,
-        held_out_seed=held_out_seed,
-        files=options.files,
-        seconds=options.seconds,
-        conditions=options.conditions,
-        seed=options.seed,
-        jobs=options.jobs,
-        quiet=options.quiet,
+    files = len(material.utterances[ALL])
+    settings = {
+        "files": files,
+        "seconds": options.seconds,
+        "seed": options.seed,
+        "held_out": None if held_out_seed is None else [held_out_seed],
+        "base": asdict(BASE),
+        "checkpoints": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in options.checkpoint_file
+        },
+        "noise_files": len(pool.noise),
+    }
+    results = measure(
+        {condition: len(material.utterances[condition.group]) for condition in all_conditions(axes)},
+        partial(make_mix, material),
+        enhancers,
+        options.output_dir / "parts",
+        [settings, material.utterances, list(pool.noise)],
+        options.jobs,
+        options.quiet,
     )
-    return with_clean(settings, enhancers)
+    note = (
+        f"{files} utterances per condition, at most {options.seconds:g} s each, {len(pool.noise)} noise files; "
+        f"{'not only ' if held_out_seed is None else ''}held out from training; seed {options.seed}. "
+        "Base: 5 dB SNR, noise files in turn, no room, −26 dBFS (RMS of the mix), no clipping, full band, no codec."
+    )
+    if pool.seen.intersection(material.utterances):
+        note += " Groups that are not held out were seen by checkpoints trained on these folders."
+    from tools.robustness.chart import draw  # late: matplotlib is an extra
+
+    names = list(enhancers)
+    text = as_markdown(axes, results, names, note)
+    content = json.dumps(as_json(axes, results, names, settings), ensure_ascii=False).replace('}, "', '},\n"')
+    write_text_atomically(options.output_dir / "robustness.csv", as_csv(axes, results, names))
+    write_text_atomically(options.output_dir / "robustness.json", content + "\n")
+    write_text_atomically(options.output_dir / "robustness.md", text)
+    for file_format in ("png", "svg"):
+        with atomic_open(options.output_dir / f"robustness.{file_format}") as stream:
+            stream.write(draw(axes, results, names, file_format))
+    print(text, end="")
+    reasons = [f"{row.id}: {row.reason}" for scores in results.values() for row in scores if row.reason]
+    return [*material.problems.values(), *dict.fromkeys(reasons)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
-    options = parse_arguments(argv)
-    keep_freed_memory()
-    try:
-        problems = measure(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
-    except ImportError as error:
-        print(f"speechmos cannot be used: {error}; pip install -e '.[dnsmos]'", file=sys.stderr)
-        return USAGE_ERROR
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return SOME_FAILED if problems else DONE
+def measure_recordings(options: Namespace, enhancers: Mapping[str, Enhancer]) -> list[str]:
+    """Measure recordings by DNSMOS and write the results; return a message for each file that failed."""
+    files = audio_by_id(options.input_noisy_wavs_dir)
+    chosen = {id_: files[id_] for id_ in evenly_spaced(list(files), options.files)}
+    scores, problems = measure_dnsmos(chosen, enhancers, load_dnsmos(), options.quiet)
+    if scores:
+        names = list(enhancers)
+        text = dnsmos_markdown(scores, names)
+        content = json.dumps(dnsmos_json(scores, names), indent=1, ensure_ascii=False)
+        write_text_atomically(options.output_dir / "robustness.csv", dnsmos_csv(scores, names))
+        write_text_atomically(options.output_dir / "robustness.json", content + "\n")
+        write_text_atomically(options.output_dir / "robustness.md", text)
+        print(text, end="")
+    return problems
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""Speech through a codec and back, in time with what went in: what a call or a compressed file leaves of it.
+"""Lossy codecs of libsndfile, applied in memory: encode, decode and compensate the delay.
 
-The codecs are those of libsndfile: G.711 (µ-law) and GSM 06.10 at 8 kHz, as on the telephone; MP3, Vorbis and Opus at
-16 kHz, near the lowest rate that they take. It encodes in memory, so these are the only sounds that do not go through
-`data.audio`.
+G.711 (µ-law) and GSM 06.10 at 8 kHz, as in telephony; MP3, Vorbis and Opus at 16 kHz near their lowest rates.
 """
 
 from __future__ import annotations
@@ -18,50 +16,48 @@ from cli import UserError
 from tools.robustness.degradations import NARROW_RATE, RATE, from_narrow, to_narrow
 
 LONGEST_DELAY = 4000
-"""Samples at 16 kHz: an encoder's and a decoder's delay together are below; an MP3 without its header has 1105."""
+"""Search range in samples at 16 kHz for the delay of encoder and decoder; an MP3 without its header has 1105."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A format of libsndfile: container, coding, `rate` in Hz; `compression` from 0 to 1, where it has a choice."""
+    """A libsndfile format: container, coding, sampling rate in Hz, `compression` level (0 to 1) if it has one."""
 
     container: str
     coding: str
     rate: int = RATE
     compression: float | None = None
-    constant: bool = False
+    constant_bitrate: bool = False
 
 
 CODECS = {
     "µ-law (G.711), 8 kHz, 64 kbit/s": Codec("WAV", "ULAW", NARROW_RATE),
     "GSM 06.10, 8 kHz, 13 kbit/s": Codec("WAV", "GSM610", NARROW_RATE),
-    "MP3, 24 kbit/s": Codec("MP3", "MPEG_LAYER_III", RATE, 0.9, constant=True),
+    "MP3, 24 kbit/s": Codec("MP3", "MPEG_LAYER_III", RATE, 0.9, constant_bitrate=True),
     "Vorbis, lowest quality": Codec("OGG", "VORBIS", RATE, 1.0),
     "Opus, 8 kbit/s": Codec("OGG", "OPUS", RATE, 1.0),
 }
-"""By what tables call them."""
+"""Codecs by their label in tables."""
 
 
 def through_codec(signal: np.ndarray, codec: Codec) -> np.ndarray:
-    """Encode and decode `[N]` at 16 kHz; the delay that is left is measured and taken out. Beyond ±1 it is clipped.
-
-    Raises `UserError`.
-    """
-    sent = to_narrow(signal) if codec.rate == NARROW_RATE else signal
-    received = code(np.clip(sent, -1, 1), codec)
+    """Encode and decode `[N]` at 16 kHz, clipped to ±1, with the delay measured and compensated; raise `UserError`."""
     if codec.rate == NARROW_RATE:
-        received = from_narrow(received, max(len(signal), 2 * len(received)))
-    return shifted(received, delay_of(signal, received), len(signal))
+        decoded = encode_decode(np.clip(to_narrow(signal), -1, 1), codec)
+        decoded = from_narrow(decoded, max(len(signal), 2 * len(decoded)))
+    else:
+        decoded = encode_decode(np.clip(signal, -1, 1), codec)
+    return shift(decoded, find_delay(signal, decoded), len(signal))
 
 
-def code(signal: np.ndarray, codec: Codec) -> np.ndarray:
-    """Encode and decode samples at the codec's own rate: as many or a few more come back, float64 `[≥ N]`.
+def encode_decode(signal: np.ndarray, codec: Codec) -> np.ndarray:
+    """Encode and decode `[N]` at the codec's rate; return float64 of N or a few more samples.
 
-    Raises `UserError`.
+    Raises `UserError` if this libsndfile lacks the codec.
     """
     stream = io.BytesIO()
     options: dict[str, Any] = {} if codec.compression is None else {"compression_level": codec.compression}
-    if codec.constant:
+    if codec.constant_bitrate:
         options["bitrate_mode"] = "CONSTANT"
     try:
         soundfile.write(stream, signal, codec.rate, codec.coding, format=codec.container, **options)
@@ -71,10 +67,10 @@ def code(signal: np.ndarray, codec: Codec) -> np.ndarray:
         raise UserError(f"{codec.container} {codec.coding}: not in this libsndfile ({error})") from error
 
 
-def delay_of(signal: np.ndarray, other: np.ndarray) -> int:
-    """How many samples `other` is behind `signal` (negative: before it), up to `LONGEST_DELAY`.
+def find_delay(signal: np.ndarray, other: np.ndarray) -> int:
+    """Return the delay of `other` against `signal` in samples, within ±`LONGEST_DELAY`.
 
-    The peak of their cross-correlation.
+    It is the lag of the largest cross-correlation.
     """
     size = 2 * max(len(signal), len(other))
     product = np.conj(np.fft.rfft(signal, size)) * np.fft.rfft(other, size)
@@ -83,21 +79,21 @@ def delay_of(signal: np.ndarray, other: np.ndarray) -> int:
     return int(lags[np.argmax(correlation[lags % size])])
 
 
-def shifted(signal: np.ndarray, delay: int, samples: int) -> np.ndarray:
-    """`samples` of a signal that is `delay` behind, with the delay taken out; zeros where it has ended."""
+def shift(signal: np.ndarray, delay: int, samples: int) -> np.ndarray:
+    """Advance a signal by `delay` samples and cut or zero-pad it to `samples`."""
     moved = signal[delay:] if delay >= 0 else np.concatenate([np.zeros(-delay), signal])
     return np.pad(moved[:samples], (0, max(samples - len(moved), 0)))
 
 
 def available_codecs() -> tuple[dict[str, Codec], list[str]]:
-    """The codecs of this libsndfile by name, and a line for each that it does not have."""
-    there: dict[str, Codec] = {}
+    """Return the codecs that this libsndfile has, and a message for each that it lacks."""
+    available: dict[str, Codec] = {}
     missing: list[str] = []
     tone = 0.1 * np.sin(np.arange(RATE) / 5)
     for name, codec in CODECS.items():
         try:
-            code(tone, codec)
-            there[name] = codec
+            encode_decode(tone, codec)
+            available[name] = codec
         except UserError as error:
             missing.append(f"{name}: left out: {error}")
-    return there, missing
+    return available, missing

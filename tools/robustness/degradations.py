@@ -1,7 +1,7 @@
-"""What happens to speech on its way into a recording, one thing at a time: level, clipping, bands; and made-up noise.
+"""Degradations of speech (level, clipping, band limits) and synthetic noise.
 
-Each function takes mono samples `[N]` in float64 at 16 kHz, 1.0 being full scale, and gives new ones without delay.
-Adding noise, and rooms, are in `data.mixing`, codecs in `tools.robustness.codecs`.
+Functions take and return mono signals `[N]` in float64 at 16 kHz, 1.0 being full scale, and add no delay. Noise and
+rooms are added by `data.mixing`; codecs are in `tools.robustness.codecs`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from scipy.signal import fftconvolve, firwin
 from data.levels import SILENT_POWER, mean_power
 
 RATE = 16_000
-"""Hz, of all signals here."""
+"""Sampling rate in Hz of all signals here."""
 
 NARROW_RATE = 8_000
-"""Hz: what telephones and old recordings sample at; nothing above 4 kHz is left."""
+"""Sampling rate in Hz of telephony; nothing above 4 kHz remains."""
 
 TELEPHONE_BAND = (300.0, 3400.0)
-"""Hz: the band of an analogue telephone line (ITU-T G.712), here at −6 dB."""
+"""Analogue telephone band in Hz (ITU-T G.712), here the −6 dB points."""
 
-_TAPS = 511  # edges 100 Hz wide: 50 dB down from 250 Hz below and 3450 Hz above
+_TAPS = 511  # transition bands of 100 Hz: −50 dB below 250 Hz and above 3450 Hz
 
 
 def gain_to(signal: np.ndarray, level: float) -> float:
-    """The factor that brings a signal to a level in dBFS; 1 for silence. Nothing is clipped.
+    """Return the factor that scales a signal to an RMS of `level` dBFS; 1 for silence.
 
-    The level is the RMS over all samples, pauses included; 0 dBFS is an RMS of 1.0.
+    The RMS is over all samples, pauses included; 0 dBFS is an RMS of 1. The result may exceed full scale.
     """
     power = mean_power(signal)
     return float(10 ** (level / 20) / power**0.5) if power > SILENT_POWER else 1.0
 
 
 def clip_share(signal: np.ndarray, share: float) -> np.ndarray:
-    """Cut off at ± the magnitude that `share` (0 to 1) of the samples reach or exceed: an overloaded microphone."""
+    """Clip the loudest `share` (0 to 1) of the samples to a common limit, as an overloaded microphone does."""
     count = round(share * len(signal))
     if count == 0:
         return signal.copy()
@@ -45,39 +45,39 @@ def clip_share(signal: np.ndarray, share: float) -> np.ndarray:
 
 
 def telephone(signal: np.ndarray) -> np.ndarray:
-    """Only 300 to 3400 Hz, by a linear-phase filter whose delay is taken out."""
+    """Band-pass to 300 to 3400 Hz with a linear-phase filter, its delay compensated."""
     taps = firwin(_TAPS, TELEPHONE_BAND, pass_zero=False, fs=RATE)
     return fftconvolve(signal, taps, mode="full")[_TAPS // 2 :][: len(signal)]
 
 
 def narrowband(signal: np.ndarray) -> np.ndarray:
-    """Nothing above 4 kHz: sampled at 8 kHz and back at 16 kHz."""
+    """Low-pass to 4 kHz by resampling to 8 kHz and back."""
     return from_narrow(to_narrow(signal), len(signal))
 
 
 def to_narrow(signal: np.ndarray) -> np.ndarray:
-    """The signal at 8 kHz."""
+    """Resample from 16 to 8 kHz."""
     return soxr.resample(signal, RATE, NARROW_RATE, quality="VHQ")
 
 
 def from_narrow(signal: np.ndarray, samples: int) -> np.ndarray:
-    """A signal at 8 kHz at 16 kHz again, `samples` long."""
+    """Resample from 8 to 16 kHz; cut or zero-pad to `samples`."""
     wide = soxr.resample(signal, NARROW_RATE, RATE, quality="VHQ")[:samples]
     return np.pad(wide, (0, samples - len(wide)))
 
 
 def white_noise(random: np.random.Generator, samples: int) -> np.ndarray:
-    """Gaussian noise `[samples]` with a mean power near 1, alike at all frequencies."""
+    """Draw white Gaussian noise `[samples]` with unit variance."""
     return random.standard_normal(samples)
 
 
 def pink_noise(random: np.random.Generator, samples: int) -> np.ndarray:
-    """Gaussian noise `[samples]` with a mean power near 1, falling by 3 dB an octave above 20 Hz."""
+    """Draw Gaussian noise `[samples]` of about unit variance, falling by 3 dB an octave above 20 Hz."""
     spectrum = np.fft.rfft(random.standard_normal(samples))
     shape = 1 / np.sqrt(np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 20))
     return np.fft.irfft(spectrum * shape / np.sqrt(np.mean(shape**2)), samples)
 
 
 def babble(voices: Sequence[np.ndarray]) -> np.ndarray:
-    """Voices `[N]` of equal mean power, together; silent ones stay silent."""
+    """Sum voices `[N]`, each scaled to unit power unless it is silent."""
     return np.sum([voice * gain_to(voice, 0) for voice in voices], axis=0)

@@ -1,115 +1,87 @@
-"""The ablations of IMSE: parameters counted by hand, and each part's absence against a plain form of it."""
+"""The ablated networks: parameter counts, shared weights, and each attention against a double loop over positions."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from config import Config, ImseAblationConfig, load_config
+import tools.ablation  # noqa: F401 (registers the network)
+from cli import UserError
+from config import Config, load_config
 from models import build
 from models.idconv import IDConv
-from models.mala import HEAD_WIDTH, MALA, rotary_tables
+from models.mala import HEAD_WIDTH, MALA, RotaryTables, rotary_tables
 from models.stft import Spectra
 from tests.fixtures.commands import ROOT
-from tests.models.test_mala import turned
-from tools.ablation.networks import attention, local_patterns
+from tools.ablation.networks import ImseAblationConfig, make_attention, make_local
 
-ABLATIONS = sorted((ROOT / "configs/ablation").glob("*.json"))
-
-LEVELS = {16: 4, 32: 2, 48: 1}
-"""Stages of each width: two refinements, and one each way, of the first; one each way of the second."""
-
-WIDTHS = sum(width * stages for width, stages in LEVELS.items())  # 176
-SQUARES = sum(width**2 * stages for width, stages in LEVELS.items())
-BLOCKS = 4  # a stage
-
-
-def stage_count(width: int) -> int:
-    """An IDConv (mix, 3×3 and two 11s with biases) and four blocks: two norms, MALA, feed-forward."""
-    idconv = width**2 + width // 8 * (9 + 1 + 2 * (11 + 1))
-    mala = 5 * (width**2 + width) + width * (25 + 1)  # query, key, value, gate, project; local 5×5
-    hidden = int(2.66 * width)
-    return idconv + BLOCKS * (2 * width + mala + 3 * width * hidden + 2 * 9 * hidden)
-
-
-def dense_block_count(width: int) -> int:
-    """Four 3×3 convolutions of 1 to 4 times the width; norm and PReLU have three numbers a channel."""
-    return 9 * width**2 * (1 + 2 + 3 + 4) + 4 * 3 * width
-
-
-def phase_decoder_count(width: int) -> int:
-    """Dense block, doubling of the bins, norm and PReLU, real and imaginary part."""
-    return dense_block_count(width) + 2 * width**2 + 3 * width + 3 * width + 2 * (width + 1)
-
-
-def imse_count(width: int, bins: int = 256) -> int:
-    """All of IMSE."""
-    encoder = 2 * width + 3 * width + dense_block_count(width) + 3 * width**2 + 3 * width
-    magnitude = dense_block_count(width) + 2 * width**2 + 3 * width + (width + 3) + 2 + bins
-    stages = 4 * stage_count(width) + 2 * stage_count(2 * width) + stage_count(3 * width)
-    down = 9 * width + width * 2 * width // 4 + 9 * 2 * width + 2 * width * 3 * width // 4
-    up = 9 * 3 * width + 3 * width * 4 * 2 * width + 9 * 2 * width + 2 * width * 4 * width
-    merge = 4 * width * 2 * width + 2 * width * width
-    outputs = 2 * 9 * width**2
-    return encoder + magnitude + phase_decoder_count(width) + stages + down + up + merge + outputs
-
-
+FILES = sorted((ROOT / "configs/ablation").glob("*.json"))
 BASE = 430_139
-BY_HAND = {
-    # β, γ, rotation and softmax have no parameters.
+WIDTHS = 4 * 16 + 2 * 32 + 48
+"""Channels of all seven stages: four of 16, two of 32, one of 48. Each stage has one IDConv and four blocks."""
+SQUARES = 4 * 16**2 + 2 * 32**2 + 48**2
+PARAMETERS = {
     "mala_without_magnitude": BASE,
     "mala_without_rotation": BASE,
     "softmax_bottleneck": BASE,
-    # The yardstick: what chance alone changes.
     "other_seed": BASE,
-    "mala_without_local": BASE - BLOCKS * (25 + 1) * WIDTHS,
-    "mala_without_gate": BASE - BLOCKS * (SQUARES + WIDTHS),
-    # An eighth of the channels meets each kernel, which has a bias.
+    "mala_without_lepe": BASE - 4 * (25 + 1) * WIDTHS,
+    "mala_without_gate": BASE - 4 * (SQUARES + WIDTHS),
+    # Each kernel has a bias and filters an eighth of the channels.
     "idconv_without_square": BASE - (9 + 1) * WIDTHS // 8,
     "idconv_without_frequency": BASE - (11 + 1) * WIDTHS // 8,
     "idconv_without_time": BASE - (11 + 1) * WIDTHS // 8,
     "idconv_band_7": BASE - 2 * 4 * WIDTHS // 8,
     "idconv_band_15": BASE + 2 * 4 * WIDTHS // 8,
     "depthwise_3x3": BASE + (9 + 1) * WIDTHS - (10 + 12 + 12) * WIDTHS // 8,
-    # 3×3 and 1×1 to 18 for the offsets, 3×3 where they say; the mix is in both.
+    # Offsets by a 3×3 and a 1×1 convolution with 18 outputs, 3×3 deformable kernel; the mix is in both.
     "deformable_embedding": BASE + (9 + 18 + 9) * WIDTHS - (10 + 12 + 12) * WIDTHS // 8,
     # MUSE has 510 159 with the deformable embedding.
     "taylor_attention": 510_159 - (9 + 18 + 9) * WIDTHS + (10 + 12 + 12) * WIDTHS // 8,
-    # One map less goes in; refinement, 3×3 behind it, and decoder.
-    "magnitude_only": BASE - 16 - stage_count(16) - 9 * 16**2 - phase_decoder_count(16),
-    "width_8": imse_count(8),
-    "width_24": imse_count(24),
+    # As in docs/ABLATIONS.md.
+    "magnitude_only": 385_301,
+    "width_8": 122_165,
+    "width_24": 922_673,
 }
 
 
-def test_imse_itself_is_as_counted() -> None:
-    assert imse_count(16) == BASE
-
-
-@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
-def test_parameters_are_as_counted_by_hand(path: Path) -> None:
-    network = build(load_config(path))
-    assert sum(each.numel() for each in network.parameters()) == BY_HAND[path.stem]
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_parameters(path: str) -> None:
+    config = load_config(path)
+    network = build(config)
+    assert sum(each.numel() for each in network.parameters()) == PARAMETERS[path.stem]
     noisy = Spectra(torch.rand(2, 256, 3), torch.rand(2, 256, 3))
     enhanced = network(noisy)
     assert enhanced.mag.shape == enhanced.pha.shape == (2, 256, 3)
-    # All that is there is used: nothing stays in that has no effect.
     (enhanced.mag.sum() + enhanced.pha.sin().sum()).backward()
     assert [name for name, each in network.named_parameters() if each.grad is None] == []
 
 
-def test_every_ablation_is_counted() -> None:
-    assert {path.stem for path in ABLATIONS} == BY_HAND.keys()
+def test_every_variant_is_counted() -> None:
+    assert {path.stem for path in FILES} == PARAMETERS.keys()
 
 
-def test_what_is_not_ablated_is_imse(config: Config) -> None:
+@pytest.mark.parametrize("path", [path for path in FILES if "width" not in path.stem], ids=lambda path: path.stem)
+def test_shared_parameters_have_the_initial_values_of_imse(config: Config, path: str) -> None:
+    def initial(config: Config) -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(0)
+        return build(config).state_dict(), torch.rand(1)
+
+    paper, following = initial(config)
+    ablated, same = initial(load_config(path))
+    assert torch.equal(following, same)  # so the discriminator is the same too
+    for name, value in ablated.items():
+        if name in paper and value.shape == paper[name].shape:
+            assert torch.equal(value, paper[name]), name
+    assert len(ablated.keys() & paper.keys()) > 100
+
+
+def test_defaults_are_imse(config: Config) -> None:
     paper = build(config).eval()
-    ablation = replace(config, model=ImseAblationConfig("imse_ablation", channels=16, beta=2.0))
-    same = build(ablation).eval()
+    same = build(replace(config, model=ImseAblationConfig("imse_ablation", channels=16, beta=2.0))).eval()
     same.load_state_dict(paper.state_dict())
     noisy = Spectra(torch.rand(1, 256, 6), torch.rand(1, 256, 6))
     with torch.inference_mode():
@@ -118,106 +90,94 @@ def test_what_is_not_ablated_is_imse(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("key", "value"), [("attention", "fast"), ("local", 7), ("band_kernel", 4), ("band_kernel", -1), ("phase", "no")]
+)
+def test_wrong_settings(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"model.{key}"):
+        load_config(ROOT / "configs/ablation/idconv_band_7.json", [f"model.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rotated", "weights_of"),
     [
-        *(f"mala_without_{part}" for part in ("magnitude", "rotation", "local", "gate")),
-        *(f"idconv_without_{part}" for part in ("square", "frequency", "time")),
-        "softmax_bottleneck",
+        ("mala", True, "mala"),
+        ("without_magnitude", True, "linear"),
+        ("without_rotation", False, "mala"),
+        ("softmax_bottleneck", True, "softmax"),
     ],
 )
-def test_what_only_lacks_a_part_begins_with_imse_s_weights(config: Config, name: str) -> None:
-    torch.manual_seed(0)
-    paper = build(config).state_dict()
-    torch.manual_seed(0)
-    ablation = build(load_config(ROOT / f"configs/ablation/{name}.json")).state_dict()
-    assert ablation.keys() <= paper.keys()
-    assert all(torch.equal(paper[weight], value) for weight, value in ablation.items())
-
-
-def attended(kind: str, rotated: bool, weights_of: str) -> tuple[Tensor, Tensor]:
-    """What an attention gives on a map of 3 × 4 positions, and a plain double loop over them."""
+def test_attention_is_the_sum_over_all_pairs_of_positions(kind: str, rotated: bool, weights_of: str) -> None:
     frames, bins, channels = 3, 4, 16
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, frames * bins, channels, generator=generator, dtype=torch.float64)
     if weights_of != "softmax":
         q, k = q.abs(), k.abs()
-    module = attention(kind, 2, channels).double()
+    module = make_attention(kind, 2, channels).double()
     assert isinstance(module, MALA)
-    fast = module.attend(q[None], k[None], v[None], rotary_tables(frames, bins, channels, v), bins)[0]
-    places = [(t, f) for t in range(frames) for f in range(bins)]
+    rotary = rotary_tables(frames, bins, channels, v)
+    fast = module.attention(q[None], k[None], v[None], rotary)[0]
     slow = torch.zeros_like(v)
     for head in range(channels // HEAD_WIDTH):
         part = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
-        turn = turned if rotated else lambda vector, *_: vector
-        keys = torch.stack([turn(k[j, part], *place) for j, place in enumerate(places)])
-        for i, place in enumerate(places):
-            products = keys @ turn(q[i, part], *place) / HEAD_WIDTH**0.5
+        keys = torch.stack([rotated_vector(k[j], rotary, j, rotated)[part] for j in range(len(k))])
+        for i in range(len(q)):
+            products = keys @ rotated_vector(q[i], rotary, i, rotated)[part] / HEAD_WIDTH**0.5
             z = (k[:, part] @ q[i, part]).mean() / HEAD_WIDTH**0.5
             weights = {
-                "linear": products / (z * len(places)),
+                "linear": products / (z * len(k)),
                 "softmax": products.softmax(0),
-                "mala": ((1 + 1 / z) * products - z) / len(places),
+                "mala": ((1 + 1 / z) * products - z) / len(k),
             }[weights_of]
             slow[i, part] = weights @ v[:, part]
-    return fast, slow
-
-
-@pytest.mark.parametrize(
-    ("kind", "rotated", "weights"),
-    [
-        ("without_magnitude", True, "linear"),
-        ("without_rotation", False, "mala"),
-        ("softmax_bottleneck", True, "softmax"),
-        ("mala", True, "mala"),
-    ],
-)
-def test_an_attention_is_the_sum_over_all_pairs_of_positions(kind: str, rotated: bool, weights: str) -> None:
-    fast, slow = attended(kind, rotated, weights)
     assert torch.allclose(fast, slow, atol=1e-5)
 
 
-def test_softmax_takes_queries_and_keys_of_any_sign_at_the_bottleneck_alone() -> None:
-    assert [type(attention("softmax_bottleneck", level, 16)) is MALA for level in range(3)] == [True, True, False]
-    softmax = attention("softmax_bottleneck", 2, 16)
-    assert isinstance(softmax, MALA)
-    assert softmax.features(torch.tensor([-3.0])).item() == -3
+def rotated_vector(x: Tensor, rotary: RotaryTables, position: int, rotated: bool) -> Tensor:
+    """`[C]` with each pair of channels as a complex number, multiplied by exp(i·angle)."""
+    if not rotated:
+        return x
+    cos, sin = rotary.cos[position], rotary.sin[position]
+    turned = torch.complex(x[0::2], x[1::2]) * torch.complex(cos[0::2], sin[0::2])
+    return torch.view_as_real(turned).flatten()
 
 
-@pytest.mark.parametrize(("kind", "part"), [("without_local", "local"), ("without_gate", "gate")])
-def test_without_a_part_is_that_part_neutral(kind: str, part: str) -> None:
+def test_softmax_is_in_the_bottleneck_only() -> None:
+    assert [type(make_attention("softmax_bottleneck", level, 16)) is MALA for level in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("kind", "part"), [("without_lepe", "lepe"), ("without_gate", "output_gate")])
+def test_without_a_part_equals_a_neutral_part(kind: str, part: str) -> None:
     torch.manual_seed(0)
-    whole, without = MALA(16), attention(kind, 0, 16)
+    whole, without = MALA(16), make_attention(kind, 0, 16)
     neutral = getattr(whole, part)
     with torch.no_grad():
         neutral.weight.zero_()
-        neutral.bias.fill_(float(part == "gate"))
+        neutral.bias.fill_(float(kind == "without_gate"))
     without.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith(part)})
     x = torch.randn(2, 16, 6, 5)
-    tables = rotary_tables(6, 5, 16, x)
-    assert torch.allclose(without(x, tables), whole(x, tables), atol=1e-6)
+    rotary = rotary_tables(6, 5, 16, x)
+    assert torch.allclose(without(x, rotary), whole(x, rotary), atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "passes"), [("without_square", 10), ("without_frequency", 12), ("without_time", 14)])
-def test_the_channels_of_a_missing_branch_pass(kind: str, passes: int) -> None:
+@pytest.mark.parametrize(("kind", "first"), [("without_square", 10), ("without_frequency", 12), ("without_time", 14)])
+def test_channels_of_a_missing_branch_pass(kind: str, first: int) -> None:
     torch.manual_seed(0)
-    whole, without = IDConv(16), local_patterns(kind, 11, 16)
+    whole, without = IDConv(16), make_local(kind, 11, 16)
     without.load_state_dict(whole.state_dict(), strict=False)
     x = torch.randn(1, 16, 12, 13)
     mixed, ours, full = whole.mix(x), without(x), whole(x)
     for channel in range(16):
-        missing = channel in (passes, passes + 1)
+        missing = channel in (first, first + 1)
         assert torch.equal(ours[:, channel], (mixed if missing else full)[:, channel])
-        assert torch.equal(ours[:, channel], mixed[:, channel]) == (missing or channel < 10)
 
 
-def test_the_plain_depthwise_filters_every_channel_by_a_square() -> None:
-    module = local_patterns("depthwise", 11, 8)
+def test_depthwise_filters_every_channel_by_a_square() -> None:
+    module = make_local("depthwise", 11, 8)
     mix, square = module.children()
-    assert isinstance(mix, nn.Conv2d) and isinstance(square, nn.Conv2d)
+    assert isinstance(mix, nn.Conv2d) and isinstance(square, nn.Conv2d) and square.bias is not None
     with torch.no_grad():
         mix.weight.copy_(torch.eye(8)[..., None, None])
         square.weight.fill_(1.0)
-        assert square.bias is not None
         square.bias.zero_()
         point = torch.zeros(1, 8, 7, 7)
         point[:, :, 3, 3] = 1
@@ -225,7 +185,7 @@ def test_the_plain_depthwise_filters_every_channel_by_a_square() -> None:
     assert out[0, :, 2:5, 2:5].eq(1).all() and out.sum() == 8 * 9
 
 
-def test_the_magnitude_alone_is_seen_and_enhanced() -> None:
+def test_magnitude_only_ignores_and_keeps_the_phase() -> None:
     torch.manual_seed(0)
     network = build(load_config(ROOT / "configs/ablation/magnitude_only.json")).eval()
     mag, pha, other = torch.rand(3, 1, 256, 5)

@@ -1,4 +1,4 @@
-"""Conditions against values worked by hand: ratios, levels, shares, bands."""
+"""Degradations and codecs against values derived by hand, filters' specifications and ITU-T G.711."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from scipy.signal import welch
 
+from cli import UserError
 from tests.fixtures.signals import level_of, speech_like
+from tools.robustness import codecs
+from tools.robustness.codecs import CODECS, Codec, available_codecs, encode_decode, find_delay, shift, through_codec
 from tools.robustness.degradations import (
     RATE,
     babble,
@@ -22,29 +25,23 @@ from tools.robustness.degradations import (
     white_noise,
 )
 
-SPEECH = speech_like(1)
+SPEECH = 0.3 * speech_like(2)
+MU_LAW = CODECS["µ-law (G.711), 8 kHz, 64 kbit/s"]
 
 
 def tone(frequency: float, samples: int = RATE) -> np.ndarray:
     return np.sin(2 * np.pi * frequency * np.arange(samples) / RATE)
 
 
-def test_levels_are_those_of_known_signals() -> None:
-    assert level_of(np.ones(8)) == 0
-    assert level_of(np.array([0.1, -0.1])) == pytest.approx(-20)
-    assert level_of(tone(1000)) == pytest.approx(-3.0103, abs=1e-4)
-    assert level_of(np.zeros(8)) == -np.inf
-
-
 @pytest.mark.parametrize("level", [-60.0, -26.0, 0.0])
-def test_a_gain_reaches_its_level_and_clips_nothing(level: float) -> None:
-    louder = SPEECH * gain_to(SPEECH, level)
-    assert level_of(louder) == pytest.approx(level, abs=1e-9)
-    assert np.ptp(louder / SPEECH) == pytest.approx(0, abs=1e-9)
+def test_gain_to(level: float) -> None:
+    scaled = SPEECH * gain_to(SPEECH, level)
+    assert level_of(scaled) == pytest.approx(level, abs=1e-9)
+    assert gain_to(np.array([0.1, -0.1]), level) == pytest.approx(10 ** ((level + 20) / 20))
     assert gain_to(np.zeros(8), level) == 1
 
 
-def test_the_share_that_is_clipped() -> None:
+def test_clip_share() -> None:
     ramp = np.linspace(-1, 1, 2000)  # magnitudes 1/1999, 3/1999, …, each twice
     assert np.array_equal(clip_share(ramp, 0), ramp)
     for share in (0.01, 0.05, 0.20):
@@ -67,42 +64,85 @@ def test_the_share_that_is_clipped() -> None:
         (narrowband, 3500, 0.0),
     ],
 )
-def test_what_is_within_a_band_passes_in_time(band: Callable, frequency: float, gain: float) -> None:
+def test_pass_bands_without_delay(band: Callable, frequency: float, gain: float) -> None:
     before = tone(frequency)
-    after = band(before)
-    assert after.shape == before.shape
     middle = slice(2000, -2000)
-    # In time: the tone itself, not one that is late by some samples.
-    assert after[middle] == pytest.approx(10 ** (gain / 20) * before[middle], abs=2e-3)
+    assert band(before)[middle] == pytest.approx(10 ** (gain / 20) * before[middle], abs=2e-3)
 
 
 @pytest.mark.parametrize(
     ("band", "frequency"),
     [(telephone, 100), (telephone, 250), (telephone, 3500), (narrowband, 4100), (narrowband, 7000)],
 )
-def test_what_is_outside_is_gone(band: Callable, frequency: float) -> None:
+def test_stop_bands(band: Callable, frequency: float) -> None:
     assert level_of(band(tone(frequency))[2000:-2000]) < -45
 
 
 @pytest.mark.parametrize("samples", [16_000, 15_999, 401])
-def test_half_the_rate_and_back_keeps_the_length(samples: int) -> None:
+def test_resampling_keeps_the_length(samples: int) -> None:
     assert len(to_narrow(SPEECH[:samples])) == pytest.approx(samples / 2, abs=1)
     assert from_narrow(to_narrow(SPEECH[:samples]), samples).shape == (samples,)
 
 
 @pytest.mark.parametrize(("make", "slope"), [(white_noise, 0.0), (pink_noise, -1.0)])
-def test_the_colour_of_noise(make: Callable, slope: float) -> None:
+def test_spectrum_of_noise(make: Callable, slope: float) -> None:
     noise = make(np.random.default_rng(0), 10 * RATE)
     assert np.mean(noise**2) == pytest.approx(1, abs=0.15)
     frequencies, power = welch(noise, RATE, nperseg=2048)
     inside = (frequencies > 50) & (frequencies < 7000)
-    fitted = np.polyfit(np.log(frequencies[inside]), np.log(power[inside]), 1)[0]
-    assert fitted == pytest.approx(slope, abs=0.05)
-    assert np.array_equal(noise, make(np.random.default_rng(0), 10 * RATE))
+    assert np.polyfit(np.log(frequencies[inside]), np.log(power[inside]), 1)[0] == pytest.approx(slope, abs=0.05)
 
 
-def test_voices_in_babble_are_equally_loud() -> None:
+def test_babble_scales_voices_to_equal_power() -> None:
     first, second = tone(500), tone(1000)
-    both = babble([0.01 * first, 3 * second, np.zeros(RATE)])
-    assert both @ first / RATE == pytest.approx(both @ second / RATE)
-    assert np.mean(both**2) == pytest.approx(2)
+    mix = babble([0.01 * first, 3 * second, np.zeros(RATE)])
+    assert mix @ first / RATE == pytest.approx(mix @ second / RATE)
+    assert np.mean(mix**2) == pytest.approx(2)
+
+
+def test_mu_law_levels() -> None:
+    """ITU-T G.711, table 2: sixteen values in each of eight segments, in steps of 8, 16, … 1024 of 32768."""
+    ramp = np.arange(-32_768, 32_768) / 32_768
+    values = np.unique(np.rint(np.abs(encode_decode(ramp, MU_LAW)) * 32_768))
+    expected = [((2 * step + 33) * 2**segment - 33) * 4 for segment in range(8) for step in range(16)]
+    assert values.tolist() == expected
+    assert (expected[:3], expected[-1]) == ([0, 8, 16], 32_124)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_codecs_have_no_delay(name: str) -> None:
+    codec = CODECS[name]
+    if name not in available_codecs()[0]:
+        pytest.skip(f"{name} is not in this libsndfile")
+    decoded = through_codec(SPEECH, codec)
+    assert decoded.shape == SPEECH.shape
+    assert find_delay(SPEECH, decoded) == 0
+    expected = narrowband(SPEECH) if codec.rate == 8000 else SPEECH
+    assert np.corrcoef(expected, decoded)[0, 1] > 0.8
+    assert not np.allclose(decoded, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("delay", [-700, -1, 0, 1, 1105])
+def test_delays_are_found_and_undone(delay: int) -> None:
+    noise = np.random.default_rng(0).standard_normal(9000)
+    late = shift(noise, -delay, len(noise))
+    assert find_delay(noise, late) == delay
+    span = slice(max(-delay, 0), len(noise) - max(delay, 0))
+    assert np.array_equal(shift(late, delay, len(noise))[span], noise[span])
+
+
+def test_codecs_clip_samples_beyond_full_scale() -> None:
+    loud = 4 * SPEECH / np.max(np.abs(SPEECH))
+    decoded = through_codec(loud, MU_LAW)
+    assert decoded @ loud > 0
+    assert np.max(np.abs(decoded)) < 1.5
+
+
+def test_missing_codecs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"present": Codec("WAV", "PCM_16"), "missing": Codec("WAV", "MPEG_LAYER_III", 16_000, 0.5)}
+    monkeypatch.setattr(codecs, "CODECS", known)
+    available, (line,) = available_codecs()
+    assert list(available) == ["present"]
+    assert line.startswith("missing: left out: WAV MPEG_LAYER_III")
+    with pytest.raises(UserError, match="WAV MPEG_LAYER_III"):
+        through_codec(SPEECH, known["missing"])

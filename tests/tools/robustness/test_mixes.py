@@ -1,4 +1,4 @@
-"""What trials are made of: files that training held out, the same crops and noises for all conditions, exact mixes."""
+"""The test mixes: held-out files, the same crops and noises for all conditions, exact levels and ratios."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from data.dataset import AudioCache
 from data.mixing import in_room, room_response
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import level_of, speech_like
-from tools.robustness.codecs import CODECS, delay_of, through_codec
+from tools.robustness.codecs import CODECS, find_delay, through_codec
+from tools.robustness.conditions import ALL, BASE, Condition
 from tools.robustness.degradations import RATE, clip_share, narrowband, telephone
-from tools.robustness.material import MOST_CATEGORIES, Material, categories_of, find_pool
-from tools.robustness.mixes import _ROOM, DIRECT_TO_REVERBERANT, make_trial
-from tools.robustness.plan import ALL, BASE, Condition
+from tools.robustness.mixes import (
+    _ROOM,
+    DIRECT_TO_REVERBERANT,
+    MAX_CATEGORIES,
+    Material,
+    find_pool,
+    make_mix,
+    noise_categories,
+)
 from training.data import read_mixes
 
 
@@ -44,8 +51,8 @@ def material_of(folders: tuple[Path, Path], held_out: int | None = None, files: 
     return material
 
 
-def test_only_what_training_holds_out(folders: tuple[Path, Path], config: Config) -> None:
-    """The run's own split: what it judges a network by, and nothing that it trains on."""
+def test_pool_is_what_training_holds_out(folders: tuple[Path, Path], config: Config) -> None:
+    """The files of the validation mixes of a training run with the same seed."""
     mix = MixConfig(5, 5, 0, 0, 0, validation_mixes=200)
     recordings = AudioCache(16_000, keep=True)
     judged = read_mixes(*folders, replace(config, mix=mix), recordings, workers=1, quiet=True).held_out
@@ -63,7 +70,7 @@ def test_only_what_training_holds_out(folders: tuple[Path, Path], config: Config
     assert np.max(likeness) > 0.999
 
 
-def test_a_group_that_is_in_training_as_a_whole_is_called_seen(folders: tuple[Path, Path]) -> None:
+def test_groups_without_held_out_speakers_are_seen(folders: tuple[Path, Path]) -> None:
     pool = next(pool for seed in range(30) if "b" in (pool := find_pool(*folders, seed)).seen)
     assert pool.seen == {"b"}
     material = Material(pool, 100, 1.0, 0)
@@ -73,30 +80,32 @@ def test_a_group_that_is_in_training_as_a_whole_is_called_seen(folders: tuple[Pa
     assert material.utterances["a"] == material.utterances[ALL]
 
 
-def test_all_files_without_a_split(folders: tuple[Path, Path]) -> None:
+def test_all_files_without_a_seed(folders: tuple[Path, Path]) -> None:
     pool = find_pool(*folders, None)
     assert (len(pool.speech), len(pool.noise), pool.seen) == (26, 12, frozenset())
     assert material_of(folders).utterances[ALL] == ["a/00-0", "a/04-0", "a/08-1", "b/solo-1"]
 
 
-def test_kinds_of_noise() -> None:
-    assert categories_of(["rain/a", "rain/b/c", "street/a"]) == {"rain": ["rain/a", "rain/b/c"], "street": ["street/a"]}
-    assert categories_of(["DKITCHEN_ch01", "DKITCHEN_ch02", "bus2", "7"]) == {
+def test_noise_categories() -> None:
+    assert noise_categories(["rain/a", "rain/b/c", "street/a"]) == {
+        "rain": ["rain/a", "rain/b/c"],
+        "street": ["street/a"],
+    }
+    assert noise_categories(["DKITCHEN_ch01", "DKITCHEN_ch02", "bus2", "7"]) == {
         "DKITCHEN": ["DKITCHEN_ch01", "DKITCHEN_ch02"],
         "bus": ["bus2"],
         "7": ["7"],
     }
     many = [f"{chr(97 + number)}/{take}" for number in range(20) for take in range(1 + (number == 19))]
-    assert len(categories_of(many)) == MOST_CATEGORIES
-    assert "t" in categories_of(many)
+    assert len(noise_categories(many)) == MAX_CATEGORIES
+    assert "t" in noise_categories(many)
 
 
-def test_a_condition_changes_one_thing(folders: tuple[Path, Path]) -> None:
-    """All from the same crop and noise."""
+def test_conditions_change_one_property(folders: tuple[Path, Path]) -> None:
     material = material_of(folders)
 
     def trial(**changes: object) -> tuple[np.ndarray, np.ndarray]:
-        made = make_trial(material, replace(BASE, **changes), 1, 3)
+        made = make_mix(material, replace(BASE, **changes), 1)
         assert made.id == "a/04-0"
         return made.reference, made.noisy
 
@@ -116,50 +125,52 @@ def test_a_condition_changes_one_thing(folders: tuple[Path, Path]) -> None:
     for band, filtered in (("narrow", narrowband), ("telephone", telephone)):
         reference, heard = trial(band=band)
         assert np.corrcoef(reference, filtered(clean))[0, 1] == pytest.approx(1)
-        assert np.corrcoef(heard - reference, filtered(noisy - clean))[0, 1] == pytest.approx(1)  # so is the noise
+        assert np.corrcoef(heard - reference, filtered(noisy - clean))[0, 1] == pytest.approx(
+            1
+        )  # the noise is filtered too
         assert level_of(reference) - level_of(heard - reference) == pytest.approx(5, abs=1e-6)
     narrow_codec = next(name for name in CODECS if "G.711" in name)
     reference, heard = trial(codec=narrow_codec)
-    assert np.array_equal(reference, narrowband(clean))  # what this codec cannot carry is not asked for
+    assert np.array_equal(reference, narrowband(clean))  # limited to the band of the codec
     assert np.array_equal(heard, through_codec(noisy, CODECS[narrow_codec]))
     silent_clean, silent = trial(snr=None)
     assert np.array_equal(silent_clean, silent)
 
 
-def test_a_room_is_behind_its_early_part(folders: tuple[Path, Path]) -> None:
+def test_rooms_add_late_reflections_without_delay(folders: tuple[Path, Path]) -> None:
     material = material_of(folders)
     for snr in (None, 5.0):
-        made = make_trial(material, replace(BASE, t60=0.5, snr=snr), 0, 3)
-        dry = make_trial(material, replace(BASE, snr=None), 0, 3).reference
-        assert delay_of(dry, made.reference) == delay_of(dry, made.noisy) == 0
-        # Direct sound and early part are more than half of the energy; the tail is what differs.
+        made = make_mix(material, replace(BASE, t60=0.5, snr=snr), 0)
+        dry = make_mix(material, replace(BASE, snr=None), 0).reference
+        assert find_delay(dry, made.reference) == find_delay(dry, made.noisy) == 0
+        # Direct sound and early reflections have more than half of the energy.
         distance = level_of(made.reference) - level_of(made.noisy - made.reference)
         assert 0 < distance < 15
 
 
-def test_a_trial_in_a_room_has_what_was_said_before_it(folders: tuple[Path, Path]) -> None:
+def test_rooms_reverberate_the_speech_before_the_crop(folders: tuple[Path, Path]) -> None:
     material = material_of(folders)
     crop = material.speech(ALL, 0, RATE // 2)
     assert len(crop.before) > 1000
-    made = make_trial(material, replace(BASE, t60=0.5, snr=None), 0, 3)
+    made = make_mix(material, replace(BASE, t60=0.5, snr=None), 0)
     response = room_response(np.random.default_rng([3, 0, _ROOM]), RATE, 0.5, DIRECT_TO_REVERBERANT)
     heard, cut_off = (in_room(before, crop.samples, *response)[1] for before in (crop.before, crop.before[:0]))
-    # But for its level.
+    # Up to the level.
     assert np.corrcoef(made.noisy, heard)[0, 1] == pytest.approx(1, abs=1e-9)
     assert np.corrcoef(made.noisy, cut_off)[0, 1] < 0.9999
 
 
 @pytest.mark.parametrize("kind", ["rain", "street", "white", "pink", "babble"])
-def test_every_kind_of_noise_is_drawn_once_for_all(folders: tuple[Path, Path], kind: str) -> None:
+def test_noises_are_reproducible(folders: tuple[Path, Path], kind: str) -> None:
     condition = Condition(noise=kind)
-    first, again = (make_trial(material_of(folders), condition, 2, 3).noisy for _ in range(2))
+    first, again = (make_mix(material_of(folders), condition, 2).noisy for _ in range(2))
     assert np.array_equal(first, again)
-    other = make_trial(material_of(folders), BASE, 2, 3).noisy
+    other = make_mix(material_of(folders), BASE, 2).noisy
     assert np.corrcoef(first, other)[0, 1] < 0.999
     assert level_of(first) == pytest.approx(-26)
 
 
-def test_what_cannot_be_read_is_named_and_another_is_taken(tmp_path: Path) -> None:
+def test_unusable_files_are_reported_and_replaced(tmp_path: Path) -> None:
     save(tmp_path / "speech/x.wav", speech_like(1.2))
     (tmp_path / "speech/y.wav").write_bytes(b"RIFF")
     save(tmp_path / "noise/silent.wav", np.zeros(8000))
@@ -172,5 +183,5 @@ def test_what_cannot_be_read_is_named_and_another_is_taken(tmp_path: Path) -> No
     save(tmp_path / "noise/good.wav", np.random.default_rng(0).uniform(-1, 1, 8000))
     better = Material(find_pool(tmp_path / "speech", tmp_path / "noise", None), 5, 1.0, 0)
     better.read_noises()
-    assert better.noises == ["white", "pink"]  # one kind of files is no choice, and one speaker no babble
-    assert level_of(make_trial(better, BASE, 0, 0).noisy) == pytest.approx(-26)
+    assert better.noises == ["white", "pink"]  # no categories with one category, no babble with one speaker
+    assert level_of(make_mix(better, BASE, 0).noisy) == pytest.approx(-26)

@@ -1,0 +1,180 @@
+"""The ablation command: trains variants in this process and compares them file by file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import load_config
+from data.file_lists import pair_folders
+from metrics.score import METRICS, score_pairs
+from metrics.stats import paired_test
+from models import build
+from tests.fixtures.commands import ROOT, Result, call_main, run_module
+from tests.fixtures.training import SMALL, write_pairs
+from tools.ablation import __main__ as ablation
+
+SMALL_BASE = {
+    "base": str(ROOT / "configs/imse.json"),
+    "model": {"channels": 8},
+    "stft": {"n_fft": 254, "win_size": 254, "hop_size": 127},
+    "data": {"segment_size": 4800},
+    "loss": {"metric": 0.0},
+}
+OPTIONS = (
+    *("--output_dir", "out", "--base", "base.json", "--variants", "no_gate.json", "--quiet"),
+    *("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--files", "3"),
+)
+FOR_TRAIN = ("--", "--input_training_file", "training.txt", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the command has been run."""
+    folder = tmp_path_factory.mktemp("ablation")
+    write_pairs(folder)
+    (folder / "base.json").write_text(json.dumps(SMALL_BASE))
+    change = {"base": "elsewhere.json", "model": {"name": "imse_ablation", "attention": "without_gate"}}
+    (folder / "no_gate.json").write_text(json.dumps(change))
+    with pytest.MonkeyPatch.context() as patch:
+        # Starting processes takes longer than scoring.
+        patch.setattr("metrics.score.run_in_processes", lambda function, items, _: enumerate(map(function, items)))
+        ended = call_ablation(folder, "--steps", "1", *FOR_TRAIN)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == (folder / "out/ablation.md").read_text()
+    return folder
+
+
+def call_ablation(folder: Path, *options: str) -> Result:
+    return call_main(ablation.main, *OPTIONS, *options, cwd=folder)
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out/ablation.json").read_text())
+
+
+def test_results(done: Path) -> None:
+    figures = figures_of(done)
+    assert (figures["steps"], figures["files"], list(figures["variants"])) == (1, 3, ["base", "no_gate"])
+    base, variant = figures["variants"].values()
+    assert base["parameters"] == sum(each.numel() for each in build(load_config(done / "base.json")).parameters())
+    # Gates of 4 blocks in stages of 8 (four), 16 (two) and 24 channels.
+    assert base["parameters"] - variant["parameters"] == 4 * (4 * 72 + 2 * 272 + 600)
+    scores = {}
+    for name in ("base", "no_gate"):
+        pairs = pair_folders(done / "clean", done / "out" / name / "enhanced").pairs
+        assert [pair.id for pair in pairs] == ["s_0", "s_4", "s_8"]  # of nine
+        scores[name] = score_pairs(pairs, "published", 1)
+    for metric in METRICS:
+        values = {name: [pair.values[metric] for pair in results] for name, results in scores.items()}
+        assert variant["metrics"][metric]["mean"] == pytest.approx(sum(values["no_gate"]) / 3)
+        test = paired_test(values["base"], values["no_gate"])
+        assert variant["differences"][metric]["mean"] == pytest.approx(test.mean)
+        assert variant["differences"][metric]["ci95"] == pytest.approx(test.ci95)
+        assert base["differences"][metric]["mean"] == 0
+
+
+def test_table() -> None:
+    def row(parameters: int, **values: float | None) -> dict[str, Any]:
+        result = dict.fromkeys(METRICS, values)
+        return {"parameters": parameters, "metrics": result, "differences": result}
+
+    rows = {"base": row(12345, mean=2.0), "x": row(678, mean=-0.25, ci95=0.5), "y": row(9, mean=None)}
+    figures = {"steps": 7, "files": 3, "variants": rows}
+    about, _, head, _, base, variant, missing = ablation.as_markdown(figures).splitlines()
+    assert about.startswith("7 steps each, 3 test files")
+    assert {line.count("|") for line in (head, base, variant)} == {len(METRICS) + 3}
+    assert base.startswith("| `base` | 12 345 | 2.000 |")
+    assert variant.startswith("| `x` | 678 | -0.250 ± 0.500 |")
+    assert missing.startswith("| `y` | 9 | - |")
+
+
+def test_more_steps_resume_and_enhance_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def record(argv: list[str]) -> int:
+        calls.append(argv)
+        return 0
+
+    monkeypatch.setattr(ablation.train, "main", record)
+    monkeypatch.setattr(ablation.inference, "main", record)
+    ended = call_ablation(done, "--steps", "2", *FOR_TRAIN)
+    assert ended.returncode == 1  # nothing was enhanced
+    assert "no_gate: s_4" in ended.stderr
+    for name, (training, enhancing) in zip(("base", "no_gate"), (calls[:2], calls[2:]), strict=True):
+        paths = ["--config", f"out/{name}/config.json", "--checkpoint_path", f"out/{name}/run"]
+        assert training == [*paths, "--max_steps", "2", *FOR_TRAIN[1:], "--resume", "--quiet"]
+        assert enhancing[-3:] == ["--checkpoint_file", f"out/{name}/run/latest.safetensors", "--quiet"]
+        assert not (done / "out" / name / "enhanced").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "calls"),
+    [
+        ({"base": 2}, 1, ["base"]),  # nothing to compare with
+        ({"no_gate": 1}, 1, ["base", "base", "no_gate"]),
+        ({"base": 143}, 143, ["base"]),  # stopped
+    ],
+)
+def test_failures(
+    done: Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int], code: int, calls: list[str]
+) -> None:
+    called: list[str] = []
+
+    def end(argv: list[str]) -> int:
+        name = argv[1].split("/")[1] if argv[0] == "--config" else called[-1]
+        called.append(name)
+        return codes.get(name, 0)
+
+    monkeypatch.setattr(ablation.train, "main", end)
+    monkeypatch.setattr(ablation.inference, "main", end)
+    monkeypatch.setattr(ablation, "score_pairs", lambda *_, **__: [])
+    ended = call_ablation(done, "--steps", "2", *FOR_TRAIN)
+    assert (ended.returncode, called) == (code, calls)
+    assert code == 143 or f"{calls[-1]}: train.py ended" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--steps"),
+        (["--steps", "0"], "--steps"),
+        (["--steps", "2", "--base", "none.json"], "none.json"),
+        (["--steps", "2", "--variants", "list.json"], "list.json"),
+        (["--steps", "2", "--variants", "noisy.json"], "noisy.json"),
+        (["--steps", "2", "--variants", "odd.json"], "odd/config.json: model.channels"),
+        (["--steps", "2", "--noisy_wav_dir", "empty"], "empty"),
+    ],
+)
+def test_wrong_command_line(done: Path, options: list[str], words: str) -> None:
+    (done / "list.json").write_text("[]")
+    (done / "noisy.json").write_text("{}")
+    (done / "odd.json").write_text('{"model": {"channels": 9}}')
+    (done / "empty").mkdir(exist_ok=True)
+    ended = call_ablation(done, *options, *FOR_TRAIN)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert words in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_command_in_a_process(tmp_path: Path) -> None:
+    ended = run_module("tools.ablation", "train", "--config", "none.json", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "none.json" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablation").glob("*.json")), ids=lambda path: path.stem)
+def test_each_variant_trains_and_enhances(path: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    small = [option for option in SMALL if "channels" not in option]
+    options = ("--config", path, *small, "--checkpoint_path=run", "--max_steps=2", "--quiet")
+    trained = call_main(ablation.main, "train", *options, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    options = ("--output_dir", "enhanced", "--checkpoint_file", "run/best.safetensors", "--quiet")
+    enhanced = call_main(ablation.main, "inference", "--input_noisy_wavs_dir", "noisy", *options, cwd=tmp_path)
+    assert (enhanced.returncode, enhanced.stderr) == (0, "")
+    assert len(list((tmp_path / "enhanced").glob("*.wav"))) == 9

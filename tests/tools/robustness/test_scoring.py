@@ -1,0 +1,205 @@
+"""Scores and their summaries from made-up results, with values derived by hand; the plot; interrupted runs; DNSMOS."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metrics.score import METRICS
+from metrics.signals import ScoreError
+from tests.fixtures.signals import speech_like, with_noise
+from tools.robustness import scoring, summary
+from tools.robustness.conditions import AXES, BASE, Axis, Condition, all_conditions, make_axes
+from tools.robustness.dnsmos import DNSMOS, load_dnsmos
+from tools.robustness.mixes import Mix
+from tools.robustness.scoring import Job, Scores, measure, score
+
+LOUD = replace(BASE, snr=10.0)
+AXIS = Axis("noise", "noise", {"all files": BASE, "loud": LOUD})
+
+
+def scored(id_: str, noisy: float, enhanced: float, metrics: Sequence[str] = tuple(METRICS)) -> Scores:
+    """The same value for all metrics."""
+    return Scores(id_, dict.fromkeys(metrics, noisy), {"net": dict.fromkeys(metrics, enhanced)})
+
+
+# Gains 1, 2, 3, 4: mean 2.5, deviation sqrt(5/3), t of three degrees of freedom 3.1824: ± 2.0543.
+BETTER = [scored(f"p{number}-x", 1, 1 + number) for number in (1, 2, 3, 4)]
+WORSE = [scored(f"p{number}-x", 3, 1.9 + number / 25) for number in (1, 2, 3, 4)]
+RESULTS = {BASE: BETTER, LOUD: WORSE}
+
+
+def test_markdown() -> None:
+    text = summary.as_markdown([AXIS], RESULTS, ["net"], "A note.")
+    assert text.startswith("A note.\n\n**PESQ**")
+    assert "| noise | all files | 1.00 | +2.50 ± 2.05 |\n|  | loud | 3.00 | -1.00 ± 0.08 |\n" in text
+    assert "| noise | all files | 1.000 | +2.500 ± 2.054 |" in text
+    # Means over both conditions: (1 − 1.06) / 2, (2 − 1.02) / 2, (3 − 0.98) / 2, (4 − 0.94) / 2.
+    assert "| net | 4 | +0.13 | +0.75 | +1.37 | p1 -0.03, p2 +0.49, p3 +1.01 |" in text
+    assert text.endswith("- net: noise loud: PESQ -1.00 ± 0.08, STOI -1.000 ± 0.082, SI-SDR dB -1.0 ± 0.1\n")
+
+
+def test_only_significant_regressions_are_listed_and_each_once() -> None:
+    uncertain = {BASE: BETTER, LOUD: [scored("a", 2, 1.5), scored("b", 2, 2.1), scored("c", 2, 1.5)]}
+    assert summary.as_markdown([AXIS], uncertain, ["net"], "").endswith("- net: none\n")
+    other = Axis("snr", "SNR", {"10": LOUD})
+    assert summary.as_markdown([AXIS, other], RESULTS, ["net"], "").count("PESQ -1.00") == 1
+
+
+def test_speakers_are_sorted_and_those_without_a_score_left_out() -> None:
+    results = {BASE: [scored("b-1", 1, 3), scored("a-1", 1, 1.5), scored("a-2", 1, 1.7), scored("c-1", 1, math.nan)]}
+    axis = Axis("snr", "SNR", {"5": BASE})
+    gains = summary.speaker_gains([axis], results, "net")
+    assert list(gains) == ["a", "b"]
+    assert gains == pytest.approx({"a": 0.6, "b": 2})
+    assert "Speakers" not in summary.as_markdown([axis], results, ["net"], "")
+
+
+def test_json_and_csv() -> None:
+    results = {BASE: BETTER, LOUD: [scored("q", math.nan, 1)]}
+    content = json.loads(json.dumps(summary.as_json([AXIS], results, ["net"], {"seed": 0}), allow_nan=False))
+    assert content["settings"] == {"seed": 0}
+    assert content["axes"]["noise"]["all files"]["files"] == 4
+    assert content["axes"]["noise"]["all files"]["noisy"]["stoi"] == 1
+    gain = content["axes"]["noise"]["all files"]["net"]["pesq"]
+    assert gain == {"mean": 3.5, "gain": 2.5, "ci95": 2.0543, "files": 4}
+    assert content["axes"]["noise"]["loud"]["net"]["pesq"] == {"mean": 1, "gain": None, "ci95": None, "files": 0}
+    rows = list(csv.DictReader(io.StringIO(summary.as_csv([AXIS], results, ["net"]))))
+    assert len(rows) == 5
+    assert (rows[0]["axis"], rows[0]["condition"], rows[0]["checkpoint"]) == ("noise", "all files", "net")
+    assert (rows[1]["file"], rows[1]["noisy_pesq"], rows[1]["enhanced_si_sdr"]) == ("p2-x", "1", "3")
+    assert rows[4]["noisy_pesq"] == "NaN"
+
+
+def test_dnsmos_summaries() -> None:
+    rows = [scored(f"r{number}", 1, 1 + number, tuple(DNSMOS)) for number in (1, 2, 3, 4)]
+    text = summary.dnsmos_markdown(rows, ["net"])
+    assert "DNSMOS of 4 files" in text
+    assert "| overall | 1.00 | +2.50 ± 2.05 |" in text
+    assert summary.dnsmos_json(rows, ["net"])["net"]["bak_mos"] == {"gain": 2.5, "ci95": 2.0543}
+    assert summary.dnsmos_json(rows[:1], ["net"])["net"]["bak_mos"] == {"gain": 1, "ci95": None}
+    assert summary.dnsmos_csv(rows, ["net"]).splitlines()[1] == "r1,net,1,1,1,1,2,2,2,2"
+
+
+@pytest.mark.parametrize("file_format", ["png", "svg"])
+def test_plot_has_a_panel_for_each_axis_and_metric(file_format: str) -> None:
+    draw = pytest.importorskip("tools.robustness.chart").draw
+    axes = [AXIS, Axis("snr", "SNR, dB", {"5": BASE, "10": LOUD}, ordered=True)]
+    plot = draw(axes, RESULTS, ["net"], file_format)
+    assert plot == draw(axes, RESULTS, ["net"], file_format)
+    if file_format == "png":
+        assert plot.startswith(b"\x89PNG")
+    else:
+        text = plot.decode()
+        for label, count in (("SNR, dB", 1), ("PESQ", 2), ("STOI", 2), ("all files", 1), ("noisy", 1), ("net", 1)):
+            assert len(re.findall(f">{label}</text>", text)) == count, label
+
+
+def test_axes() -> None:
+    axes = make_axes(AXES, ["rain"], [], {"en": "all"})
+    assert [axis.name for axis in axes] == ["snr", "noise", "reverb", "reverb_alone", "level", "clipping", "band"]
+    conditions = all_conditions(axes)
+    assert conditions[0] == BASE
+    assert len(set(conditions)) == len(conditions)
+    assert all(BASE in axis.conditions.values() for axis in axes if axis.name != "reverb_alone")
+    assert [axis.name for axis in make_axes(["group", "codec"], [], ["c"], {"en": "en"})] == ["codec", "group"]
+
+
+def test_score() -> None:
+    clean = speech_like(1)
+    noisy = with_noise(clean, 5)
+    same = score(Job("x", clean, {"noisy": clean, "net": noisy}))
+    assert math.isnan(same.noisy["si_sdr"])
+    assert same.noisy["pesq"] > 4.5
+    assert same.enhanced["net"]["si_sdr"] == pytest.approx(5, abs=0.5)
+    assert same.reason == ""
+    silent = score(Job("x", clean, {"noisy": noisy, "net": np.zeros(16_000)}))
+    assert silent.reason.startswith("net: ")
+    assert math.isnan(silent.enhanced["net"]["pesq"])
+    assert silent.noisy["pesq"] > 1
+
+
+def test_interrupted_run_continues_with_the_missing_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Condition, int]] = []
+
+    def in_reverse(*arguments: Any) -> Iterator[tuple[int, object]]:  # results may come in any order
+        items: Sequence = arguments[1]
+        for index in reversed(range(len(items))):
+            yield index, scored(items[index].id, 0, 1)
+
+    def make(condition: Condition, index: int) -> Mix:
+        if condition == LOUD and broken:
+            raise OSError("the disk is full")
+        made.append((condition, index))
+        return Mix(str(index), np.ones(10), np.ones(10))
+
+    def run(settings: object = 1) -> dict[Condition, list[Scores]]:
+        return measure({LOUD: 2, BASE: 3}, make, {}, tmp_path, settings, 1, quiet=True)
+
+    monkeypatch.setattr(scoring, "run_in_processes", in_reverse)
+    broken = True
+    with pytest.raises(OSError, match="full"):
+        run()
+    assert len(made) == 3
+    assert len(list(tmp_path.iterdir())) == 1
+    broken = False
+    first = run()
+    assert made[3:] == [(LOUD, 1), (LOUD, 0)]
+    assert [[row.id for row in first[condition]] for condition in (LOUD, BASE)] == [["0", "1"], ["0", "1", "2"]]
+    assert run() == first
+    assert len(made) == 5
+    next(tmp_path.iterdir()).write_text('{"fingerprint": "cut off')
+    assert run() == first
+    assert len(made) in (7, 8)
+    run(settings=2)
+    assert len(made) in (12, 13)
+
+
+def test_crashed_scoring_process_costs_one_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = lambda *_: iter([(0, scored("0", 1, 2)), (1, RuntimeError("it\ndied"))])  # noqa: E731
+    monkeypatch.setattr(scoring, "run_in_processes", results)
+    make = lambda _, index: Mix(str(index), np.ones(10), np.ones(10))  # noqa: E731
+    first, second = measure({BASE: 2}, make, {}, tmp_path, None, 1, quiet=True)[BASE]
+    assert (first.noisy["pesq"], first.reason) == (1, "")
+    assert math.isnan(second.noisy["pesq"])
+    assert (second.id, second.reason) == ("1", "it died")
+
+
+def test_dnsmos_gets_samples_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[np.ndarray] = []
+
+    def run(sample: np.ndarray, sr: int) -> dict[str, float]:
+        assert sr == 16_000
+        given.append(sample)
+        return {name: float(place) for place, name in enumerate(DNSMOS)} | {"other": 9}
+
+    package = ModuleType("speechmos.dnsmos")
+    monkeypatch.setattr(package, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, "speechmos", ModuleType("speechmos"))
+    monkeypatch.setitem(sys.modules, "speechmos.dnsmos", package)
+    dnsmos = load_dnsmos()
+    assert dnsmos(np.array([0.5, -2, 3])) == {"ovrl_mos": 0, "sig_mos": 1, "bak_mos": 2, "p808_mos": 3}
+    assert given[0].tolist() == [0.5, -1, 1]
+    for bad in (np.zeros(100), np.array([0, np.nan])):
+        with pytest.raises(ScoreError, match="DNSMOS"):
+            dnsmos(bad)
+    assert len(given) == 1
+
+
+def test_dnsmos_falls_with_noise() -> None:
+    pytest.importorskip("speechmos.dnsmos")
+    dnsmos = load_dnsmos()
+    clean = speech_like(4)
+    assert dnsmos(clean)["bak_mos"] > dnsmos(with_noise(clean, 0))["bak_mos"]

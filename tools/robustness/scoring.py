@@ -1,0 +1,155 @@
+"""Enhance and score the mixes of all conditions, keeping finished conditions on disk.
+
+Each finished condition is a file in the folder `parts`, with a fingerprint of the settings, files and checkpoints it
+was made with; an interrupted run continues with the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data.audio import AudioError, read_audio
+from enhance.enhancer import Enhancer
+from metrics.score import METRICS, score_signals
+from metrics.signals import RATE, ScoreError
+from tools.robustness.conditions import Condition
+from tools.robustness.dnsmos import Dnsmos
+from tools.robustness.mixes import Mix
+from utils.atomic import write_text_atomically
+from utils.processes import run_in_processes
+
+VERSION = 1
+"""Increment when the same settings give other mixes or scores."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one utterance: of the noisy signal, and of the enhanced signal by checkpoint.
+
+    reason: why some are NaN.
+    """
+
+    id: str
+    noisy: Mapping[str, float]
+    enhanced: Mapping[str, Mapping[str, float]]
+    reason: str = ""
+
+
+class Job(NamedTuple):
+    """Signals `[N]` to score: the reference, and by name the noisy and enhanced ones."""
+
+    id: str
+    reference: np.ndarray
+    signals: Mapping[str, np.ndarray]
+
+
+def score(job: Job) -> Scores:
+    """Compute all metrics of the signals of a job; the first one is the noisy signal."""
+    values: list[dict[str, float]] = []
+    reasons: list[str] = []
+    for name, signal in job.signals.items():
+        try:
+            metrics, failures = score_signals(job.reference, signal, "published")
+        except ScoreError as error:
+            metrics, failures = dict.fromkeys(METRICS, math.nan), [str(error)]
+        if np.array_equal(job.reference, signal):
+            metrics["si_sdr"] = math.nan  # without distortion the ratio is infinite
+        values.append(metrics)
+        reasons += [f"{name}: {failure}" for failure in failures]
+    noisy, *enhanced = values
+    return Scores(job.id, noisy, dict(zip(list(job.signals)[1:], enhanced, strict=True)), "; ".join(reasons))
+
+
+def measure(
+    conditions: Mapping[Condition, int],
+    make: Callable[[Condition, int], Mix],
+    enhancers: Mapping[str, Enhancer],
+    parts: Path,
+    settings: object,
+    workers: int,
+    quiet: bool,
+) -> dict[Condition, list[Scores]]:
+    """Return the scores of each condition, which has the given number of utterances.
+
+    `settings` (JSON) is all that the scores depend on besides the condition. This process mixes and enhances while
+    `workers` processes score. Raises `OSError` if a part cannot be written, and the exceptions of `make`.
+    """
+    paths: dict[Condition, Path] = {}
+    fingerprints: dict[Condition, str] = {}
+    done: dict[Condition, list[Scores]] = {}
+    for condition in conditions:
+        content = json.dumps([VERSION, condition.key, settings], sort_keys=True)
+        fingerprints[condition] = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
+        paths[condition] = parts / f"{hashlib.sha256(condition.key.encode()).hexdigest()[:16]}.json"
+        try:
+            part = json.loads(paths[condition].read_text(encoding="utf-8"))
+            if part["fingerprint"] == fingerprints[condition]:
+                done[condition] = [Scores(**row) for row in part["rows"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # missing, cut short, or of another version
+
+    def make_job(place: tuple[Condition, int]) -> Job:
+        mix = make(*place)
+        signals = {"noisy": mix.noisy}
+        for name, enhancer in enhancers.items():
+            signals[name] = enhancer.enhance_signal(mix.noisy).astype(np.float64)
+        return Job(mix.id, mix.reference, signals)
+
+    places = [(condition, index) for condition in conditions if condition not in done
+              for index in range(conditions[condition])]  # fmt: skip
+    found: dict[Condition, dict[int, Scores]] = {condition: {} for condition in conditions}
+    with tqdm(total=sum(conditions.values()), unit="mix", disable=quiet) as bar:
+        bar.update(bar.total - len(places))
+        for number, result in run_in_processes(score, Lazy(places, make_job), workers):
+            condition, index = places[number]
+            if isinstance(result, BaseException):
+                nothing = dict.fromkeys(METRICS, math.nan)
+                reason = " ".join(str(result).split())
+                result = Scores(make(condition, index).id, nothing, dict.fromkeys(enhancers, nothing), reason)
+            found[condition][index] = result
+            bar.update()
+            if len(found[condition]) == conditions[condition]:
+                done[condition] = [row for _, row in sorted(found[condition].items())]
+                part = {"fingerprint": fingerprints[condition], "rows": [asdict(row) for row in done[condition]]}
+                write_text_atomically(paths[condition], json.dumps(part) + "\n")
+    return {condition: done[condition] for condition in conditions}
+
+
+class Lazy(Sequence[Job]):
+    """A sequence of jobs that are made on access, so that few are in memory."""
+
+    def __init__(self, places: Sequence[tuple[Condition, int]], make: Callable[[tuple[Condition, int]], Job]) -> None:
+        self.places, self.make = places, make
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Job:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+        return self.make(self.places[index])
+
+
+def measure_dnsmos(
+    files: Mapping[str, Path], enhancers: Mapping[str, Enhancer], dnsmos: Dnsmos, quiet: bool
+) -> tuple[list[Scores], list[str]]:
+    """Return the DNSMOS of recordings (the mean of their channels), and a message for each that has none."""
+    scores: list[Scores] = []
+    problems: list[str] = []
+    for id_, path in tqdm(files.items(), unit="file", disable=quiet):
+        try:
+            noisy = read_audio(path, RATE)[0].mean(axis=1).astype(np.float64)
+            enhanced = {name: dnsmos(enhancer.enhance_signal(noisy)) for name, enhancer in enhancers.items()}
+            scores.append(Scores(id_, dnsmos(noisy), enhanced))
+        except AudioError as error:
+            problems.append(str(error))
+        except ScoreError as error:
+            problems.append(f"{path}: {error}")
+    return scores, problems
