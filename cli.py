@@ -36,7 +36,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def check_device(self, device: str) -> None:
         """Raise `UserError` if PyTorch cannot compute on `device`."""
-        import torch  # late: commands without a network do not wait for it
+        import torch  # late: slow to import, and most commands need no network
 
         try:
             torch.zeros(1, device=device).cpu()
@@ -59,8 +59,8 @@ def call(main: Main, argv: Sequence[str] | None = None) -> int:
 def run(main: Main) -> NoReturn:
     """Run a command on `sys.argv` and exit with its code.
 
-    SIGTERM raises `SystemExit`, so that open `with` blocks are left and no file stays half written. A failed write
-    to standard output (full disk, closed pipe) exits with code 1; a closed pipe prints no message.
+    SIGTERM raises `SystemExit`, so that `with` blocks are closed and no temporary file remains. A failed write to
+    standard output (full disk, closed pipe) exits with code 1; a closed pipe prints no message.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:

@@ -1,8 +1,7 @@
-"""Configuration: a JSON file in sections, checked as a whole and held in frozen dataclasses.
+"""Configuration: JSON files in sections, validated by pydantic and held in frozen dataclasses.
 
-`load_config` reports every unknown, missing, mistyped, out-of-range or clashing key at once, by name, so that one
-look at the message is enough to mend the file. A key without a default must be given; the others stand for what not
-every network has or needs. The file is long, so that every setting is found in one place.
+`load_config` reports all unknown, missing, mistyped, out-of-range and conflicting keys at once, one line each, such as
+`configs/imse.json: stft.hop_size: should be greater than 0 (found -1)`. Keys without a default are required.
 """
 
 from __future__ import annotations
@@ -10,355 +9,238 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 
 from cli import UserError
 
-LARGEST_NUMBER = 1e9
-"""No setting is beyond it, and none is infinite."""
+CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""Options of all sections: no unknown keys, no conversion (but int to float), no NaN or infinity. Inherited."""
 
-LARGEST_FILE = 1_000_000
-"""Bytes of a configuration; ours have a thousand. Beyond it is something else, perhaps without an end."""
-
-MOST_BASES = 8
-"""A configuration may stand on another, that on a third, and so on up to this."""
-
-_MOST_SHOWN = 60  # characters, of what a message quotes
-
-
-def _lines(source: str, problems: Sequence[str]) -> str:
-    return "\n".join(f"{source}: {problem}" for problem in problems)
+PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Decibels = Annotated[float, Field(ge=-100, le=100)]
 
 
-Checks = Mapping[str, bool]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class NetworkConfig:
-    """What the settings of every network have in common: its name, and what can be wrong with them."""
+    """Base class of the networks' settings, the section `model`. Register subclasses with `models.register`."""
 
     name: str
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {}
+    """Which network: a key of `MODEL_CONFIGS`."""
 
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins for the network, or nothing."""
+        """Return why the network cannot process spectra of `bins` frequency bins, or an empty string if it can."""
         del bins
         return ""
 
 
 @dataclass(frozen=True)
 class UNetConfig(NetworkConfig):
-    """What IMSE and MUSE share.
+    """Settings that IMSE and MUSE share."""
 
-    channels: base width, 16 in the papers.
-    beta: largest value of the magnitude mask, 2 in the papers (their name for it; MALA's β is another).
-    """
-
-    channels: int
-    beta: float
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            "channels: must be a multiple of 8, from 8 to 1024": 8 <= self.channels <= 1024 and self.channels % 8 == 0,
-            "beta: must be above 0": self.beta > 0,
-        }
+    channels: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    """Channels of the first level: 16 in the papers."""
+    beta: PositiveFloat
+    """Largest value of the magnitude mask: 2 in the papers, which call it β. (MALA's β is another quantity.)"""
 
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins for the network, or nothing."""
-        return "the network needs a multiple of 8, to halve them three times" if bins % 8 else ""
+        """Return an error message unless the frequency axis can be halved three times."""
+        return "the network needs a multiple of 8, to halve the frequency axis three times" if bins % 8 else ""
 
 
 @dataclass(frozen=True)
 class ImseConfig(UNetConfig):
-    """The network IMSE."""
-
-
-ATTENTIONS = (
-    *("mala", "without_magnitude", "without_rotation", "without_local", "without_gate"),
-    *("softmax_bottleneck", "taylor"),
-)
-LOCAL_PATTERNS = ("idconv", "without_square", "without_frequency", "without_time", "depthwise", "deformable")
-
-
-@dataclass(frozen=True)
-class ImseAblationConfig(UNetConfig):
-    """IMSE with parts taken out or exchanged (`tools.ablation.networks`); the defaults are IMSE.
-
-    attention: "mala", or MALA "without_magnitude" (plain linear attention), "without_rotation", "without_local" or
-        "without_gate"; "softmax_bottleneck" for softmax attention at the bottleneck; "taylor" for MUSE's.
-    local: "idconv", or IDConv "without_square", "without_frequency" or "without_time", whose channels then pass
-        unchanged; "depthwise" for a 3×3 kernel on all channels; "deformable" for MUSE's embedding.
-    band_kernel: length of IDConv's thin kernels.
-    phase: off, the magnitude alone is seen and enhanced, and the noisy phase kept.
-    """
-
-    attention: str = "mala"
-    local: str = "idconv"
-    band_kernel: int = 11
-    phase: bool = True
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            **super().checks(),
-            f"attention: must be one of {', '.join(ATTENTIONS)}": self.attention in ATTENTIONS,
-            f"local: must be one of {', '.join(LOCAL_PATTERNS)}": self.local in LOCAL_PATTERNS,
-            "band_kernel: must be odd, from 1 to 99": self.band_kernel in range(1, 100, 2),
-        }
+    """Settings of IMSE."""
 
 
 @dataclass(frozen=True)
 class MuseConfig(UNetConfig):
-    """The network MUSE."""
+    """Settings of MUSE."""
 
 
 @dataclass(frozen=True)
 class LiteRtseConfig(NetworkConfig):
-    """The network Lite-RTSE.
+    """Settings of Lite-RTSE."""
 
-    multi_order: "repeated" for one 7×7 convolution before each of the block's gates, as in the unofficial release;
-        "single" for one convolution before all of them, as in the paper's figure.
-    """
-
-    multi_order: str = "repeated"
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {"multi_order: must be repeated or single": self.multi_order in ("repeated", "single")}
+    multi_order: Literal["repeated", "single"] = "repeated"
+    """"repeated": a 7×7 convolution before each gate of a block, as in the unofficial implementation. "single": one
+    7×7 convolution before all gates, as in the paper's figure."""
 
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins for the network, or nothing."""
-        return "" if bins <= 4097 else "the network takes 4097 at most"
+        """Return an error message if there are too many bins."""
+        return "the network takes at most 4097" if bins > 4097 else ""
 
 
 @dataclass(frozen=True)
 class CnunetConfig(NetworkConfig):
-    """The network CNUNet.
-
-    released_skips: connect the real and the imaginary decoder as the release does, which takes three of the skip
-        connections from the other part; off, as evidently intended.
-    """
+    """Settings of CNUNet."""
 
     released_skips: bool = False
+    """Wire the skip connections as the released code does, where three come from the other part (real instead of
+    imaginary or vice versa). Off: each decoder takes those of its own part, as evidently intended."""
 
     def bins_problem(self, bins: int) -> str:
-        """What is wrong with that number of frequency bins for the network, or nothing."""
-        return "the network needs a multiple of 256 beside that at 0 Hz" if bins % 256 != 1 or bins == 1 else ""
+        """Return an error message unless the bins above 0 Hz are a multiple of 256."""
+        return "the network needs a multiple of 256 plus 1 (0 Hz)" if bins % 256 != 1 or bins == 1 else ""
 
 
-WINDOWS = ("hann", "hamming", "sqrt_hann")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class StftConfig:
-    """The spectra that a network works on: sizes in samples; magnitudes are raised to `compress_factor`.
+    """Short-time Fourier transform of the network's input and output; sizes in samples."""
 
-    window: "hann", "hamming" or "sqrt_hann", periodic, in analysis and synthesis.
-    """
+    n_fft: Annotated[int, Field(gt=0, le=10**9, multiple_of=2)]
+    hop_size: PositiveInt
+    win_size: PositiveInt
+    compress_factor: Annotated[float, Field(gt=0, le=1)]
+    """Exponent of the magnitudes that the network sees; 1 for no compression."""
+    window: Literal["hann", "hamming", "sqrt_hann"] = "hann"
+    """Window of analysis and synthesis, periodic."""
 
-    n_fft: int
-    hop_size: int
-    win_size: int
-    compress_factor: float
-    window: str = "hann"
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            "n_fft: must be even and above 0": self.n_fft > 0 and self.n_fft % 2 == 0,
-            "win_size: must be above 0 and at most n_fft": 0 < self.win_size <= self.n_fft,
-            "hop_size: must be above 0 and at most half of win_size": 0 < 2 * self.hop_size <= self.win_size,
-            "compress_factor: must be above 0 and at most 1": 0 < self.compress_factor <= 1,
-            f"window: must be one of {', '.join(WINDOWS)}": self.window in WINDOWS,
-        }
+    @field_validator("win_size")
+    @classmethod
+    def _fits(cls, win_size: int, info: ValidationInfo) -> int:
+        if win_size > info.data.get("n_fft", win_size):
+            raise ValueError("should be at most n_fft")
+        if win_size < 2 * info.data.get("hop_size", 0):
+            raise ValueError("should be at least twice hop_size")
+        return win_size
 
     @property
     def bins(self) -> int:
-        """Frequency bins F of a spectrum."""
+        """Number of frequency bins F."""
         return self.n_fft // 2 + 1
 
     def padding(self, samples: int) -> int:
-        """Zeros that are to follow a signal of `samples` before its frames are cut.
+        """Return the number of zeros to append to a signal of `samples` samples before the STFT.
 
-        Reflection at the edges needs more samples than it mirrors. Where frames overlap by half, as little is left of
-        the window at its end as the inverse would have to divide by for a signal's last samples: a click. There the
-        last frame is centred at the end or beyond.
+        Reflection padding needs more than n_fft / 2 samples. With an overlap of half a window the squared windows at
+        the signal's end sum to almost 0, and dividing by them in the inverse STFT would produce a click; there the
+        last frame is centred at or beyond the end.
         """
         fill = -samples % self.hop_size if self.win_size < 3 * self.hop_size else 0
         return max(fill, self.n_fft // 2 + 1 - samples, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class DataConfig:
-    """The signals: sampling rate in Hz; training crops and inference windows of `segment_size` samples.
+    """Signals that the network is trained on and applied to."""
 
-    normalize_level: bring each recording to a mean power of 1 before the network sees it, and back after; off, the
-        network works at the level of the recording, which a stream has to, since its end is not known.
-    """
-
-    sampling_rate: int
-    segment_size: int
+    sampling_rate: PositiveInt
+    """In Hz."""
+    segment_size: PositiveInt
+    """Length of training crops and of inference windows, in samples."""
     normalize_level: bool = True
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            "sampling_rate: must be above 0": self.sampling_rate > 0,
-            "segment_size: must be above 0": self.segment_size > 0,
-        }
+    """Scale each recording to a mean power of 1 for the network, and back afterwards. Off for streaming, where the
+    end of the recording is unknown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class MixConfig:
-    """Dynamic mixing: each crop is clean speech with noise, put together anew every epoch.
+    """Dynamic mixing: in every epoch each crop is a new mixture of clean speech and noise."""
 
-    snr_low, snr_high: signal-to-noise ratio of a crop in dB, uniform.
-    gain_low, gain_high: change of a crop's level in dB, uniform. Where levels are normalised, that is against the
-        crop's own: a crop of a recording is louder or softer than the whole of it, which inference goes by. Where
-        not, it is against the level of the speech as recorded.
-    reverb_share: share of the crops whose speech sounds in a synthetic room; their target keeps its first 50 ms.
-    validation_mixes: how many mixes of held-out speech and noise validation scores.
-    """
+    snr_low: Decibels
+    snr_high: Decibels
+    """Signal-to-noise ratio of a crop: uniform between the two."""
+    gain_low: Decibels
+    gain_high: Decibels
+    """Change of a crop's level: uniform between the two. With `normalize_level` it is relative to a mean power of 1,
+    and stands for the difference between a crop and its whole recording; without, to the speech as recorded."""
+    reverb_share: Annotated[float, Field(ge=0, le=1)]
+    """Fraction of the crops whose speech is in a simulated room; the target keeps the first 50 ms of its response."""
+    validation_mixes: PositiveInt
+    """Number of mixtures of held-out speech and noise for validation."""
 
-    snr_low: float
-    snr_high: float
-    gain_low: float
-    gain_high: float
-    reverb_share: float
-    validation_mixes: int
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            "snr_low: must be at least -100 and at most snr_high": -100 <= self.snr_low <= self.snr_high,
-            "snr_high: must be at most 100": self.snr_high <= 100,
-            "gain_low: must be at least -100 and at most gain_high": -100 <= self.gain_low <= self.gain_high,
-            "gain_high: must be at most 100": self.gain_high <= 100,
-            "reverb_share: must be from 0 to 1": 0 <= self.reverb_share <= 1,
-            "validation_mixes: must be above 0": self.validation_mixes > 0,
-        }
+    @field_validator("snr_high", "gain_high")
+    @classmethod
+    def _in_order(cls, high: float, info: ValidationInfo) -> float:
+        low = str(info.field_name).replace("high", "low")
+        if high < info.data.get(low, high):
+            raise ValueError(f"should be at least {low}")
+        return high
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class LossConfig:
-    """Weights of the generator's loss terms, functions of `models.losses` but for `metric`; at 0 a term is left out.
+    """Weights of the generator's loss terms in `models.losses`; terms with weight 0 are not computed.
 
-    metric: what the discriminator, which learns PESQ, says of the enhanced speech; without it there is none.
-    magnitude, complex: squared errors of the compressed spectra; phase: IP + GD + IAF. With `metric` IMSE's and MUSE's.
-    consistency, time: MP-SENet's consistency of the spectra, and the error of the waveform.
-    magnitude_l1, complex_l1: CNUNet's, of the uncompressed spectra of the waveform.
-    compressed_magnitude, compressed_complex, si_sdr: GTCRN's, with which Lite-RTSE is trained here.
+    IMSE and MUSE use the first four, CNUNet the two L1 terms, Lite-RTSE the two compressed terms and SI-SDR.
     """
 
-    metric: float = 0.0
-    magnitude: float = 0.0
-    phase: float = 0.0
-    complex: float = 0.0
-    consistency: float = 0.0
-    time: float = 0.0
-    si_sdr: float = 0.0
-    magnitude_l1: float = 0.0
-    complex_l1: float = 0.0
-    compressed_magnitude: float = 0.0
-    compressed_complex: float = 0.0
+    metric: NonNegativeFloat = 0.0
+    """Loss of the metric discriminator, which is trained on PESQ labels. With weight 0 there is no discriminator."""
+    magnitude: NonNegativeFloat = 0.0
+    """Squared error of the compressed magnitude."""
+    phase: NonNegativeFloat = 0.0
+    """Anti-wrapping losses of instantaneous phase, group delay and instantaneous angular frequency (MP-SENet)."""
+    complex: NonNegativeFloat = 0.0
+    """Squared error of the compressed complex spectrum."""
+    consistency: NonNegativeFloat = 0.0
+    """Squared difference between the spectrum and the STFT of its waveform (MP-SENet)."""
+    time: NonNegativeFloat = 0.0
+    """Absolute error of the waveform (MP-SENet)."""
+    si_sdr: NonNegativeFloat = 0.0
+    """Negative SI-SDR of the waveform (GTCRN)."""
+    magnitude_l1: NonNegativeFloat = 0.0
+    complex_l1: NonNegativeFloat = 0.0
+    """Absolute errors of the waveform's uncompressed spectrum (CNUNet)."""
+    compressed_magnitude: NonNegativeFloat = 0.0
+    compressed_complex: NonNegativeFloat = 0.0
+    """Squared errors of the spectrum with magnitudes to the power of 0.3 (GTCRN)."""
 
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        weights = dataclasses.asdict(self)
-        checks = {f"{name}: must not be negative": weight >= 0 for name, weight in weights.items()}
-        checks["metric: cannot be the only loss; give another term a weight above 0"] = any(
-            weight > 0 for name, weight in weights.items() if name != "metric"
-        )
-        return checks
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class OptimConfig:
-    """AdamW for generator and discriminator; the learning rate is multiplied by `lr_decay` after each epoch.
+    """AdamW for generator and discriminator."""
 
-    weight_decay: of both; 0 makes them Adam.
-    Beyond the papers, each 0 for off: `warmup_steps`, over which the learning rate rises from 0; `grad_clip`, the
-    largest norm of the generator's gradient; `ema_decay` of the averaged weights that are validated and kept.
-    """
-
-    learning_rate: float
-    adam_b1: float
-    adam_b2: float
-    lr_decay: float
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
-    grad_clip: float = 0.0
-    ema_decay: float = 0.0
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            "learning_rate: must be above 0": self.learning_rate > 0,
-            "adam_b1: must be at least 0 and below 1": 0 <= self.adam_b1 < 1,
-            "adam_b2: must be at least 0 and below 1": 0 <= self.adam_b2 < 1,
-            "lr_decay: must be above 0 and at most 1": 0 < self.lr_decay <= 1,
-            "weight_decay: must not be negative": self.weight_decay >= 0,
-            "warmup_steps: must not be negative": self.warmup_steps >= 0,
-            "grad_clip: must not be negative": self.grad_clip >= 0,
-            "ema_decay: must be at least 0 and below 1": 0 <= self.ema_decay < 1,
-        }
+    learning_rate: PositiveFloat
+    adam_b1: Decay
+    adam_b2: Decay
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    """Factor of the learning rate after each epoch."""
+    weight_decay: NonNegativeFloat = 0.01
+    """0 for Adam."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps in which the learning rate rises linearly from 0. Not in the papers, like the next two; 0 for off."""
+    grad_clip: NonNegativeFloat = 0.0
+    """Largest norm of the generator's gradient."""
+    ema_decay: Decay = 0.0
+    """Decay of the exponential moving average of the generator's weights, which is validated and saved."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class TrainConfig:
-    """The run: passes over the data, crops a step and process, seed of every choice.
+    """Course of a training run."""
 
-    validation_interval: steps between validations; 0 for one after each epoch.
-    metric_lag: 0 waits for the PESQ labels in each step, as the paper does; 1 takes those of the step before, so
-        that the device never waits.
-    save_interval: steps between two saved training states.
-    bf16: bfloat16 autocast of the network; off, all is float32 as in the paper. On a CPU only for networks whose
-        width is a multiple of 16: at others some of PyTorch's convolutions give NaN gradients, or crash.
-    compile: `torch.compile`, which takes minutes at the start.
-    """
-
-    epochs: int
-    batch_size: int
-    validation_interval: int
-    seed: int
-    metric_lag: int = 0
-    save_interval: int = 1000
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    """Crops per step and process."""
+    validation_interval: NonNegativeInt
+    """Steps between validations; 0 for one after each epoch."""
+    seed: NonNegativeInt
+    metric_lag: Annotated[int, Field(ge=0, le=1)] = 0
+    """0: each step waits for its PESQ labels, as in the paper. 1: the discriminator is trained on the labels of the
+    step before, so that the device does not wait."""
+    save_interval: PositiveInt = 1000
+    """Steps between saves of the training state."""
     bf16: bool = False
+    """Run the network under bfloat16 autocast; off for float32, as in the paper. On a CPU only for networks whose
+    width is a multiple of 16: for others some of PyTorch's convolutions return NaN gradients or crash."""
     compile: bool = False
-
-    def checks(self) -> Checks:
-        """What must hold of the values, by what to say where it does not."""
-        return {
-            "epochs: must be above 0": self.epochs > 0,
-            "batch_size: must be above 0": self.batch_size > 0,
-            "validation_interval: must not be negative": self.validation_interval >= 0,
-            "seed: must not be negative": self.seed >= 0,
-            "metric_lag: must be 0 or 1": self.metric_lag in (0, 1),
-            "save_interval: must be above 0": self.save_interval > 0,
-        }
+    """Use `torch.compile`, which takes minutes at the start."""
 
 
-MODEL_CONFIGS: Mapping[str, type[NetworkConfig]] = {
-    "imse": ImseConfig,
-    "imse_ablation": ImseAblationConfig,
-    "muse": MuseConfig,
-    "lite_rtse": LiteRtseConfig,
-    "cnunet": CnunetConfig,
-}
-"""The settings of each network, by the name that `model.name` gives; `models.NETWORKS` has the networks."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Config:
-    """A whole configuration, section by section."""
+    """Complete configuration of a network and its training."""
 
     model: NetworkConfig
     stft: StftConfig
@@ -369,174 +251,150 @@ class Config:
     mix: MixConfig | None = None
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The plain mapping that `parse_config` reads back."""
+        """Return the sections as plain dicts, from which `parse_config` restores the configuration."""
         return {name: section for name, section in dataclasses.asdict(self).items() if section is not None}
 
 
+MODEL_CONFIGS: dict[str, type[NetworkConfig]] = {
+    "imse": ImseConfig,
+    "muse": MuseConfig,
+    "lite_rtse": LiteRtseConfig,
+    "cnunet": CnunetConfig,
+}
+"""Settings class of each network by `model.name`. `models.register` adds to it and to `models.NETWORKS`."""
+
+SECTIONS: Mapping[str, type] = {
+    "model": NetworkConfig,
+    "stft": StftConfig,
+    "data": DataConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "mix": MixConfig,
+}
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a configuration file; raises `UserError`.
+    """Read a configuration file.
 
-    A file with the key `base` gives only what differs from that file, whose path is relative to its own.
-    `overrides` are assignments such as `optim.learning_rate=1e-4`, their values in JSON.
+    A file with the key `base`, a path relative to the file, needs to give only what differs from that file.
+    `overrides` are assignments such as `optim.learning_rate=1e-4`, with values in JSON; strings need no quotes.
+    Raises `UserError`.
     """
-    content = _with_base(path)
-    return parse_config(_overridden(content, overrides) if overrides else content, str(path))
+    content = _load_with_base(path)
+    for assignment in overrides:
+        key, equals, text = assignment.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not (equals and section and name):
+            raise UserError(f"--set {assignment}: expected section.key=value, such as optim.learning_rate=1e-4")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text.strip()
+        if isinstance(content, dict) and isinstance(content.setdefault(section, {}), dict):
+            content[section][name] = value
+    return parse_config(content, str(path))
 
 
-def _with_base(path: Path, depth: int = 0) -> Any:
-    """A file's content put over that of its base, section by section and key by key."""
+def _load_with_base(path: Path, derived: tuple[Path, ...] = ()) -> Any:
     content = load_json(path)
     if not isinstance(content, dict) or "base" not in content:
         return content
     base = content.pop("base")
-    if not (isinstance(base, str) and base.isprintable()):
-        raise UserError(_lines(str(path), [f"base: expected the path of a configuration, found {_shown(base)}"]))
-    if depth == MOST_BASES:
-        raise UserError(_lines(str(path), [f"base: the {MOST_BASES + 1}th in a row; do they go in a circle?"]))
-    return merge(_with_base(path.parent / base, depth + 1), content)
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: should be the path of a configuration file (found {reprlib.repr(base)})")
+    derived = (*derived, path.resolve())
+    if (path.parent / base).resolve() in derived:
+        raise UserError(f"{path}: base: {base} is based on this file itself")
+    return merge(_load_with_base(path.parent / base, derived), content)
 
 
-def merge(base: Any, delta: Mapping[str, Any]) -> Any:
-    """The content of a base with a delta's sections put into it, key by key."""
+def merge(base: Any, changes: Mapping[str, Any]) -> Any:
+    """Return the sections of `base`, updated key by key with those of `changes`."""
     merged = dict(base) if isinstance(base, dict) else {}
-    for name, section in delta.items():
-        below = merged.get(name)
-        merged[name] = {**below, **section} if isinstance(below, dict) and isinstance(section, dict) else section
+    for name, section in changes.items():
+        old = merged.get(name)
+        merged[name] = {**old, **section} if isinstance(old, dict) and isinstance(section, dict) else section
     return merged
 
 
-def _overridden(content: Any, overrides: Sequence[str]) -> Any:
-    """Put `section.key=value` assignments into the content, and return it."""
-    for assignment in overrides:
-        place, equals, text = assignment.partition("=")
-        section, dot, key = place.strip().partition(".")
-        if not (equals and dot and section and key):
-            raise UserError(
-                f"--set {_shown_name(assignment)}", ["expected section.key=value, such as optim.learning_rate=1e-4"]
-            )
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            value = text.strip()  # a word needs no quotes; what must be a number is refused with the section
-        if isinstance(content, dict) and isinstance(content.setdefault(section, {}), dict):
-            content[section][key] = value
-    return content
-
-
 def load_json(path: Path) -> Any:
-    """Read a JSON file; raises `UserError` for what is no file, too large, not JSON, or gives a key twice."""
+    """Read a JSON file; raise `UserError` if it cannot be read, is not valid JSON, or repeats a key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the key {repeated!r} is given twice")
+        return content
+
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for who writes to it
-            raise UserError(_lines(str(path), ["not a file; give a JSON file"]))
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise UserError(_lines(str(path), [f"no configuration: larger than {LARGEST_FILE} bytes"]))
-        return json.loads(content.decode(), object_pairs_hook=_unique_keys)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
-        raise UserError(_lines(str(path), [f"cannot be read: {error.strerror}"])) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(_lines(str(path), [f"not valid JSON: {error}"])) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"the key '{_shown_name(key)}' is given twice")
-        content[key] = value
-    return content
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
 
 
 def parse_config(content: Any, source: str) -> Config:
-    """Check a mapping of sections and build the configuration; raises `UserError` with all that is wrong.
+    """Return the configuration with the given sections.
 
-    `source` is what messages call it: usually the file's path.
+    Raises `UserError` with one line per problem, each beginning with `source`, usually the path of the file.
     """
     if not isinstance(content, dict):
-        raise UserError(_lines(source, ["expected an object with the sections of a configuration"]))
-    problems: list[str] = []
-    sections: dict[str, Any] = {}
-    section_types = {name: _section_type(hint) for name, hint in get_type_hints(Config).items()}
-    _report_names(content, Config, "section", "", problems)
-    for name, section_type in section_types.items():
+        raise UserError(f"{source}: should be a JSON object with the sections of a configuration")
+    parsed: dict[str, Any] = {}
+    problems = [
+        f"{_quote(name)}: unknown section{_suggest(name, SECTIONS)}" for name in content if name not in SECTIONS
+    ]
+    for name, section_class in SECTIONS.items():
         if name not in content:
+            if name != "mix":
+                problems.append(f"{name}: missing section")
             continue
         section = content[name]
         if not isinstance(section, dict):
-            problems.append(f"{name}: expected an object, found {_shown(section)}")
+            problems.append(f"{name}: should be a JSON object (found {reprlib.repr(section)})")
             continue
         if name == "model":
             network = section.get("name")
-            section_type = MODEL_CONFIGS.get(network) if isinstance(network, str) else None
-            if section_type is None:
+            if not isinstance(network, str) or network not in MODEL_CONFIGS:
                 known = ", ".join(MODEL_CONFIGS)
-                problems.append(f"model.name: expected one of {known}, found {_shown(network)}")
+                problems.append(f"model.name: should be one of {known} (found {reprlib.repr(network)})")
                 continue
-        if parsed := _parse_section(section, section_type, name, problems):
-            sections[name] = parsed
-            problems.extend(f"{name}.{what}" for what, holds in parsed.checks().items() if not holds)
-    problems.extend(_clashes(**sections))
-    if problems:
-        raise UserError(_lines(source, problems))
-    return Config(**sections)
+            section_class = MODEL_CONFIGS[network]
+        known = [field.name for field in dataclasses.fields(section_class)]
+        unknown = [key for key in section if key not in known]
+        problems += [f"{name}.{_quote(key)}: unknown key{_suggest(key, known)}" for key in unknown]
+        try:
+            parsed[name] = section_class(**{key: section[key] for key in known if key in section})
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                if item["type"] == "missing":
+                    message = "missing"
+                else:
+                    message = item["msg"].removeprefix("Input ").removeprefix("Value error, ")
+                    message += f" (found {reprlib.repr(item['input'])})"
+                problems.append(f"{'.'.join([name, *map(str, item['loc'])])}: {message}")
 
-
-def _section_type(hint: Any) -> type:
-    """The dataclass of a section that may be left out."""
-    return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-
-
-def _clashes(
-    model: NetworkConfig | None = None,
-    stft: StftConfig | None = None,
-    data: DataConfig | None = None,
-    **_: Any,
-) -> Iterator[str]:
-    """What is wrong between sections, as far as they are there."""
+    model, stft, data, loss = (parsed.get(name) for name in ("model", "stft", "data", "loss"))
     if model and stft and (problem := model.bins_problem(stft.bins)):
-        yield f"stft.n_fft: gives {stft.bins} bins; {problem}"
+        problems.append(f"stft.n_fft: gives {stft.bins} bins; {problem}")
     if stft and data and data.segment_size < stft.n_fft:
-        yield f"data.segment_size: must be at least stft.n_fft, {stft.n_fft}"
+        problems.append(f"data.segment_size: should be at least stft.n_fft = {stft.n_fft}")
+    if loss and not any(weight for name, weight in dataclasses.asdict(loss).items() if name != "metric"):
+        problems.append("loss: give a term besides metric a weight greater than 0")
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    return Config(**parsed)
 
 
-def _report_names(given: Mapping[str, Any], owner: type, what: str, prefix: str, problems: list[str]) -> None:
-    known = {field.name: field.default is MISSING for field in fields(owner)}
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            problems.append(f"{prefix}{_shown_name(key)}: unknown {what}{hint}")
-    problems.extend(f"{prefix}{key}: missing" for key, needed in known.items() if needed and key not in given)
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def _parse_section(section: dict[str, Any], section_type: type, name: str, problems: list[str]) -> Any:
-    """Build one section's dataclass where all its keys are there; what is wrong goes into `problems`."""
-    types = get_type_hints(section_type)
-    _report_names(section, section_type, "key", f"{name}.", problems)
-    values: dict[str, Any] = {}
-    for field in fields(section_type):
-        if field.name not in section:
-            continue
-        value, expected = section[field.name], types[field.name]
-        if expected is float and type(value) is int and abs(value) <= LARGEST_NUMBER:
-            value = float(value)
-        if type(value) is not expected or not abs(value if expected is not str else 0) <= LARGEST_NUMBER:
-            problems.append(f"{name}.{field.name}: expected {expected.__name__}, found {_shown(value)}")
-        else:
-            values[field.name] = value
-    needed = {field.name for field in fields(section_type) if field.default is MISSING}
-    return section_type(**values) if needed <= values.keys() else None
-
-
-def _shown(value: Any) -> str:
-    """A value in JSON, or how it begins: in one line, whatever it holds."""
-    try:
-        return "nothing" if value is None else json.dumps(value)[:_MOST_SHOWN]
-    except RecursionError:  # to read it may take less of the stack than to write it
-        return "lists or objects in one another"
-
-
-def _shown_name(name: str) -> str:
-    """A name as it stands in JSON, without the quotes."""
-    return json.dumps(name)[1:-1][:_MOST_SHOWN]
+def _quote(name: str) -> str:
+    """Escape and shorten a key, so that a message stays on one line."""
+    return repr(name)[1:-1][:60]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh machine to enhanced speech: sets up .venv, enhances samples/noisy, prints the scores before and after.
+# Set up .venv, enhance samples/noisy with the default checkpoint, and print the scores before and after.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,4 +14,4 @@ echo
 echo "Enhanced:"
 "$python" cal_metrics.py --clean_wav_dir samples/clean --noisy_wav_dir enhanced/samples --quiet
 echo
-echo "Listen: samples/noisy against enhanced/samples"
+echo "Listen: samples/noisy and enhanced/samples"

@@ -1,11 +1,10 @@
-"""Fetch the checkpoints that the authors of IMSE released, and check that they are the released ones.
+"""Download the checkpoints that the authors of IMSE released, and verify them by their SHA-256.
 
     python -m scripts.download_published [NAME …] [--output_dir checkpoints/published] [--base_url URL]
 
-The names are g_best_pesq_3.373 and g_best_pesq_3.399; without names both are fetched. A file appears only
-when its SHA-256 is right; one that is there and right stays untouched, one that is there and wrong is
-replaced when the right one has arrived. Exit codes: 0 all there; 1 some could not be fetched, each named on
-standard error, the others are there; 2 the command line is wrong; 130 interrupted.
+NAME is g_best_pesq_3.373 or g_best_pesq_3.399; default: both. A file is written only if its checksum is correct; a
+correct file that exists is kept, a wrong one replaced. Exit codes: 0 all present; 1 some downloads failed (each named
+on standard error, the others done); 2 invalid command line.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -28,13 +26,11 @@ from utils.atomic import atomic_open
 RELEASE_URL = "https://raw.githubusercontent.com/XinxXinTang/IMSE"
 OUTPUT_DIR = Path(__file__).resolve().parents[1] / "checkpoints" / "published"
 TIMEOUT_SECONDS = 30.0
-"""How long a connection may say nothing."""
-CHUNK_BYTES = 65_536
+"""Longest silence of the server."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """A released file: its name, its path below the repository's URL, and the SHA-256 of its content."""
+class Published(NamedTuple):
+    """A released file: name, path below the URL of the repository, SHA-256."""
 
     name: str
     path: str
@@ -42,7 +38,7 @@ class Published:
 
 
 PUBLISHED = (
-    # The release replaced this one later: it stands in an earlier commit.
+    # Replaced in the release by the second one, hence the earlier commit.
     Published(
         "g_best_pesq_3.373",
         "f7bd387/paper_result/g_best_pesq_3.373",
@@ -57,98 +53,76 @@ PUBLISHED = (
 
 
 def fetch(published: Published, output_dir: Path, base_url: str, quiet: bool = False) -> bool:
-    """Fetch one file; returns False where it was there already.
-
-    Raises `UserError`, and `OSError` where the file cannot be written.
-    """
+    """Download one file unless it exists; return whether it was downloaded. Raises `UserError`."""
     path = output_dir / published.name
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256:
         return False
     url = f"{base_url.rstrip('/')}/{published.path}"
-    with open_url(url) as response, atomic_open(path) as file:
-        digest = copy(response, file, url, published.name, quiet)
-        if digest != published.sha256:
-            raise UserError(
-                f"what {url} gave is not the released file (its SHA-256 begins with {digest[:12]}, "
-                f"not {published.sha256[:12]}); look at that address in a browser or try another --base_url"
-            )
+    content = download(url, published.name, quiet)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != published.sha256:
+        raise UserError(
+            f"{path}: not downloaded: {url} is not the released file (SHA-256 {digest[:12]}… instead of "
+            f"{published.sha256[:12]}…); open it in a browser or try another --base_url"
+        )
+    try:
+        with atomic_open(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; try another --output_dir") from error
     return True
 
 
-def open_url(url: str) -> HTTPResponse:
-    """Open the connection; raises `UserError`."""
+def download(url: str, name: str, quiet: bool) -> bytes:
+    """Return the content of `url`, some megabytes. Raises `UserError` if it is not received completely."""
+    content = bytearray()
     try:
-        return urlopen(url, timeout=TIMEOUT_SECONDS)
+        with urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if length.isdecimal() else None
+            with tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=quiet) as bar:
+                while chunk := response.read(65_536):
+                    content += chunk
+                    bar.update(len(chunk))
     except HTTPError as error:
-        raise UserError(f"{url} answered {error.code} {error.reason}; try another --base_url") from error
-    except URLError as error:
-        raise UserError(f"{url} is not reached ({error.reason}); check the network or --base_url") from error
+        raise UserError(f"{name}: {url} answered {error.code} {error.reason}; try another --base_url") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise UserError(f"{url} is not reached ({error}); check the network or --base_url") from error
-
-
-def copy(response: HTTPResponse, file: BinaryIO, url: str, name: str, quiet: bool) -> str:
-    """Copy what the server sends; returns its SHA-256 in hexadecimal.
-
-    Raises `UserError` where it is cut off, and `OSError` where the file cannot be written.
-    """
-    length = response.headers.get("Content-Length", "")
-    promised = int(length) if length.isdecimal() else None
-    digest = hashlib.sha256()
-    received = 0
-    with tqdm(desc=name, total=promised, unit="B", unit_scale=True, disable=quiet) as bar:
-        while chunk := read_chunk(response, url):
-            file.write(chunk)
-            digest.update(chunk)
-            received += len(chunk)
-            bar.update(len(chunk))
-    if promised is not None and received < promised:
-        raise UserError(f"{url} broke off after {received} of {promised} bytes; run the command again")
-    return digest.hexdigest()
-
-
-def read_chunk(response: HTTPResponse, url: str) -> bytes:
-    """The next bytes, none at the end; raises `UserError` where the connection breaks."""
-    try:
-        return response.read(CHUNK_BYTES)
-    except (OSError, HTTPException) as error:
-        raise UserError(f"{url} broke off ({error}); run the command again") from error
+        reason = error.reason if isinstance(error, URLError) else error
+        message = f"{name}: {url} failed after {len(content)} bytes ({reason}); check the network or --base_url"
+        raise UserError(message) from error
+    if total is not None and len(content) < total:
+        raise UserError(f"{name}: {url} ended after {len(content)} of {total} bytes; try again")
+    return bytes(content)
 
 
 def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quiet: bool = False) -> int:
-    """Fetch every file, the others also when one fails; returns the exit code."""
-    failed = False
+    """Download all files and return the exit code; report failures on standard error and continue."""
+    code = DONE
     for published in wanted:
-        path = output_dir / published.name
         try:
             fetched = fetch(published, output_dir, base_url, quiet)
         except UserError as error:
-            print(f"{path}: not fetched: {error}", file=sys.stderr)
-            failed = True
-        except OSError as error:
-            print(f"{path}: cannot be written: {error.strerror}; try another --output_dir", file=sys.stderr)
-            failed = True
+            print(error, file=sys.stderr)
+            code = SOME_FAILED
         else:
-            print(f"{path}: {'fetched' if fetched else 'already there'}, SHA-256 is right")
-    return SOME_FAILED if failed else DONE
+            print(f"{output_dir / published.name}: {'downloaded' if fetched else 'exists'}, SHA-256 correct")
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
-    parser = ArgumentParser(description="Fetch the checkpoints that the authors of IMSE released.")
+    """Run the command line and return the exit code."""
+    parser = ArgumentParser(description="Download the released checkpoints of IMSE.")
     known = {published.name: published for published in PUBLISHED}
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(known)}; default: both")
     parser.add_argument("--output_dir", type=Path, default=OUTPUT_DIR, help="default: checkpoints/published")
     parser.add_argument("--base_url", default=RELEASE_URL, help="a copy of the repository; default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.names if name not in known]
-    if unknown:
-        parser.error(f"no such checkpoint: {', '.join(unknown)} (there are {', '.join(known)})")
+    if unknown := [name for name in args.names if name not in known]:
+        parser.error(f"NAME: unknown checkpoint {', '.join(unknown)}; choose from {', '.join(known)}")
     if not args.base_url.startswith(("https://", "http://", "file://")):
-        parser.error(f"--base_url: {args.base_url} is not an address (https://…, http://…, file://…)")
-    wanted = [known[name] for name in args.names or known]
-    return fetch_all(wanted, args.output_dir, args.base_url, args.quiet)
+        parser.error(f"--base_url {args.base_url}: should begin with https://, http:// or file://")
+    return fetch_all([known[name] for name in args.names or known], args.output_dir, args.base_url, args.quiet)
 
 
 if __name__ == "__main__":

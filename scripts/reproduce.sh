@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The scores of the released weights, from nothing: sets up .venv, fetches the weights unless they are there, enhances
-# the test set in the paper's way, and prints the table.
+# Print the scores of the released weights on the test set: set up .venv, download the weights if they are missing,
+# enhance the noisy files with --protocol paper, score them.
 #     bash scripts/reproduce.sh CLEAN NOISY [OUT]
-# CLEAN and NOISY are the folders of the test set at 16 kHz. OUT (enhanced/reproduced) gets the files and their list.
+# CLEAN and NOISY are the folders of the test set at 16 kHz, OUT is for the enhanced files (enhanced/reproduced).
 set -euo pipefail
 [ $# -eq 2 ] || [ $# -eq 3 ] || { echo "usage: bash scripts/reproduce.sh CLEAN NOISY [OUT]" >&2; exit 2; }
 root=$(realpath -- "$(dirname "$0")/..")
@@ -16,8 +16,6 @@ cd "$root"
 
 bash scripts/setup.sh
 [ -e "checkpoints/published/$weights" ] || "$python" -m scripts.download_published "$weights"
-"$python" inference.py --input_noisy_wavs_dir "$noisy" --output_dir "$out/enhanced" \
+"$python" inference.py --input_noisy_wavs_dir "$noisy" --output_dir "$out" \
     --checkpoint_file "checkpoints/published/$weights" --protocol paper
-"$python" create_test_list.py --test_dir_to_scan "$out/enhanced" --output_file "$out/test_final.txt"
-"$python" cal_metrics.py --clean_wav_dir "$clean" --noisy_wav_dir "$out/enhanced" \
-    --input_test_file "$out/test_final.txt"
+"$python" cal_metrics.py --clean_wav_dir "$clean" --noisy_wav_dir "$out"

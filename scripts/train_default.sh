@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains the checkpoint that the project carries, on any folder of clean speech and any folder of noise:
+# Train the default checkpoint on folders of clean speech and noise:
 #     bash scripts/train_default.sh SPEECH NOISE [options of train.py]
-# The run lies in runs/default; called again, it goes on where it was. At its end the network that was best on
-# held-out speakers and noises becomes checkpoints/default.safetensors. RUN and OUTPUT name other places.
+# The run is in runs/default and is resumed if it exists. When it ends, its best network is copied to
+# checkpoints/default.safetensors. The variables RUN and OUTPUT replace the two paths.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: bash scripts/train_default.sh SPEECH NOISE [options of train.py]" >&2; exit 2; }
 speech=$(realpath -- "$1") noise=$(realpath -- "$2")
@@ -16,4 +16,4 @@ resume=()
 .venv/bin/python train.py --config configs/imse_mix.json --input_clean_wavs_dir "$speech" --input_noise_dir "$noise" \
     --checkpoint_path "$run" "${resume[@]}" "$@"
 cp "$run/best.safetensors" "$output"
-echo "$output is there; describe it in checkpoints/README.md"
+echo "saved $output; describe it in checkpoints/README.md"

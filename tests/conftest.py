@@ -1,4 +1,4 @@
-"""What tests share: the paper's configuration, and a small network's checkpoint that needs no download."""
+"""Fixtures for all tests: configurations, a small checkpoint, the reference data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.fixtures.commands import ROOT
 
 
 @pytest.fixture(autouse=True)
-def _thread_count_of_its_own() -> Iterator[None]:
-    """A command that runs within a test sets PyTorch's threads for that test alone."""
+def _restored_thread_count() -> Iterator[None]:
+    """Restore PyTorch's number of threads, which commands called in-process change."""
     threads = torch.get_num_threads()
     yield
     if torch.get_num_threads() != threads:
@@ -28,19 +28,19 @@ def _thread_count_of_its_own() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    """The paper's configuration."""
+    """The configuration of the paper."""
     return load_config(ROOT / "configs" / "imse.json")
 
 
 @pytest.fixture(scope="session")
 def small_config(config: Config) -> Config:
-    """The paper's configuration at half of its width."""
+    """The configuration of the paper with 8 channels instead of 16."""
     return replace(config, model=replace(config.model, channels=8))
 
 
 @pytest.fixture(scope="session")
 def small_checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint file with seeded random weights; not to be changed."""
+    """A checkpoint of `small_config` with seeded random weights; read-only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(small_config)
@@ -51,14 +51,14 @@ def small_checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def identity(config: Config) -> Enhancer:
-    """All of the enhancement but a network."""
+    """An enhancer whose network returns its input."""
     return Enhancer(nn.Identity(), config)
 
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Released checkpoints with known inputs and outputs, which stand beside the project where they are at hand."""
+    """Released checkpoints with recorded inputs and outputs; skips the test if they are not in ../shared."""
     folder = ROOT.parent / "shared" / "reference"
     if not folder.is_dir():
-        pytest.skip("the reference data is not beside the project")
+        pytest.skip("no reference data in ../shared/reference")
     return folder

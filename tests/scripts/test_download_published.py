@@ -1,4 +1,4 @@
-"""download_published.py against a server in a thread: nothing but a right file ever appears."""
+"""download_published against a local server: a file appears only if it is complete and has the right SHA-256."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.download_published import PUBLISHED, Published, fetch_all
-from tests.fixtures.commands import run_module
+from scripts import download_published
+from scripts.download_published import PUBLISHED, Published, fetch_all, main
+from tests.fixtures.commands import call_main, run_module
 
-SCRIPT = "scripts.download_published"
 CONTENT = {"one": b"first checkpoint" * 10_000, "two": b"second checkpoint" * 5_000}
 WANTED = [
     Published(name, f"some/place/{name}", hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()
@@ -30,7 +30,7 @@ def send(handler: BaseHTTPRequestHandler, body: bytes, length: int | None = None
     handler.wfile.write(body)
 
 
-def whole(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+def complete(handler: BaseHTTPRequestHandler, body: bytes) -> None:
     send(handler, body, len(body))
 
 
@@ -56,182 +56,154 @@ def cut_off_in_a_chunk(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 
 
 def another_file(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-    whole(handler, b"x" + body[1:])
+    complete(handler, b"x" + body[1:])
 
 
-def not_found(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-    del body
+def not_found(handler: BaseHTTPRequestHandler, _: bytes) -> None:
     handler.send_error(404, "Not Found")
 
 
-def silence(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-    """Close the connection without an answer."""
-    del body
+def no_answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
     handler.close_connection = True
 
 
 def stalled(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-    """Send half, then nothing until the other side hangs up."""
-    send(handler, body[: len(body) // 2], len(body))
+    """Send half, then nothing until the client hangs up."""
+    cut_off(handler, body)
     handler.rfile.read(1)
 
 
-class Server:
-    """Serves `CONTENT` below some/place/; `answers` says how, by name, and `asked` who was asked for."""
+class Server(ThreadingHTTPServer):
+    """Serves `CONTENT` under /mirror/some/place. `answers` maps a name to how it is sent, `requested` lists names."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
-        parent = self
+        self.requested: list[str] = []
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                place, _, name = self.path.rpartition("/")
-                parent.asked.append(name)
-                if place == "/mirror/some/place" and name in CONTENT:
-                    parent.answers.get(name, whole)(self, CONTENT[name])
+                folder, _, name = self.path.rpartition("/")
+                server.requested.append(name)
+                if folder == "/mirror/some/place" and name in CONTENT:
+                    server.answers.get(name, complete)(self, CONTENT[name])
                 else:
                     self.send_error(404, "Not Found")
 
             def log_message(self, format: str, *args: object) -> None:
                 del format, args
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/mirror"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/mirror"
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("answer", [whole, without_length])
-def test_both_files_arrive(server: Server, tmp_path: Path, answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("answer", [complete, without_length])
+def test_files_are_downloaded(
+    server: Server, tmp_path: Path, answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.answers = dict.fromkeys(CONTENT, answer)
-    assert fetch_all(WANTED, tmp_path / "new" / "folder", server.url + "/") == 0
-    assert contents(tmp_path / "new" / "folder") == CONTENT
+    assert fetch_all(WANTED, tmp_path / "new/folder", server.url + "/") == 0
+    assert contents(tmp_path / "new/folder") == CONTENT
     out, err = capsys.readouterr()
-    assert [line.rpartition(": ")[2] for line in out.splitlines()] == ["fetched, SHA-256 is right"] * 2
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [
+        f"{tmp_path}/new/folder/{name}" for name in CONTENT
+    ]
     assert "one:" in err  # the progress bar
 
 
-def test_a_right_file_is_left_alone(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_correct_file_is_kept_and_a_wrong_one_replaced(server: Server, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(CONTENT["one"])
+    (tmp_path / "two").write_bytes(CONTENT["two"][:-1])
     assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 0
-    assert server.asked == ["two"]
-    out, err = capsys.readouterr()
-    assert f"{tmp_path / 'one'}: already there, SHA-256 is right" in out.splitlines()
-    assert err == ""
-
-
-def test_a_wrong_file_is_replaced(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "one").write_bytes(CONTENT["one"][:-1])
-    assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 0
+    assert server.requested == ["two"]
     assert contents(tmp_path) == CONTENT
 
 
-@pytest.mark.parametrize("old", [None, b"what was there before"])
+@pytest.mark.parametrize("old", [None, b"previous content"])
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "keyword"),
     [
-        (cut_off, "broke off after 80000 of 160000 bytes"),
-        (cut_off_in_a_chunk, "broke off"),
+        (cut_off, "80000 of 160000 bytes"),
+        (cut_off_in_a_chunk, "failed"),
         (stalled, "timed out"),
-        (cut_off_without_length, "is not the released file"),
-        (another_file, "is not the released file"),
-        (not_found, "answered 404 Not Found"),
-        (silence, "is not reached"),
+        (cut_off_without_length, "SHA-256"),
+        (another_file, "SHA-256"),
+        (not_found, "404"),
+        (no_answer, "failed"),
     ],
 )
-def test_a_bad_download_is_named_and_leaves_nothing_and_the_other_file_arrives(
+def test_a_failed_download_leaves_nothing_and_the_others_are_done(
     server: Server,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer,
-    words: str,
+    keyword: str,
     old: bytes | None,
 ) -> None:
-    monkeypatch.setattr("scripts.download_published.TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(download_published, "TIMEOUT_SECONDS", 0.5)
     server.answers["one"] = answer
     if old is not None:
         (tmp_path / "one").write_bytes(old)
     assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 1
     assert contents(tmp_path) == {"two": CONTENT["two"], **({} if old is None else {"one": old})}
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(f"{tmp_path / 'one'}: not fetched: ")
-    assert f"{server.url}/some/place/one " in lines[0]
-    assert words in lines[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{server.url}/some/place/one " in line and keyword in line
 
 
-def test_a_folder_that_cannot_be_written_is_named(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["a file instead of the folder", "a folder instead of the file"])
+def test_an_output_path_that_cannot_be_written(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    (tmp_path / "file").write_text("no folder", encoding="utf-8")
-    assert fetch_all(WANTED[:1], tmp_path / "file", server.url, quiet=True) == 1
-    assert capsys.readouterr().err.startswith(f"{tmp_path / 'file' / 'one'}: cannot be written: ")
-
-
-def test_a_folder_in_the_place_of_the_file_is_named(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "one").mkdir()
-    assert fetch_all(WANTED[:1], tmp_path, server.url, quiet=True) == 1
-    assert "Is a directory" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["one"]
-
-
-def test_the_command_asks_for_both_released_files_and_fails_on_others(server: Server, tmp_path: Path) -> None:
-    done = run_module(SCRIPT, "--base_url", server.url, "--output_dir", "out", cwd=tmp_path)
-    assert done.returncode == 1
-    assert server.asked == ["g_best_pesq_3.373", "g_best_pesq_3.399"]
-    assert len(done.stderr.splitlines()) == 2
-    assert done.stdout == ""
-    assert not list(tmp_path.rglob("*best*"))
-
-
-def test_the_command_fetches_what_is_named(server: Server, tmp_path: Path) -> None:
-    name = "g_best_pesq_3.399"
-    done = run_module(SCRIPT, name, "--quiet", "--base_url", server.url, "--output_dir", "out", cwd=tmp_path)
-    assert done.returncode == 1
-    assert server.asked == [name]
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "http://localhost:port", "file:///missing"])
-def test_a_server_that_is_not_there_gets_one_line_a_file(tmp_path: Path, url: str) -> None:
-    done = run_module(SCRIPT, "--base_url", url, "--output_dir", tmp_path / "out", cwd=tmp_path)
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert [published.name in line for published, line in zip(PUBLISHED, lines, strict=True)] == [True, True]
-    assert all("is not reached" in line and "--base_url" in line for line in lines)
+    out = tmp_path / "out"
+    out.touch() if kind.startswith("a file") else (out / "one").mkdir(parents=True)
+    assert fetch_all(WANTED[:1], out, server.url, quiet=True) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{out / 'one'}: ") and "--output_dir" in line
+    assert out.is_file() or [path.name for path in out.iterdir()] == ["one"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["g_best"], "no such checkpoint: g_best"), (["--base_url", "x.org"], "--base_url: x.org")],
+    ("names", "requested"),
+    [([], ["g_best_pesq_3.373", "g_best_pesq_3.399"]), (["g_best_pesq_3.399"], ["g_best_pesq_3.399"])],
 )
-def test_a_wrong_command_line_is_refused(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = run_module(SCRIPT, *arguments, "--output_dir", tmp_path / "out", cwd=tmp_path)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_names_select_the_files(server: Server, tmp_path: Path, names: list[str], requested: list[str]) -> None:
+    done = call_main(main, *names, "--quiet", "--base_url", server.url, "--output_dir", tmp_path)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", len(requested))
+    assert server.requested == requested
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "http://localhost:port", "file:///missing"])
+def test_an_address_that_cannot_be_reached(tmp_path: Path, url: str) -> None:
+    done = call_main(main, "--base_url", url, "--output_dir", tmp_path)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "--base_url" in line]
+    assert [published.name in line for published, line in zip(PUBLISHED, lines, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(("arguments", "keyword"), [(["g_best"], "g_best"), (["--base_url", "x.org"], "--base_url")])
+def test_an_invalid_command_line_exits_with_2(tmp_path: Path, arguments: list[str], keyword: str) -> None:
+    done = run_module("scripts.download_published", *arguments, "--output_dir", tmp_path / "out", cwd=tmp_path)
+    assert (done.returncode, keyword in done.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_released_files_are_the_known_ones() -> None:
+def test_checksums_of_the_released_files() -> None:
     assert [(published.name, published.sha256[:8]) for published in PUBLISHED] == [
         ("g_best_pesq_3.373", "575de13b"),
         ("g_best_pesq_3.399", "c8e21c89"),

@@ -6,16 +6,28 @@ with it.
 
 from __future__ import annotations
 
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from config import ImseAblationConfig
+from config import UNetConfig
 from models.blocks import DenseEncoder, TransformerBlock
 from models.idconv import SQUARE_KERNEL, IDConv, depthwise
 from models.imse import BLOCKS_PER_STAGE, MagnitudePhaseNetwork, Stage, as_maps
 from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables, rotary_tables
 from models.muse import HEADS_BY_KERNEL, DeformableEmbedding, TaylorAttention
 from models.stft import Spectra
+
+
+@dataclass(frozen=True)
+class ImseAblationConfig(UNetConfig):
+    """Settings of IMSE with parts left out or replaced."""
+
+    attention: str = "mala"
+    local: str = "idconv"
+    band_kernel: int = 11
+    phase: bool = True
+
 
 BOTTLENECK = 2
 """The level with the fewest positions, where attention at quadratic cost can be afforded."""

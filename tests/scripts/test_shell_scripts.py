@@ -1,0 +1,161 @@
+"""setup.sh, test.sh, reproduce.sh: the commands that they call, recorded by fake programs. train_default.sh runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.checkpoint import load_checkpoint
+from tests.fixtures.commands import ROOT
+from tests.fixtures.recordings import save
+from tests.fixtures.signals import speech_like
+from tests.fixtures.training import settings, write_noises
+
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+WEIGHTS = "checkpoints/published/g_best_pesq_3.373"
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project whose programs append their arguments to the file `calls`; Python fails on those in $REFUSED."""
+    project = tmp_path / "the project"
+    shutil.copytree(ROOT / "scripts", project / "scripts")
+    (project / "data/clean").mkdir(parents=True)
+    (project / "data/noisy").mkdir()
+    calls = f"'{project}/calls'"
+    write_program(project / ".venv/bin/python", f'echo "$*" >> {calls}\n[[ "$*" != *"${{REFUSED:-nothing}}"* ]]')
+    for name in ("ruff", "basedpyright", "pytest"):
+        write_program(project / f".venv/bin/{name}", f'echo "{name} $*" >> {calls}')
+    write_program(project / "programs/uname", "echo Linux")
+    for name in ("bash", "dirname", "realpath", "mkdir"):
+        (project / "programs" / name).symlink_to(shutil.which(name) or name)
+    return project
+
+
+def run_shell(
+    project: Path, script: str, *arguments: str, cwd: str = ".", refused: str = "nothing"
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a script of the project; return the result and the recorded calls."""
+    result = subprocess.run(
+        ["bash", str(project / "scripts" / script), *arguments],
+        cwd=project / cwd,
+        env={"PATH": str(project / "programs"), "REFUSED": refused},
+        executable=str(project / "programs/bash"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    calls = project / "calls"
+    return result, calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+
+
+def test_setup_installs_the_cpu_build_without_a_gpu(project: Path) -> None:
+    result, calls = run_shell(project, "setup.sh", "dev")
+    assert (result.returncode, result.stderr, len(calls)) == (0, "", 2)
+    assert f"--constraint constraints.txt --no-deps --retries 1 --index-url {CPU_INDEX} torch" in calls[0]
+    assert calls[1].endswith("--constraint constraints.txt --editable .[dev]")
+
+
+def test_setup_installs_the_cuda_build_with_a_gpu(project: Path) -> None:
+    write_program(project / "programs/nvidia-smi", "true")
+    result, calls = run_shell(project, "setup.sh")
+    assert (result.returncode, len(calls)) == (0, 1)
+    assert calls[0].endswith("--constraint constraints.txt --editable .")
+
+
+def test_setup_falls_back_to_pypi(project: Path) -> None:
+    result, calls = run_shell(project, "setup.sh", refused=CPU_INDEX)
+    assert (result.returncode, len(calls)) == (0, 2)
+    assert "PyPI" in result.stderr
+
+
+def test_setup_fails_if_the_installation_fails(project: Path) -> None:
+    assert run_shell(project, "setup.sh", refused="--constraint constraints.txt --editable .")[0].returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed_on"),
+    [([], ""), (["--all"], "-m  "), (["--all", "-x"], "-m  -x"), (["tests/models", "-x"], "tests/models -x")],
+)
+def test_test_sh_hands_its_arguments_to_pytest(project: Path, arguments: list[str], passed_on: str) -> None:
+    result, calls = run_shell(project, "test.sh", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert calls[2:5] == ["ruff check", "ruff format --check", "basedpyright "]
+    assert calls[5].strip() == f"pytest -n 2 --dist loadfile {passed_on}".strip()
+
+
+def test_reproduce_enhances_and_scores(project: Path) -> None:
+    (project / WEIGHTS).parent.mkdir(parents=True)
+    (project / WEIGHTS).touch()
+    result, calls = run_shell(project, "reproduce.sh", "clean", "noisy", cwd="data")
+    out = f"{project}/enhanced/reproduced"
+    assert result.returncode == 0, result.stderr
+    assert calls[2:] == [
+        f"inference.py --input_noisy_wavs_dir {project}/data/noisy --output_dir {out}"
+        f" --checkpoint_file {WEIGHTS} --protocol paper",
+        f"cal_metrics.py --clean_wav_dir {project}/data/clean --noisy_wav_dir {out}",
+    ]
+
+
+def test_reproduce_downloads_missing_weights_and_takes_an_output_folder(project: Path) -> None:
+    _, calls = run_shell(project, "reproduce.sh", "clean", "noisy", "out", cwd="data")
+    assert calls[2] == "-m scripts.download_published g_best_pesq_3.373"
+    assert f"--output_dir {project}/data/out " in calls[3]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("reproduce.sh", []),
+        ("reproduce.sh", ["clean"]),
+        ("reproduce.sh", ["clean", "noisy", "out", "more"]),
+        ("train_default.sh", []),
+        ("train_default.sh", ["speech"]),
+    ],
+)
+def test_usage(project: Path, script: str, arguments: list[str]) -> None:
+    result, calls = run_shell(project, script, *arguments)
+    assert (result.returncode, calls) == (2, [])
+    assert result.stderr.startswith(f"usage: bash scripts/{script} ")
+
+
+@pytest.mark.slow
+def test_train_default_trains_resumes_and_saves_the_best_network(tmp_path: Path) -> None:
+    """With a setup.sh that does nothing: the script must not install anything into the environment of the tests."""
+    project = tmp_path / "project"
+    (project / "scripts").mkdir(parents=True)
+    (project / "scripts/setup.sh").touch()
+    shutil.copy(ROOT / "scripts/train_default.sh", project / "scripts")
+    for name in ("train.py", "configs"):
+        (project / name).symlink_to(ROOT / name)
+    write_program(project / ".venv/bin/python", f'exec {shlex.quote(sys.executable)} "$@"')
+    for index, name in enumerate(("anna_1", "ben_1", "carl_1")):
+        save(tmp_path / f"speech/{name}.wav", speech_like(1.5, seed=index))
+    write_noises(tmp_path / "noise", 2)
+    output = tmp_path / "trained.safetensors"
+    small = settings(model_channels=8, data_segment_size=8000, mix_validation_mixes=1)
+    command = ["bash", str(project / "scripts/train_default.sh"), "speech", "noise", "--device=cpu", "--quiet"]
+    environment = os.environ | {"OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
+    for steps in (2, 3):
+        result = subprocess.run(
+            [*command, *small, *settings(train_compile="false", train_bf16="false"), f"--max_steps={steps}"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert f"step {steps}: " in result.stdout
+    assert (project / "runs/default/latest.pt").exists()
+    _, config = load_checkpoint(output)
+    assert (config.model.name, config.data.segment_size) == ("imse", 8000)
