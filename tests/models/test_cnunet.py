@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import CnunetConfig, Config, load_config
 from models.cnunet import CausalConv2d, CNUNet
-from models.stft import Spectra, Spectrogram
+from models.stft import PHASE_FLOOR, Spectra, Spectrogram
 from tests.fixtures.cnunet import frames_changed, from_frame, random_map, randomise, without_norms
 from tests.fixtures.commands import ROOT
 from tests.reference import cnunet as plain
@@ -80,11 +80,9 @@ def test_operations_per_second_of_audio(network: CNUNet) -> None:
 @pytest.mark.parametrize("samples", [48_000, 12_345])
 def test_stft_round_trip(config: Config, samples: int) -> None:
     wav = torch.randn(2, samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    spectrogram = Spectrogram(config.stft)
-    back = spectrogram.inverse(spectrogram(wav.float()), samples)
-    assert (back - wav).abs().max() < 1e-6 * wav.abs().max()
-    exact = spectrogram.double()
-    assert (exact.inverse(exact(wav), samples) - wav).abs().max() < 1e-12
+    spectrogram = Spectrogram(config.stft).double()
+    error = (spectrogram.inverse(spectrogram(wav), samples) - wav).abs().max()
+    assert error < PHASE_FLOOR * wav.abs().max()  # parts below the floor are lost
 
 
 def test_stft_equals_the_release_up_to_edges_and_phase_origin(config: Config) -> None:
