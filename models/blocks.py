@@ -46,8 +46,8 @@ class InstanceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in float32 at least: bfloat16 has too few digits for a mean over a whole map."""
         x = at_least_float32(x)
-        centred = x - x.mean(dim=(2, 3), keepdim=True)
-        variance = centred.square().mean(dim=(2, 3), keepdim=True)
+        centred = x - spatial_mean(x)
+        variance = spatial_mean(centred.square())
         scale = torch.rsqrt(variance + _NORM_EPS) * self.weight[:, None, None]
         return torch.addcmul(self.bias[:, None, None], centred, scale)
 
@@ -222,6 +222,12 @@ def pointwise_depthwise(channels: int, hidden: int) -> nn.Sequential:
 def to_tokens(x: Tensor) -> Tensor:
     """Reshape a map `[B, C, T, F]` to tokens `[B, T·F, C]`; a view if the map is channels-last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """Average over T and F: `[B, C, T, F]` → `[B, C, 1, 1]`."""
+    # One axis at a time: onnxruntime adds up a reduction term by term.
+    return x.permute(0, 2, 3, 1).mean(dim=2).mean(dim=1)[:, :, None, None]
 
 
 def token_mean(x: Tensor) -> Tensor:

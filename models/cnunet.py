@@ -26,9 +26,6 @@ from models.stft import Spectra
 STAGE_DEPTHS = (6, 5, 4, 4, 4, 3)
 """Number of times each stage halves its frequency axis, from the highest resolution to the lowest."""
 
-BIN_MULTIPLE = 256
-"""The bins above 0 Hz are halved eight times in the deepest path."""
-
 WIDTH = 64
 """Channels between the encoder's stages; each decoder has half of them."""
 ENCODER_MIDDLE = 32
@@ -306,8 +303,8 @@ class CNUNet(nn.Module):
 
     def __init__(self, config: CnunetConfig, bins: int) -> None:
         super().__init__()
-        if bins % BIN_MULTIPLE != 1 or bins == 1:
-            raise ValueError(f"{bins} bins: the network needs a multiple of {BIN_MULTIPLE} besides the one at 0 Hz")
+        if problem := config.bins_problem(bins):
+            raise ValueError(f"{bins} bins: {problem}")
         self.released_skips = config.released_skips
         self.in_conv = InConv(2, WIDTH)
         self.stages = nn.ModuleList(

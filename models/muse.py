@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import MuseConfig
-from models.blocks import TransformerBlock, head_blocks, pointwise_depthwise, to_tokens, token_mean
+from models.blocks import TransformerBlock, head_blocks, pointwise_depthwise, spatial_mean, to_tokens, token_mean
 from models.imse import BLOCKS_PER_STAGE, IMSE, Stage
 from models.mala import RotaryTables
 
@@ -127,7 +127,7 @@ class TaylorAttention(nn.Module):
         refined = self.refinement(q, k, x.shape[2:]) * self.temperature  # [B, N, heads]
         attended = attended.unflatten(2, (-1, self.head_width)) * refined[..., None]
         attended = attended.flatten(2).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [B, C, T, F]
-        channel_gate = self.channel_path(x.mean(dim=(2, 3), keepdim=True))
+        channel_gate = self.channel_path(spatial_mean(x))
         return self.project(attended * channel_gate * functional.gelu(self.spatial_path(x)))
 
     def normalized(self, x: Tensor) -> Tensor:

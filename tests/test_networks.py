@@ -1,4 +1,4 @@
-"""Every network through the commands as a user gives them: it learns, goes on after a stop, and enhances any length."""
+"""Every network through the commands: training, resuming after a stop, and enhancing files of any length."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.fixtures.commands import ROOT, run_script
+import inference
+from tests.fixtures.commands import ROOT, call_main
 from tests.fixtures.recordings import NOISY, RATE, save
 from tests.fixtures.training import assert_equal_states, curves_of, settings, train_here, write_pairs
 
 SHORT_STFT = {"stft_n_fft": 254, "stft_win_size": 254, "stft_hop_size": 127, "data_segment_size": 4800}
-# What makes 35 steps of each a matter of seconds; the networks but for their width, and the losses, are as configured.
+# Small crops and widths, so that 35 steps take seconds.
 SETTINGS = {
     "imse": {"model_channels": 8, **SHORT_STFT},
     "muse": {"model_channels": 8, **SHORT_STFT},
@@ -22,11 +23,10 @@ SETTINGS = {
 }
 
 
-# MUSE and CNUNet take most of a minute; the other two stand for them in the default run.
 @pytest.mark.parametrize(
     "network", ["imse", "lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet"))]
 )
-def test_it_learns_and_resumes_and_enhances_any_length(network: str, tmp_path: Path) -> None:
+def test_network_learns_resumes_and_enhances_any_length(network: str, tmp_path: Path) -> None:
     write_pairs(tmp_path)
     arguments = ["--config", ROOT / f"configs/{network}.json", "--device=cpu", "--quiet", "--training_epochs=20"]
     arguments += settings(**SETTINGS[network], optim_learning_rate=0.005, optim_warmup_steps=5)
@@ -49,7 +49,7 @@ def test_it_learns_and_resumes_and_enhances_any_length(network: str, tmp_path: P
         save(tmp_path / "any" / f"{name}.wav", NOISY[-length:])
     checkpoint = tmp_path / "run" / "best.safetensors"
     folders = ("--input_noisy_wavs_dir", "any", "--output_dir", "enhanced")
-    done = run_script("inference.py", *folders, "--checkpoint_file", checkpoint, "--quiet", cwd=tmp_path)
+    done = call_main(inference.main, *folders, "--checkpoint_file", checkpoint, "--quiet", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for name, length in lengths.items():
         enhanced, rate = soundfile.read(tmp_path / "enhanced" / f"{name}.wav")

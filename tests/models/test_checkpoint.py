@@ -1,4 +1,4 @@
-"""The one reader of checkpoints: round trip, released files, and every way in which a file can be wrong."""
+"""Checkpoint files: round trip, released and older files, and damaged or hostile ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.reference.imse import ReferenceIMSE
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A file as the authors release them, of half the width, with its flat config.json beside."""
+    """Return a file as the authors release them, of half the width, with its flat config.json beside it."""
     torch.manual_seed(0)
     path = tmp_path / "g_best"
     torch.save({"generator": ReferenceIMSE(8).state_dict()}, path)
@@ -30,7 +30,7 @@ def published(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_saved_network_comes_back_with_its_configuration(tmp_path: Path, small_config: Config) -> None:
+def test_round_trip(tmp_path: Path, small_config: Config) -> None:
     torch.manual_seed(0)
     network = build(small_config).eval()
     path = tmp_path / "deep" / "network.safetensors"
@@ -44,7 +44,7 @@ def test_a_saved_network_comes_back_with_its_configuration(tmp_path: Path, small
     assert [file.name for file in path.parent.iterdir()] == ["network.safetensors"]
 
 
-def test_a_published_file_is_recognised_and_its_config_read(published: Path) -> None:
+def test_released_file_with_its_config(published: Path) -> None:
     network, config = load_checkpoint(published)
     assert isinstance(config.model, ImseConfig)
     assert (config.model.channels, config.train.seed, config.loss.magnitude) == (8, 7, 0.9)
@@ -53,6 +53,20 @@ def test_a_published_file_is_recognised_and_its_config_read(published: Path) -> 
     noisy = random_spectra(1, 4, torch.float32)
     with torch.inference_mode():
         assert torch.allclose(network(noisy).mag, plain(noisy.mag, noisy.pha)[0], atol=1e-4)
+
+
+def test_names_of_version_0_1(small_checkpoint: Path, tmp_path: Path, small_config: Config) -> None:
+    """MALA's `lepe` and `output_gate` were `local` and `gate`; the feed-forward network still has a `gate`."""
+    weights = safetensors.torch.load_file(small_checkpoint)
+    old = {
+        name.replace(".lepe.", ".local.").replace(".output_gate.", ".gate."): tensor for name, tensor in weights.items()
+    }
+    assert len(old.keys() - weights.keys()) == 2 * 2 * 7 * 4
+    path = tmp_path / "old.safetensors"
+    safetensors.torch.save_file(old, path, metadata={"config": json.dumps(small_config.to_dict())})
+    loaded = load_checkpoint(path)[0].state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
 
 
 def message_of(path: Path) -> str:
@@ -64,16 +78,11 @@ def message_of(path: Path) -> str:
     return message
 
 
-def test_missing_and_empty_files(tmp_path: Path) -> None:
+def test_missing_empty_and_text_files(tmp_path: Path) -> None:
     assert "No such file" in message_of(tmp_path / "nothing")
-    (tmp_path / "empty").touch()
-    assert "not a checkpoint" in message_of(tmp_path / "empty")
-
-
-def test_text(tmp_path: Path) -> None:
-    path = tmp_path / "text"
-    path.write_text("these are no weights\n" * 100)
-    assert "not a checkpoint" in message_of(path)
+    for content in ("", "these are no weights\n" * 100):
+        (tmp_path / "text").write_text(content)
+        assert "not a checkpoint" in message_of(tmp_path / "text")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
@@ -86,7 +95,7 @@ def test_files_cut_short(published: Path, small_checkpoint: Path, tmp_path: Path
 
 
 class Trap:
-    """Unpickling this would create a file."""
+    """Create a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,13 +105,13 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_is_never_executed(tmp_path: Path, zipped: bool) -> None:
+def test_code_in_a_pickle_is_not_executed(tmp_path: Path, zipped: bool) -> None:
     path, sign = tmp_path / "trap", tmp_path / "executed"
     torch.save({"generator": Trap(sign)}, path, _use_new_zipfile_serialization=zipped)
-    assert "nothing in it was executed" in message_of(path)
+    assert "not a checkpoint" in message_of(path)
     assert not sign.exists()
     torch.load(path, weights_only=False)
-    assert sign.exists()  # the trap was armed
+    assert sign.exists()  # the trap works
 
 
 def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
@@ -117,11 +126,11 @@ def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
     safetensors.torch.save_file({"lstm\n\u2028weight": torch.zeros(3)}, path, metadata=metadata)
     assert r"'lstm\n\u2028weight'" in message_of(path)
     safetensors.torch.save_file({"lstm.weight": torch.zeros(3)}, path)
-    assert "without a configuration" in message_of(path)
+    assert "configuration" in message_of(path)
 
 
 @pytest.mark.parametrize("suffix", [".mala.qkvo.weight", ".mask_conv.0.weight", ".norm1.body.weight"])
-def test_a_published_tensor_of_an_impossible_shape(published: Path, suffix: str) -> None:
+def test_released_tensor_of_an_impossible_shape(published: Path, suffix: str) -> None:
     weights = torch.load(published, weights_only=True)
     name = next(name for name in weights["generator"] if name.endswith(suffix) or name.endswith(suffix[1:]))
     for shape in ((), (3,), (2, 5)):
@@ -142,13 +151,13 @@ def test_a_published_tensor_of_an_impossible_shape(published: Path, suffix: str)
         {"a.mala.qkvo.weight": torch.nn.Parameter(torch.zeros(2))},
     ],
 )
-def test_entries_that_are_no_weights(tmp_path: Path, weights: dict) -> None:
+def test_entries_that_are_not_weights(tmp_path: Path, weights: dict) -> None:
     torch.save({"generator": weights}, tmp_path / "odd")
     assert "without a 'generator' state dict" in message_of(tmp_path / "odd")
 
 
 class Rebuilt:
-    """Unpickles as a call of what torch's restricted unpickler allows."""
+    """Unpickle as a call that torch's restricted unpickler allows."""
 
     def __init__(self, *parts: object) -> None:
         self.parts = parts
@@ -170,52 +179,55 @@ WITHOUT_CHUNK = Rebuilt(_rebuild_from_type_v2, (_rebuild_parameter, torch.nn.Par
         {"generator": Rebuilt(bytearray, (2**70,))},
     ],
 )  # fmt: skip
-def test_objects_with_other_methods_and_sizes(tmp_path: Path, content: object) -> None:
+def test_objects_with_replaced_methods_or_huge_sizes(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "odd")
     assert message_of(tmp_path / "odd")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int32, torch.complex64, torch.bool])
-def test_weights_of_another_kind(small_checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_of_another_dtype(small_checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     weights = safetensors.torch.load_file(small_checkpoint)
     with safetensors.safe_open(small_checkpoint, framework="pt") as file:
         metadata = file.metadata()
     name = next(iter(weights))
     path = tmp_path / "other"
     safetensors.torch.save_file({**weights, name: weights[name].to(dtype)}, path, metadata=metadata)
-    assert f"'{name}' holds {dtype}" in message_of(path)
+    message = message_of(path)
+    assert name in message and str(dtype) in message
 
 
-def test_a_shape_beyond_all_measure(tmp_path: Path) -> None:
+def test_shape_too_large_for_pytorch(tmp_path: Path) -> None:
     header = b'{"weight":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
     (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "whose shape PyTorch cannot take" in message_of(tmp_path / "odd")
+    assert "shape" in message_of(tmp_path / "odd")
 
 
-def test_a_name_that_would_break_the_line(tmp_path: Path) -> None:
+def test_name_with_a_line_break(tmp_path: Path) -> None:
     header = b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
     (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
     assert r"a; b" in message_of(tmp_path / "odd")
 
 
-def test_a_network_too_large_for_the_memory_is_not_built(published: Path) -> None:
+def test_huge_network_is_not_built(published: Path) -> None:
     published.with_name("config.json").write_text(json.dumps({"dense_channel": 8_000_000}))
-    assert "from 8 to 1024" in message_of(published)
+    assert "channels" in message_of(published)
 
 
-def test_other_shapes(published: Path) -> None:
-    published.with_name("config.json").write_text(json.dumps({"dense_channel": 16}))
-    assert "has shape" in message_of(published)
+@pytest.mark.parametrize(
+    ("content", "keyword"),
+    [
+        ('{"dense_channel": 16}', "shape"),
+        ('{"dense_channel": "wide"}', "model.channels"),
+        ("{", "JSON"),
+        ("[]", "object"),
+    ],
+)
+def test_wrong_config_beside_a_released_file(published: Path, content: str, keyword: str) -> None:
+    published.with_name("config.json").write_text(content)
+    assert keyword in message_of(published)
 
 
-def test_a_published_config_that_is_wrong_is_named(published: Path) -> None:
-    published.with_name("config.json").write_text(json.dumps({"dense_channel": "wide"}))
-    assert "model.channels: expected int" in message_of(published)
-    published.with_name("config.json").write_text("{")
-    assert "not valid JSON" in message_of(published)
-
-
-def test_weights_that_are_not_numbers(tmp_path: Path, small_config: Config) -> None:
+def test_nan_weights(tmp_path: Path, small_config: Config) -> None:
     network = build(small_config)
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
@@ -223,7 +235,7 @@ def test_weights_that_are_not_numbers(tmp_path: Path, small_config: Config) -> N
     assert "NaN" in message_of(tmp_path / "nan.safetensors")
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path, small_config: Config) -> None:
+def test_failed_write_leaves_the_earlier_file(tmp_path: Path, small_config: Config) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):

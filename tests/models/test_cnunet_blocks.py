@@ -1,4 +1,4 @@
-"""The blocks of CNUNet against values by hand and their plain transcription, and which frames each may see."""
+"""Blocks of CNUNet: values by hand, plain transcription and causality."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_complex_convolution_is_complex_arithmetic_with_each_bias_twice() -> Non
     assert turned.flatten()[2].item() == pytest.approx(0.5 * (-150 + 0.4 + 0.1), rel=1e-6)
 
 
-def test_real_and_imaginary_part_are_normalised_apart() -> None:
+def test_real_and_imaginary_part_have_separate_norms() -> None:
     torch.manual_seed(0)
     module = ComplexSubPixelConv(2, 2).double()
     randomise(module)
@@ -117,7 +117,7 @@ def test_the_blocks_own_convolutions() -> None:
 
 
 @pytest.mark.parametrize("bins", [1, 2, 4])
-def test_dense_block_sees_everything_before_real_parts_first(bins: int) -> None:
+def test_dense_block_concatenates_real_parts_first(bins: int) -> None:
     torch.manual_seed(0)
     block = DilatedDenseBlock(8).double()
     randomise(block)
@@ -127,7 +127,7 @@ def test_dense_block_sees_everything_before_real_parts_first(bins: int) -> None:
 
 
 def test_attention_gates_frames_by_all_bins_and_bins_by_32_frames() -> None:
-    """With gates that are the sigmoid of what they are given, in one channel."""
+    """With one channel and gates that are the sigmoid of their input."""
     attention = TimeFrequencyAttention(1).double()
     with torch.no_grad():
         for gate in (attention.time_gate, attention.frequency_gate):
@@ -182,7 +182,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_every_block_is_causal_but_for_its_norms(name: str) -> None:
+def test_blocks_are_causal_except_for_norms(name: str) -> None:
     torch.manual_seed(0)
     block = BLOCKS[name]().double()
     x = random_map(8, 4, 40)
@@ -191,7 +191,7 @@ def test_every_block_is_causal_but_for_its_norms(name: str) -> None:
     assert frames_changed(block, x, 35).tolist() == from_frame(0 if normed else 35, 40)
 
 
-def test_every_stage_is_causal_but_for_its_norms() -> None:
+def test_stages_are_causal_except_for_norms() -> None:
     torch.manual_seed(0)
     x = random_map(64, 64, 9)
     encoder, decoder = EncoderStage(3, attention=True).double(), DecoderStage(3, attention=True).double()

@@ -1,4 +1,4 @@
-"""The metric discriminator: the release's outputs, its size and range, dropout and spectral normalisation."""
+"""Metric discriminator: the release's outputs, size, range, dropout and spectral normalisation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def normalised_modules(discriminator: MetricDiscriminator) -> list[nn.Module]:
     return [module for module in discriminator.modules() if parametrize.is_parametrized(module)]
 
 
-def test_the_release_s_weights_give_its_outputs(reference: Path) -> None:
+def test_released_weights_give_released_outputs(reference: Path) -> None:
     known = {name: torch.from_numpy(array) for name, array in np.load(reference / "imse" / "losses.npz").items()}
     discriminator = MetricDiscriminator().eval()
-    # Its layers are in one sequence: ours, then pooling at 12 and 13, and dropout at 15.
+    # The release numbers its layers in one sequence, with pooling at 12 and 13 and dropout at 15.
     numbered = {
         **{int(name): module for name, module in discriminator.features.named_children()},
         **{14: discriminator.hidden, 16: discriminator.act, 17: discriminator.output},
@@ -53,14 +53,12 @@ def test_the_release_s_weights_give_its_outputs(reference: Path) -> None:
             assert torch.allclose(quality, known[expected].squeeze(1), atol=1e-5)
 
 
-def test_size_is_as_documented(discriminator: MetricDiscriminator) -> None:
+def test_parameter_count(discriminator: MetricDiscriminator) -> None:
     assert sum(parameter.numel() for parameter in discriminator.parameters()) == 181_650
 
 
 @pytest.mark.parametrize("bins, frames", [(256, 16), (256, 17), (256, 308), (64, 33), (128, 100)])
-def test_any_bins_and_frames_give_a_quality_of_each_row(
-    discriminator: MetricDiscriminator, bins: int, frames: int
-) -> None:
+def test_any_number_of_bins_and_frames(discriminator: MetricDiscriminator, bins: int, frames: int) -> None:
     clean, other = magnitudes(bins, frames, 3), magnitudes(bins, frames, 3, seed=1)
     quality = discriminator.eval()(clean, other)
     assert quality.shape == (3,)
@@ -70,7 +68,7 @@ def test_any_bins_and_frames_give_a_quality_of_each_row(
     assert not torch.allclose(quality, discriminator(other, clean), atol=1e-4)
 
 
-def test_the_slope_is_that_of_the_sigmoid(discriminator: MetricDiscriminator) -> None:
+def test_slope_scales_the_logits(discriminator: MetricDiscriminator) -> None:
     discriminator.eval()
     clean, other = magnitudes(), magnitudes(seed=1)
     logits = discriminator(clean, other).logit()
@@ -83,7 +81,7 @@ def test_the_slope_is_that_of_the_sigmoid(discriminator: MetricDiscriminator) ->
     assert torch.equal(discriminator(clean, other), (logits > 0).float())
 
 
-def test_dropout_keeps_seven_in_ten_and_their_sum() -> None:
+def test_dropout_keeps_70_percent_and_the_mean() -> None:
     factors = dropout_factors(400, seed=5)
     assert factors.shape == (400, HIDDEN)
     kept = factors > 0
@@ -92,7 +90,7 @@ def test_dropout_keeps_seven_in_ten_and_their_sum() -> None:
     assert factors.mean().item() == pytest.approx(1, abs=0.02)
 
 
-def test_dropout_follows_from_the_seed_alone() -> None:
+def test_dropout_depends_on_the_seed_only() -> None:
     before = torch.get_rng_state()
     factors = dropout_factors(4, seed=5)
     torch.rand(3)
@@ -104,7 +102,7 @@ def test_dropout_follows_from_the_seed_alone() -> None:
     assert not torch.equal(factors[0], factors[1])
 
 
-def test_dropout_changes_the_rows_that_it_drops_from(discriminator: MetricDiscriminator) -> None:
+def test_dropout_changes_its_rows_only(discriminator: MetricDiscriminator) -> None:
     discriminator.eval()
     clean, other = magnitudes(), magnitudes(seed=1)
     whole = discriminator(clean, other)
@@ -116,7 +114,7 @@ def test_dropout_changes_the_rows_that_it_drops_from(discriminator: MetricDiscri
     assert (dropped[1] - whole[1]).abs() > 1e-4
 
 
-def test_weights_keep_a_largest_singular_value_of_one(discriminator: MetricDiscriminator) -> None:
+def test_spectral_norm_is_one(discriminator: MetricDiscriminator) -> None:
     modules = normalised_modules(discriminator)
     assert len(modules) == 6
     with torch.no_grad():

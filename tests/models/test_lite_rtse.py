@@ -1,4 +1,4 @@
-"""Lite-RTSE: sizes and shapes of the unofficial implementation, a plain version by the book, causality, gradients."""
+"""Lite-RTSE: sizes of the unofficial implementation, a plain transcription, streaming, causality, gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BINS = 257
 FEW_BINS = 12
 VARIANTS = ("repeated", "single")
 
-# The unofficial implementation's state dict: each weight, whose bias has its first size.
+# Weights of the unofficial implementation; each has a bias of its first size.
 LSTM_WEIGHTS = [(1028, 257), (1028, 257)]
 LINEAR_WEIGHTS = [(257, 257), (257, 771), *[(257, 257)] * 3]
 SCALE_WEIGHTS = [(32, 1, 1, 1), (32, 1, 3, 3), (32, 32, 1, 1), (32, 1, 1, 1)]
@@ -45,21 +45,21 @@ def random_spectra(
 
 
 def pieces(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
-    """Cut along time."""
+    """Split along time."""
     return [Spectra(*parts) for parts in zip(*(part.split(sizes, dim=-1) for part in spectra), strict=True)]
 
 
 @pytest.mark.parametrize(
     ("variant", "total", "block"), [("repeated", 1_559_245, 29_729), ("single", 1_542_845, 13_329)]
 )
-def test_parameters_are_the_unofficial_implementations(variant: str, total: int, block: int) -> None:
+def test_parameter_count_of_the_unofficial_implementation(variant: str, total: int, block: int) -> None:
     network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
     assert sum(weight.numel() for weight in network.parameters()) == total
     assert sum(weight.numel() for weight in network.orders.parameters()) == block
 
 
 @pytest.mark.parametrize(("variant", "tensors"), [("repeated", 54), ("single", 48)])
-def test_tensors_have_the_shapes_of_the_unofficial_implementation(variant: str, tensors: int) -> None:
+def test_tensor_shapes_of_the_unofficial_implementation(variant: str, tensors: int) -> None:
     weights = [*LINEAR_WEIGHTS, *SCALE_WEIGHTS, *ORDER_WEIGHTS, *GATE_WEIGHTS[variant]]
     expected = [*weights, *((weight[0],) for weight in weights), *2 * [*LSTM_WEIGHTS, (1028,), (1028,)]]
     network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
@@ -67,8 +67,8 @@ def test_tensors_have_the_shapes_of_the_unofficial_implementation(variant: str, 
     assert len(expected) == tensors
 
 
-def test_a_second_takes_the_published_number_of_operations() -> None:
-    # Without numbers, since a CPU computes LSTMs where the counter does not see it.
+def test_operations_per_second_of_audio() -> None:
+    # On the meta device, since the counter does not see the LSTM of a CPU.
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         part = torch.empty(1, BINS, 63)
         LiteRTSE(LiteRtseConfig("lite_rtse"), BINS)(Spectra(part, part))
@@ -76,7 +76,7 @@ def test_a_second_takes_the_published_number_of_operations() -> None:
 
 
 class PlainLiteRTSE:
-    """The network written out as its description reads, slowly, for one signal of real and imaginary parts."""
+    """Transcription of the network from its description, for one complex signal."""
 
     def __init__(self, network: LiteRTSE, repeated: bool) -> None:
         self.weights = network.state_dict()
@@ -120,7 +120,7 @@ class PlainLiteRTSE:
         return torch.einsum("oi,itf->otf", weight[:, :, 0, 0], x) + bias[:, None, None]
 
     def depthwise(self, name: str, x: Tensor) -> Tensor:
-        """Output frame t is made of input frames t - size + 1 … t and of as many bins on either side."""
+        """Convolve input frames t − size + 1 … t, with bins padded on both sides."""
         weight, bias = self.weights[f"{name}.conv.weight"], self.weights[f"{name}.conv.bias"]
         channels, frames, bins = x.shape
         size = weight.shape[-1]
@@ -151,9 +151,9 @@ class PlainLiteRTSE:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_plain_version_gives_the_same(variant: str) -> None:
+def test_equals_plain_transcription(variant: str) -> None:
     network = random_network(variant)
-    # So that the branch of products counts for as much as the others, and half of the magnitudes are negative.
+    # Make the branch of products as large as the others, and half of the magnitudes negative.
     network.orders.squeeze.weight.data *= 100
     network.magnitude.bias.data[::2] -= 3
     noisy = random_spectra(2, 10)
@@ -174,7 +174,7 @@ def test_the_plain_version_gives_the_same(variant: str) -> None:
 @pytest.mark.parametrize(
     ("magnitude", "real", "imaginary", "gain", "turn"),
     [
-        (0, 0, 0, 0.5, 0),  # the mask is sigmoid(0); 0 + 0j is no turn
+        (0, 0, 0, 0.5, 0),  # the mask is sigmoid(0); 0 + 0j has phase 0
         (1, 0, 0, 1, 0),
         (0.5, 2, 2, 0.75, math.pi / 4),
         (0, 0, -3, 0.5, -math.pi / 2),
@@ -182,7 +182,7 @@ def test_the_plain_version_gives_the_same(variant: str) -> None:
         (-3, 1, 0, 1, math.pi),  # half - 3 · half is negative
     ],
 )
-def test_masks_and_turns_by_hand(
+def test_mask_and_phase_by_hand(
     magnitude: float, real: float, imaginary: float, gain: float, turn: float, autocast: bool
 ) -> None:
     network = random_network(dtype=torch.float32)
@@ -194,14 +194,14 @@ def test_masks_and_turns_by_hand(
     noisy = random_spectra(1, 3, dtype=torch.float32)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         enhanced = network(noisy)
-    # The angle too is in float32: of the numbers above bfloat16 has all but that.
+    # bfloat16 represents all numbers above but the angle, which is computed in float32.
     assert torch.allclose(enhanced.mag, gain * noisy.mag)
     assert torch.allclose(enhanced.pha, noisy.pha + turn, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8], [11, 1], [2, 10]])
-def test_frames_in_pieces_are_as_in_one(variant: str, sizes: list[int]) -> None:
+def test_streaming_equals_whole_signal(variant: str, sizes: list[int]) -> None:
     network = random_network(variant)
     noisy = random_spectra(2, 12)
     with torch.inference_mode():
@@ -217,7 +217,7 @@ def test_frames_in_pieces_are_as_in_one(variant: str, sizes: list[int]) -> None:
         assert torch.allclose(torch.cat(part, dim=-1), expected, rtol=0, atol=1e-12)
 
 
-def test_the_state_holds_what_the_kernels_reach_back_to() -> None:
+def test_state_shapes() -> None:
     state = random_network(bins=BINS).initial_state(3)
     assert [tuple(part.shape) for part in state[:4]] == [(1, 3, BINS)] * 4
     channels = [(32, 2), (32, 2), (124, 6), (120, 6), (112, 6), (96, 6)]
@@ -228,7 +228,7 @@ def test_the_state_holds_what_the_kernels_reach_back_to() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("frame", [1, 7, 19])
-def test_later_frames_change_nothing_before_them(variant: str, frame: int) -> None:
+def test_causality(variant: str, frame: int) -> None:
     network = random_network(variant, BINS, torch.float32)
     noisy = random_spectra(1, 20, BINS, torch.float32)
     other = Spectra(*(part.clone() for part in noisy))
@@ -241,7 +241,7 @@ def test_later_frames_change_nothing_before_them(variant: str, frame: int) -> No
         assert not torch.equal(part[..., frame], changed[..., frame])
 
 
-def test_silence_in_silence_out() -> None:
+def test_silence_stays_silent() -> None:
     silence = torch.zeros(1, BINS, 5)
     with torch.inference_mode():
         enhanced = random_network(bins=BINS, dtype=torch.float32)(Spectra(silence, silence))
@@ -249,7 +249,7 @@ def test_silence_in_silence_out() -> None:
     assert enhanced.pha.isfinite().all()
 
 
-def test_the_loudest_sound_gives_finite_numbers() -> None:
+def test_largest_magnitude_gives_finite_output() -> None:
     # 512 samples of full scale, all in one bin.
     noisy = random_spectra(1, 20, BINS, torch.float32, level=512)
     with torch.inference_mode():
@@ -269,7 +269,7 @@ def test_every_weight_gets_a_finite_gradient(variant: str) -> None:
         assert weight.grad.abs().max() > 0, name
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     network = random_network()
     mag, pha = random_spectra(1, 3)
 
@@ -280,7 +280,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 12])
-def test_bfloat16_gives_nearly_the_same(frames: int) -> None:
+def test_bfloat16_is_close_to_float32(frames: int) -> None:
     network = random_network(bins=BINS, dtype=torch.float32)
     noisy = random_spectra(2, frames, BINS, torch.float32)
     with torch.inference_mode():

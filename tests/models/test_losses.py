@@ -1,4 +1,4 @@
-"""The loss terms: the release's values, values by hand, and gradients, which silence must not make infinite."""
+"""Loss terms: the release's values, values by hand, and finite gradients, also at silence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from models.losses import (
     loss_terms,
     weighted_sum,
 )
-from models.stft import Spectra, Spectrogram, angle
+from models.stft import Spectra, Spectrogram
 from tests.models.test_imse import random_spectra
 
 OFF = LossConfig(metric=0.0, magnitude=0.0, phase=0.0, complex=0.0)
@@ -45,7 +45,7 @@ def spectrogram(config: Config) -> Spectrogram:
 
 @pytest.fixture
 def tiny() -> Spectrogram:
-    """8 bins, in float64."""
+    """Return an STFT of 8 bins in float64."""
     return Spectrogram(TINY_STFT).double()
 
 
@@ -54,7 +54,7 @@ def speech_of(wav: Tensor, spectrogram: Spectrogram) -> Speech:
 
 
 def speech_from(mag: Tensor, pha: Tensor, spectrogram: Spectrogram, samples: int) -> Speech:
-    """As from a network: the waveform follows from the spectra."""
+    """Return speech as from a network, whose waveform follows from the spectra."""
     return Speech(spectrogram.inverse(Spectra(mag, pha), samples), Spectra(mag, pha))
 
 
@@ -66,7 +66,7 @@ def term(name: str, clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -
     return TERMS[name](clean, enhanced, spectrogram).item()
 
 
-def test_the_released_losses_and_their_weighted_sum(reference: Path, config: Config, spectrogram: Spectrogram) -> None:
+def test_released_losses_and_their_weighted_sum(reference: Path, config: Config, spectrogram: Spectrogram) -> None:
     known = np.load(reference / "imse" / "losses.npz")
     clean_mag, clean_pha, mag, pha = (
         torch.from_numpy(known[name]) for name in ("clean_mag", "clean_pha", "mag", "pha")
@@ -84,7 +84,7 @@ def test_the_released_losses_and_their_weighted_sum(reference: Path, config: Con
     assert total == pytest.approx(float(known["generator_total_without_metric"]), rel=1e-5)
 
 
-def test_differences_of_phases_count_to_the_nearest_whole_turn() -> None:
+def test_anti_wrapping_by_hand() -> None:
     turns = [2 * math.pi * k + 0.1 for k in (-3, -1, 1, 2)]
     sizes = anti_wrapping(torch.tensor([0, math.pi, -math.pi, 1.5 * math.pi, -1.5 * math.pi, *turns]))
     expected = torch.tensor([0, math.pi, math.pi, 0.5 * math.pi, 0.5 * math.pi] + [0.1] * 4)
@@ -118,14 +118,14 @@ def test_spectral_and_waveform_errors_by_hand(tiny: Spectrogram) -> None:
 
 
 def test_linear_absolute_errors_by_hand() -> None:
-    """On spectra that can be worked out: two samples with the window (0, 1) are x and −x at two bins."""
+    """Two samples with the window (0, 1) are x and −x at two bins."""
     spectrogram = Spectrogram(StftConfig(n_fft=2, hop_size=1, win_size=2, compress_factor=0.5)).double()
     wav = torch.tensor([[3, 3e-4]], dtype=torch.float64)  # frames 3, 3e-4 and, reflected, 3
     clean_mag = torch.tensor([[[5, 0, 3], [3, 0, 1]]], dtype=torch.float64)
     clean_pha = torch.tensor([[[math.pi / 2, 0, 0], [math.pi, 0, 0]]], dtype=torch.float64)
     clean = Speech(torch.zeros_like(wav), Spectra(clean_mag.sqrt(), clean_pha))
-    enhanced = Speech(wav, Spectra(7 * torch.ones(1, 2, 3), torch.ones(1, 2, 3)))  # its own spectra do not count
-    # Of silence as sqrt(mag² + 1e-7), which is next to nothing in the others.
+    enhanced = Speech(wav, Spectra(7 * torch.ones(1, 2, 3), torch.ones(1, 2, 3)))  # the spectra are not used
+    # Error at silence of sqrt(mag² + 1e-7).
     faint = math.sqrt(9e-8 + 1e-7) - math.sqrt(1e-7)
     assert term("magnitude_l1", clean, enhanced, spectrogram) == pytest.approx((2 + faint + 0 + 0 + faint + 2) / 6)
     # Real and imaginary parts: 3 against 5j, 3e-4 against 0, 3 against 3; −3 against −3, −3e-4 against 0, −3 against 1.
@@ -137,7 +137,7 @@ def test_linear_absolute_errors_by_hand() -> None:
 def test_compressed_spectral_errors_by_hand(compress_factor: float) -> None:
     spectrogram = Spectrogram(replace(TINY_STFT, compress_factor=compress_factor))
     wav = torch.zeros(1, 1)
-    # 1024 to the power of 0.3 is 8, at whatever power the network has it.
+    # 1024 to the power of 0.3 is 8, whatever the compression of the network.
     clean_mag, mag = (torch.tensor([[row]]) ** compress_factor for row in ([1024.0, 1.0], [1.0, 1.0]))
     clean = Speech(wav, Spectra(clean_mag, torch.zeros(1, 1, 2)))
     enhanced = Speech(wav, Spectra(mag, torch.tensor([[[math.pi / 2, 0.0]]])))
@@ -157,7 +157,7 @@ def test_si_sdr_of_a_scaled_signal_with_orthogonal_noise() -> None:
     assert value == pytest.approx(-(20 + 10) / 2, abs=1e-3)
 
 
-def test_consistency_is_zero_for_real_signals_and_the_complex_error_for_others(spectrogram: Spectrogram) -> None:
+def test_consistency_is_zero_for_spectra_of_a_signal(spectrogram: Spectrogram) -> None:
     speech = speech_of(random_wav(3900, 0), spectrogram)
     assert term("consistency", speech, speech, spectrogram) < 1e-9
     invented = speech_from(*random_spectra(2, 40, torch.float32), spectrogram, 3900)
@@ -168,7 +168,7 @@ def test_consistency_is_zero_for_real_signals_and_the_complex_error_for_others(s
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_gradients_are_those_of_finite_differences(name: str, tiny: Spectrogram) -> None:
+def test_gradients_equal_finite_differences(name: str, tiny: Spectrogram) -> None:
     generator = torch.Generator().manual_seed(2)
     shape = 2, TINY_STFT.bins, TINY_SAMPLES // TINY_STFT.hop_size + 1
     mag = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
@@ -181,7 +181,7 @@ def test_gradients_are_those_of_finite_differences(name: str, tiny: Spectrogram)
     assert torch.autograd.gradcheck(error, (mag.requires_grad_(), pha.requires_grad_()))
 
 
-def test_gradients_through_the_spectrogram_are_those_of_finite_differences(tiny: Spectrogram) -> None:
+def test_spectrogram_gradients_equal_finite_differences(tiny: Spectrogram) -> None:
     wav = random_wav(TINY_SAMPLES, 1, torch.float64).requires_grad_()
 
     def compressed(wav: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def test_gradients_through_the_spectrogram_are_those_of_finite_differences(tiny:
     assert torch.autograd.gradcheck(compressed, (wav,))
 
 
-def test_gradients_through_the_discriminator_are_those_of_finite_differences() -> None:
+def test_discriminator_gradients_equal_finite_differences() -> None:
     torch.manual_seed(0)
     discriminator = MetricDiscriminator().double().eval()
     clean_mag, mag = torch.rand(2, 2, 32, 16, dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_gradients_through_the_discriminator_are_those_of_finite_differences() -
 
 
 def silent_and_loud(spectrogram: Spectrogram) -> dict[str, Callable[[], Speech]]:
-    """Ways of making enhanced speech, each of new leaves."""
+    """Return functions that make enhanced speech with new leaves."""
     zeros = torch.zeros(2, 256, 21)
     return {
         "silent spectra": lambda: speech_from(zeros.clone().requires_grad_(), zeros, spectrogram, 2000),
@@ -227,18 +227,8 @@ def test_silence_has_finite_losses_and_gradients(name: str, spectrogram: Spectro
             assert gradient.isfinite().all(), (clean_kind, kind)
 
 
-def test_the_angle_of_zero_is_zero_and_has_no_gradient() -> None:
-    real, imaginary = (torch.tensor([0.0, 0.0, 1.0, 3.0]), torch.tensor([0.0, 1e-20, 0.0, 4.0]))
-    turned = angle(real.requires_grad_(), imaginary.requires_grad_())
-    turned.sum().backward()
-    assert torch.allclose(turned, torch.tensor([0, 0, 0, math.atan2(4, 3)]))
-    assert real.grad is not None and imaginary.grad is not None
-    assert torch.allclose(real.grad, torch.tensor([0, 0, 0, -4 / 25]))
-    assert torch.allclose(imaginary.grad, torch.tensor([0, 0, 1, 3 / 25]))
-
-
 @pytest.mark.parametrize("clean_level", [0.0, 1.0])
-def test_a_network_gets_finite_gradients_from_silence(
+def test_network_gets_finite_gradients_from_silence(
     small_config: Config, spectrogram: Spectrogram, clean_level: float
 ) -> None:
     torch.manual_seed(0)
@@ -267,7 +257,7 @@ def test_only_terms_with_a_weight_are_computed(name: str, tiny: Spectrogram, mon
     assert list(loss_terms(weights, speech, speech, tiny)) == [name]
 
 
-def test_the_weighted_sum_is_over_the_terms_that_are_there() -> None:
+def test_weighted_sum_of_given_terms() -> None:
     weights = LossConfig(metric=0.05, magnitude=0.9, phase=0.3, complex=0.1, time=7.0)
     terms = {"metric": torch.tensor(2.0), "magnitude": torch.tensor(3.0), "time": torch.tensor(1.0)}
     assert weighted_sum(weights, terms).item() == pytest.approx(0.05 * 2 + 0.9 * 3 + 7)
