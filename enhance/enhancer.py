@@ -70,7 +70,9 @@ class Enhancer(nn.Module):
         `protocol` is one of `enhance.windows.PROTOCOLS`. Raises `MemoryError` if the signal is too long for it.
         """
         noisy = np.asarray(noisy, np.float32)
-        gain = self.level_gain(mean_power(noisy)) if len(noisy) else 1.0
+        if not len(noisy):
+            return noisy
+        gain = self.level_gain(mean_power(noisy))
         windows = PROTOCOLS[protocol](len(noisy), self.segment_size)
         pieces = cut([noisy[:, None] * gain], windows)
         enhanced: list[np.ndarray] = []

@@ -110,13 +110,14 @@ def enhance_files(
     enhanced: _Pipe[_Item] = _Pipe(READ_AHEAD + batch_size)
     with tqdm(total=len(jobs), unit="file", disable=quiet) as bar, ThreadPoolExecutor(2) as threads:
         # After Ctrl-C or an error in the network, both threads find their pipe closed, and end.
-        with closing(noisy), closing(enhanced), suppress(_ClosedError):
+        with closing(noisy), closing(enhanced):
             reading = threads.submit(_read, jobs, enhancer, protocol, noisy)
             writing = threads.submit(_write, enhanced, enhancer.sampling_rate, bar, report)
-            windows = iter(noisy)
-            while batch := list(islice(windows, batch_size)):
-                for item in _enhance(batch, enhancer, protocol):
-                    enhanced.put(item)
+            items = iter(noisy)
+            with suppress(_ClosedError):
+                while batch := list(islice(items, batch_size)):
+                    for item in _enhance(batch, enhancer, protocol):
+                        enhanced.put(item)
         reading.result()
         return writing.result()
 

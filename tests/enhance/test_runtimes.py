@@ -60,7 +60,9 @@ def test_onednn_pointwise_with_one_thread(small_config: Config, name: str) -> No
     wav = 5 * torch.from_numpy(NOISY[None, :1000].astype(np.float32))
 
     def count(kind: type[nn.Module]) -> int:
-        return sum(isinstance(part, kind) and part.weight.shape[-2:] == (1, 1) for part in network.modules())
+        return sum(
+            isinstance(part, kind) and part.get_parameter("weight").shape[-2:] == (1, 1) for part in network.modules()
+        )
 
     pointwise = count(nn.Conv2d)
     fast_enhancer(network, config, threads=2)

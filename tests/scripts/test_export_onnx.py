@@ -35,15 +35,8 @@ def causal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_complete_file(causal_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "network.onnx").write_text("an older one")
-    done = run_module(
-        "scripts.export_onnx",
-        "--checkpoint_file",
-        causal_checkpoint,
-        "--output",
-        "network.onnx",
-        "--stream",
-        cwd=tmp_path,
-    )
+    options = "--checkpoint_file", causal_checkpoint, "--output", "network.onnx", "--stream"
+    done = call_main(export_onnx.main, *options, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
     network, config = load_onnx(tmp_path / "network.onnx", threads=1)
@@ -81,7 +74,7 @@ def test_a_failure_leaves_the_existing_file(small_checkpoint: Path, causal_check
 
 
 def test_output_is_required(tmp_path: Path) -> None:
-    wrong = call_main(export_onnx.main, cwd=tmp_path)
+    wrong = run_module("scripts.export_onnx", cwd=tmp_path, minutes=3)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--output" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
