@@ -36,14 +36,18 @@ class Spectra(NamedTuple):
     def from_stft(cls, spectrum: Tensor, compress_factor: float) -> Spectra:
         """Convert a complex STFT `[B, F, T]`, with one defined phase for bins that are only rounding errors.
 
-        Real and imaginary parts below `PHASE_FLOOR` times the frame's largest magnitude count as +0 for the phase. A
-        frame reflected at an edge of the signal is symmetric: its imaginary parts are rounding errors around 0, and
-        their sign, which decides between +π and −π, differs between FFT libraries. The magnitude is not affected.
+        A frame that is reflected at an edge of the signal is symmetric: its imaginary parts are rounding errors around
+        0. Their signs, which decide between +π and −π, differ between FFT libraries. Real and imaginary parts below
+        `PHASE_FLOOR` times the largest magnitude of the frame therefore count as 0 for the phase. The zeros of the
+        imaginary part are +0, +0, −0, −0, … along frequency, so that both signs of π occur equally often, as they do
+        in the rounding errors with which the published networks were trained. The magnitude is not affected.
         """
         mag = _compressed_mag(spectrum.real, spectrum.imag, compress_factor)
         floor = PHASE_FLOOR * spectrum.detach().abs().amax(dim=1, keepdim=True)
+        bins = torch.arange(spectrum.shape[1], device=spectrum.device)[:, None]
+        zero = torch.where(bins % 4 < 2, 0.0, -0.0).to(spectrum.real.dtype)
         real = spectrum.real.masked_fill(spectrum.real.abs() < floor, 0.0)
-        imaginary = spectrum.imag.masked_fill(spectrum.imag.abs() < floor, 0.0)
+        imaginary = torch.where(spectrum.imag.abs() < floor, zero, spectrum.imag)
         return cls(mag, angle(real, imaginary))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Literal
 
 import pytest
 import torch
@@ -30,7 +31,12 @@ GATE_WEIGHTS = {
 }
 
 
-def random_network(variant: str = "repeated", bins: int = FEW_BINS, dtype: torch.dtype = torch.float64) -> LiteRTSE:
+MultiOrder = Literal["repeated", "single"]
+
+
+def random_network(
+    variant: MultiOrder = "repeated", bins: int = FEW_BINS, dtype: torch.dtype = torch.float64
+) -> LiteRTSE:
     torch.manual_seed(0)
     return LiteRTSE(LiteRtseConfig("lite_rtse", variant), bins).to(dtype).eval()
 
@@ -52,14 +58,14 @@ def pieces(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
 @pytest.mark.parametrize(
     ("variant", "total", "block"), [("repeated", 1_559_245, 29_729), ("single", 1_542_845, 13_329)]
 )
-def test_parameter_count_of_the_unofficial_implementation(variant: str, total: int, block: int) -> None:
+def test_parameter_count_of_the_unofficial_implementation(variant: MultiOrder, total: int, block: int) -> None:
     network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
     assert sum(weight.numel() for weight in network.parameters()) == total
     assert sum(weight.numel() for weight in network.orders.parameters()) == block
 
 
 @pytest.mark.parametrize(("variant", "tensors"), [("repeated", 54), ("single", 48)])
-def test_tensor_shapes_of_the_unofficial_implementation(variant: str, tensors: int) -> None:
+def test_tensor_shapes_of_the_unofficial_implementation(variant: MultiOrder, tensors: int) -> None:
     weights = [*LINEAR_WEIGHTS, *SCALE_WEIGHTS, *ORDER_WEIGHTS, *GATE_WEIGHTS[variant]]
     expected = [*weights, *((weight[0],) for weight in weights), *2 * [*LSTM_WEIGHTS, (1028,), (1028,)]]
     network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
@@ -151,7 +157,7 @@ class PlainLiteRTSE:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_plain_transcription(variant: str) -> None:
+def test_equals_plain_transcription(variant: MultiOrder) -> None:
     network = random_network(variant)
     # Make the branch of products as large as the others, and half of the magnitudes negative.
     network.orders.squeeze.weight.data *= 100
@@ -201,7 +207,7 @@ def test_mask_and_phase_by_hand(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8], [11, 1], [2, 10]])
-def test_streaming_equals_whole_signal(variant: str, sizes: list[int]) -> None:
+def test_streaming_equals_whole_signal(variant: MultiOrder, sizes: list[int]) -> None:
     network = random_network(variant)
     noisy = random_spectra(2, 12)
     with torch.inference_mode():
@@ -228,7 +234,7 @@ def test_state_shapes() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("frame", [1, 7, 19])
-def test_causality(variant: str, frame: int) -> None:
+def test_causality(variant: MultiOrder, frame: int) -> None:
     network = random_network(variant, BINS, torch.float32)
     noisy = random_spectra(1, 20, BINS, torch.float32)
     other = Spectra(*(part.clone() for part in noisy))
@@ -258,7 +264,7 @@ def test_largest_magnitude_gives_finite_output() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_weight_gets_a_finite_gradient(variant: str) -> None:
+def test_every_weight_gets_a_finite_gradient(variant: MultiOrder) -> None:
     network = random_network(variant, dtype=torch.float32)
     noisy = random_spectra(2, 8, dtype=torch.float32)
     noisy.mag[0, :, :4] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_sine_has_magnitude_and_phase_of_theory(config: Config) -> None:
     ("name", "values"),
     [("hann", [0, 0.5, 1, 0.5]), ("sqrt_hann", [0, 0.5**0.5, 1, 0.5**0.5]), ("hamming", [0.08, 0.54, 1, 0.54])],
 )
-def test_windows(name: str, values: list[float]) -> None:
+def test_windows(name: Literal["hann", "hamming", "sqrt_hann"], values: list[float]) -> None:
     window = Spectrogram(StftConfig(4, 1, 4, 1.0, name)).window
     assert torch.allclose(window, torch.tensor(values), atol=1e-7)
 

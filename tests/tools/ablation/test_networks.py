@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_parameters(path: str) -> None:
+def test_parameters(path: Path) -> None:
     config = load_config(path)
     network = build(config)
     assert sum(each.numel() for each in network.parameters()) == PARAMETERS[path.stem]
@@ -65,7 +66,7 @@ def test_every_variant_is_counted() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "width" not in path.stem], ids=lambda path: path.stem)
-def test_shared_parameters_have_the_initial_values_of_imse(config: Config, path: str) -> None:
+def test_shared_parameters_have_the_initial_values_of_imse(config: Config, path: Path) -> None:
     def initial(config: Config) -> tuple[dict[str, Tensor], Tensor]:
         torch.manual_seed(0)
         return build(config).state_dict(), torch.rand(1)
