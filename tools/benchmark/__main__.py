@@ -1,12 +1,6 @@
 """Benchmarks; run from the project's root, since they compare with the plain transcriptions in `tests.reference`.
 
-    python -m tools.benchmark network     a segment of each network: time, parameters, MACs, memory
-    python -m tools.benchmark train       a training step against the plain training loop
-    python -m tools.benchmark stream      live enhancement, hop by hop
-    python -m tools.benchmark lengths     recordings of 1 s to 10 min: time and memory
-    python -m tools.benchmark folder      a folder of files against the plain IMSE
-    python -m tools.benchmark metrics     scoring files against plain loops over frames
-    python -m tools.benchmark peers       speed and scores of this project and other packages
+    python -m tools.benchmark {network,lengths,stream,folder,train,metrics,peers} [--json FILE] …
 
 Alternatives take turns within a run, so that other load on the machine affects all of them; compare ratios of medians
 rather than times of different runs. Each prints a table; `--json FILE` writes it with a description of the machine.
@@ -17,46 +11,121 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cli import DONE, ArgumentParser, run
-from tools.benchmark import folder, lengths, metrics, network, peers, stream, train
-from tools.benchmark.common import as_table
+from config import MODEL_CONFIGS
+from enhance.windows import PROTOCOLS
+from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
+from tools.benchmark import inference, scoring, training
+from tools.benchmark.inference import FORMS
 from utils.atomic import write_text_atomically
+from utils.processes import available_cores
 
-COMMANDS = {
-    "network": network,
-    "train": train,
-    "stream": stream,
-    "lengths": lengths,
-    "folder": folder,
-    "metrics": metrics,
-    "peers": peers,
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ALL_CONFIGS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
+
+
+def positive(text: str) -> int:
+    """Parse a command-line argument as an integer of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text}: must be 1 or more")
+    return int(text)
+
+
+REQUIRED = object()
+OPTIONS: dict[str, dict[str, Any]] = {
+    "clean_wav_dir": {"type": Path, "metavar": "CLEAN", "help": "clean files"},
+    "noisy_wav_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
+    "input_noisy_wavs_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
+    "checkpoint_file": {"type": Path, "nargs": "+", "metavar": "CKPT", "help": "checkpoints"},
+    "files": {"type": positive, "metavar": "N", "help": "number of files, evenly spaced"},
+    "config": {"type": Path, "nargs": "+", "help": "configurations of the networks"},
+    "forms": {"choices": FORMS, "nargs": "+", "metavar": "FORM", "help": ", ".join(FORMS)},
+    "protocols": {"choices": PROTOCOLS, "nargs": "+", "metavar": "NAME", "help": ", ".join(PROTOCOLS)},
+    "lengths": {"type": positive, "nargs": "+", "metavar": "S", "help": "seconds"},
+    "limit": {"type": float, "metavar": "S", "help": "skip recordings that would take longer than this"},
+    "rounds": {"type": positive, "help": "timings of each form"},
+    "hops": {"type": positive, "help": "timed hops"},
+    "steps": {"type": positive, "help": "timed steps of each form"},
+    "batch_sizes": {"type": positive, "nargs": "+", "help": "crops per step"},
+    "compile": {"action": "store_true", "help": "use torch.compile"},
+    "bf16": {"action": "store_true", "help": "compute in bfloat16"},
+    "threads": {"type": positive, "help": "CPU threads of PyTorch"},
+    "jobs": {"type": positive, "help": "scoring processes"},
+    "device": {"help": "cpu or cuda"},
 }
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser; `measure` of its result is the function that measures."""
+    parser = ArgumentParser(prog="python -m tools.benchmark", description="Measure speed, memory and scores.")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, measure: object, **defaults: Any) -> None:
+        text = str(measure.__doc__).partition("\n\n")[0]
+        subparser = subparsers.add_parser(name, help=text.splitlines()[0], description=text)
+        subparser.set_defaults(measure=measure)
+        for option, default in defaults.items():
+            settings = dict(OPTIONS[option])
+            if default is REQUIRED:
+                settings["required"] = True
+            elif default is not False:
+                shown = [Path(each).name for each in map(str, default if isinstance(default, list) else [default])]
+                settings["help"] += f"; default: {' '.join(shown)}"
+                settings["default"] = default
+            subparser.add_argument(f"--{option}", **settings)
+        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
+
+    threads = torch.get_num_threads()
+    networks = {"config": ALL_CONFIGS, "forms": ["plain", "eager"], "threads": threads}
+    pairs = {"clean_wav_dir": REQUIRED, "noisy_wav_dir": REQUIRED}
+    add("network", inference.measure_networks, **networks, rounds=15, device="cpu")
+    lengths = {"protocols": list(PROTOCOLS), "lengths": [1, 10, 60], "limit": 120.0}
+    add("lengths", inference.measure_lengths, **networks, **lengths)
+    add("stream", inference.measure_stream, config=[CONFIGS / "lite_rtse.json"], hops=2000, threads=1, device="cpu")
+    files = {"input_noisy_wavs_dir": REQUIRED, "checkpoint_file": REQUIRED, "files": 40}
+    add("folder", inference.measure_folder, **files, compile=False, bf16=False, threads=threads)
+    steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
+    add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
+    add("metrics", scoring.measure_metrics, **pairs, files=60, jobs=available_cores())
+    checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]
+    add("peers", scoring.measure_peers, **pairs, files=1000, checkpoint_file=checkpoints, threads=threads)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark; return the exit code. Raises `UserError`."""
-    parser = ArgumentParser(prog="python -m tools.benchmark", description="Measure what this project costs.")
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.add_arguments(subparser)
-        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
+    parser = make_parser()
     options = parser.parse_args(argv)
     if "device" in options:
         parser.check_device(options.device)
-    rows = COMMANDS[options.command].measure(options)
+    rows = options.measure(options)
     print(as_table(rows))
     if options.json:
-        given = {key: value for key, value in vars(options).items() if key != "json"}
+        given = {key: value for key, value in vars(options).items() if key not in ("json", "measure")}
         machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
         content = {"options": given, "machine": machine, "torch": torch.__version__, "rows": rows}
         write_text_atomically(options.json, json.dumps(content, indent=1, default=str) + "\n")
     return DONE
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format rows as a table: text to the left, numbers to the right with four significant digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines: list[list[str]] = [[] for _ in range(1 + len(rows))]
+    for name in columns:
+        values = [row.get(name) for row in rows]
+        cells = ["-" if each is None else f"{each:.4g}" if isinstance(each, float) else str(each) for each in values]
+        width = max(map(len, [name, *cells]))
+        for line, cell in zip(lines, [name, *cells], strict=True):
+            line.append(cell.ljust(width) if isinstance(values[0], str) else cell.rjust(width))
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 if __name__ == "__main__":

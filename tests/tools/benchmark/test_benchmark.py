@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,30 @@ from metrics.score import METRICS, score_signals
 from models import build
 from models.checkpoint import save_checkpoint
 from models.stft import Spectra
-from tests.fixtures.commands import ROOT, call_main, run_module
+from tests.fixtures.commands import call_main
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from tests.reference.imse import ReferenceIMSE
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import common, peers, train
-from tools.benchmark.common import ALL_CONFIGS, CONFIGS, Plain, as_table, make_networks
-from tools.benchmark.network import count_macs
+from tools.benchmark import inference, scoring
+from tools.benchmark.__main__ import CONFIGS, as_table
+from tools.benchmark.inference import Plain, count_macs, make_networks
 
 Measure = Callable[..., list[dict[str, Any]]]
+PAIRS = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy")
 
 
 @pytest.fixture
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     """Run the command in `tmp_path`, in this process; return the rows of its JSON."""
-    monkeypatch.setattr("tools.benchmark.network.call_in_new_process", lambda function, *args: function(*args))
-    monkeypatch.setattr("tools.benchmark.lengths.call_in_new_process", lambda function, *args: function(*args))
+
+    def here(function: Callable, items: Sequence, workers: int) -> Iterator[tuple[int, object]]:
+        assert workers >= 1
+        return enumerate(map(function, items))
+
+    monkeypatch.setattr(inference, "call_in_new_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(scoring, "run_in_processes", here)
+    monkeypatch.setattr("metrics.score.run_in_processes", here)
 
     def run(*arguments: object) -> list[dict[str, Any]]:
         done = call_main(benchmark.main, *arguments, "--json", "rows.json", cwd=tmp_path)
@@ -47,83 +54,75 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
 
 
 @pytest.fixture
-def small_file(tmp_path: Path, small_config: Config) -> Path:
-    """Configuration of a narrow IMSE with short segments."""
-    config = replace(small_config, data=replace(small_config.data, segment_size=4300))
+def small(tmp_path: Path, small_config: Config) -> Path:
+    """Configuration of a narrow IMSE with short segments and few bins."""
+    stft = replace(small_config.stft, n_fft=126, win_size=126, hop_size=63)
+    config = replace(small_config, stft=stft, data=replace(small_config.data, segment_size=1449))
     path = tmp_path / "small.json"
     path.write_text(json.dumps(config.to_dict()))
     return path
 
 
+@pytest.fixture
+def lite(tmp_path: Path) -> Path:
+    """Checkpoint of Lite-RTSE with random weights: the fastest network."""
+    config = load_config(CONFIGS / "lite_rtse.json")
+    save_checkpoint(tmp_path / "lite.safetensors", build(config), config)
+    return tmp_path / "lite.safetensors"
+
+
 def write_pairs(folder: Path, count: int) -> None:
     for number in range(count):
-        clean = speech_like(2, seed=number)
+        clean = speech_like(1, seed=number)
         save(folder / f"clean/{number}.wav", clean, subtype="FLOAT")
         save(folder / f"noisy/{number}.wav", with_noise(clean, 5), subtype="FLOAT")
 
 
-def test_network(measure: Measure, small_file: Path, tmp_path: Path) -> None:
-    lite = load_config(CONFIGS / "lite_rtse.json", ["data.segment_size=8000"])
-    (tmp_path / "lite.json").write_text(json.dumps(lite.to_dict()))
-    rows = measure("network", "--config", small_file, "lite.json", "--rounds", 1, "--threads", 1)
-    assert [(row["network"], row["form"]) for row in rows] == [
-        ("imse", "plain"), ("imse", "eager"), ("lite_rtse", "eager")
-    ]  # fmt: skip
-    plain, eager, streaming = rows
-    assert eager["parameters"] == sum(each.numel() for each in build(load_config(small_file)).parameters())
-    assert eager["parameters"] < plain["parameters"]
-    assert streaming["parameters"] == 1_559_245
+def test_network(measure: Measure, small: Path) -> None:
+    rows = measure("network", "--config", small, "--forms", "plain", "eager", "bf16", "--rounds", 1, "--threads", 1)
+    assert [(row["network"], row["form"]) for row in rows] == [("imse", form) for form in ("plain", "eager", "bf16")]
+    plain, eager, bf16 = rows
+    assert eager["parameters"] == sum(each.numel() for each in build(load_config(small)).parameters())
+    assert eager["parameters"] < plain["parameters"] and "parameters" not in bf16
     assert (plain["difference"], plain["speed-up"]) == (0, 1)
-    assert eager["difference"] < 1e-4
+    assert eager["difference"] < 1e-4 < bf16["difference"] < 0.5
     for row in rows:
-        length = (0.5 if row is streaming else 4300 / 16_000) * 1e3
-        assert row["RTF"] == pytest.approx(row["ms"] / length)
-
-
-def test_network_bf16_form(measure: Measure, small_file: Path) -> None:
-    rows = measure("network", "--config", small_file, "--forms", "eager", "bf16", "--rounds", 1, "--threads", 1)
-    assert [row["form"] for row in rows] == ["eager", "bf16"]
-    assert 0 < rows[1]["difference"] < 0.5
-    assert "parameters" not in rows[1]
+        assert row["RTF"] == pytest.approx(row["ms"] / (1449 / 16))
 
 
 @pytest.mark.slow  # the export takes a minute
-def test_network_onnxruntime_form(measure: Measure, small_file: Path) -> None:
+def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
     pytest.importorskip("onnxruntime")
-    rows = measure("network", "--config", small_file, "--forms", "eager", "onnxruntime", "--rounds", 1, "--threads", 1)
+    rows = measure("network", "--config", small, "--forms", "eager", "onnxruntime", "--rounds", 1, "--threads", 1)
     assert rows[1]["difference"] < 1e-3
-
-
-def test_macs_of_imse(config: Config) -> None:
-    """The release's MACs, as published, against ours, derived from them by hand."""
-    networks = make_networks(config)
-    released = count_macs(networks["plain"], config)
-    assert released / (30_700 / 16_000) == pytest.approx(4.54e9, rel=0.02)
-    # Ours leaves out the unread half of two 1×1 convolutions and the fusions (a squeeze to 4, 4 and 6 channels and
-    # back), and computes MALA's products for all heads at once.
-    expected = released - 2 * (2 * 16 * 16) * 308 * 128
-    for width, stages, positions, squeezed in ((16, 4, 308 * 128, 4), (32, 2, 154 * 64, 4), (48, 1, 77 * 32, 6)):
-        expected -= stages * 2 * width * squeezed
-        per_head, all_heads = (1 + 8 + 8) * width, 5 * width * width
-        expected += 4 * stages * (positions * (all_heads - per_head) + 2 * width**3)
-    assert count_macs(networks["eager"], config) == expected
 
 
 @pytest.mark.parametrize(
     ("name", "form", "samples", "published"),
     [
+        ("imse", "plain", 30_700, 4.54e9),
         ("muse", "plain", 30_700, 9.98e9),
         ("lite_rtse", "eager", 62 * 256, 0.642e9),  # 63 frames
         ("cnunet", "eager", 162 * 100, 7.576e9),  # 163 frames
     ],
 )
-def test_macs_of_the_other_networks(name: str, form: str, samples: int, published: float) -> None:
+@pytest.mark.slow
+def test_macs(name: str, form: str, samples: int, published: float) -> None:
     config = load_config(CONFIGS / f"{name}.json", [f"data.segment_size={samples}"])
-    assert count_macs(make_networks(config)[form], config) == pytest.approx(published, rel=0.02)
-
-
-def test_all_networks_by_default() -> None:
-    assert [load_config(path).model.name for path in ALL_CONFIGS] == ["imse", "muse", "lite_rtse", "cnunet"]
+    networks = make_networks(config)
+    macs = count_macs(networks[form], config)
+    seconds = samples / 16_000 if name == "imse" else 1
+    assert macs / seconds == pytest.approx(published, rel=0.02)
+    if name != "imse":
+        return
+    # Ours leaves out the unread half of two 1×1 convolutions and the fusions (a squeeze to 4, 4 and 6 channels and
+    # back), and computes MALA's products for all heads at once.
+    expected = macs - 2 * (2 * 16 * 16) * 308 * 128
+    for width, stages, positions, squeezed in ((16, 4, 308 * 128, 4), (32, 2, 154 * 64, 4), (48, 1, 77 * 32, 6)):
+        expected -= stages * 2 * width * squeezed
+        per_head, all_heads = (1 + 8 + 8) * width, 5 * width * width
+        expected += 4 * stages * (positions * (all_heads - per_head) + 2 * width**3)
+    assert count_macs(networks["eager"], config) == expected
 
 
 @pytest.mark.parametrize("frames", [1, 4, 7])
@@ -139,38 +138,26 @@ def test_plain_network_pads_to_four_frames(frames: int) -> None:
     assert torch.equal(enhanced.pha, noisy.pha)
 
 
-def test_train(measure: Measure, small_file: Path) -> None:
-    rows = measure("train", "--config", small_file, "--batch_sizes", 1, "--steps", 1, "--threads", 1)
-    forms = ["plain", "plain, pool kept", "ours", "ours, lag 1", "ours, no labels"]
+@pytest.mark.slow
+def test_train(measure: Measure, small: Path) -> None:
+    config = load_config(small, ["data.segment_size=4221"])  # PESQ needs a quarter of a second
+    small.write_text(json.dumps(config.to_dict()))
+    rows = measure("train", "--config", small, "--batch_sizes", 1, "--steps", 1, "--threads", 1, "--bf16")
+    forms = ["plain", "plain, pool kept", "ours", "ours, lag 1", "ours, no labels", "ours, bf16"]
     assert [row["form"] for row in rows] == forms
     assert rows[0]["speed-up"] == 1
     for row in rows:
         # The plain STFT has no defined phase for bins that are rounding errors.
-        assert row["loss difference"] < 1e-2
-        assert row["audio s/s"] * row["ms per step"] / 1e3 == pytest.approx(4300 / 16_000)
+        assert row["loss difference"] < (0.3 if "bf16" in row["form"] else 1e-2)
+        assert row["audio s/s"] * row["ms per step"] / 1e3 == pytest.approx(4221 / 16_000)
         assert row["GPU peak MB"] is None
 
 
 def test_train_without_a_plain_loop(measure: Measure, tmp_path: Path) -> None:
-    config = load_config(CONFIGS / "lite_rtse.json", ["data.segment_size=4000"])
+    config = load_config(CONFIGS / "lite_rtse.json", ["data.segment_size=2000"])
     (tmp_path / "lite.json").write_text(json.dumps(config.to_dict()))
     (row,) = measure("train", "--config", "lite.json", "--batch_sizes", 1, "--steps", 1, "--threads", 1)
     assert (row["form"], row["speed-up"]) == ("ours", 1)
-
-
-def test_training_variants(small_config: Config) -> None:
-    configured = replace(small_config, train=replace(small_config.train, bf16=True, compile=True, metric_lag=1))
-    forms = train.variants(configured, compiled=True, bf16=True)
-    settings = {name: (form.train.metric_lag, form.train.bf16, form.train.compile) for name, form in forms.items()}
-    assert settings == {
-        "ours": (0, False, False),
-        "ours, lag 1": (1, False, False),
-        "ours, bf16": (1, True, False),
-        "ours, compiled": (1, False, True),
-        "ours, bf16, compiled": (1, True, True),
-        "ours, no labels": (0, False, False),
-    }
-    assert [name for name, form in forms.items() if form.loss.metric == 0] == ["ours, no labels"]
 
 
 def test_stream(measure: Measure) -> None:
@@ -180,85 +167,63 @@ def test_stream(measure: Measure) -> None:
     assert 0 < median["ms"] <= percentile["ms"]
 
 
-def test_lengths(measure: Measure, small_file: Path) -> None:
-    options = ("--lengths", 3, 1, "--protocols", "overlap", "whole", "--threads", 1)
-    rows = measure("lengths", "--config", small_file, *options)
+def test_lengths(measure: Measure) -> None:
+    options = ("--config", CONFIGS / "lite_rtse.json", "--lengths", 3, 1, "--protocols", "overlap", "whole")
+    rows = measure("lengths", *options, "--threads", 1)
     assert [(row["form"], row["protocol"], row["length s"]) for row in rows] == [
-        (form, protocol, length)
-        for form, protocol in (("plain", "whole"), ("eager", "overlap"), ("eager", "whole"))
-        for length in (1, 3)
+        ("eager", protocol, length) for protocol in ("overlap", "whole") for length in (1, 3)
     ]
     for row in rows:
         assert row["RTF"] == pytest.approx(row["s"] / row["length s"])
         assert 100 < row["peak MB"] < 20_000
+    stopped = measure("lengths", *options[:-2], "whole", "--limit", 1e-9)
+    assert [row["length s"] for row in stopped] == [1]
 
 
-def test_lengths_stop_at_the_limit(measure: Measure, small_file: Path) -> None:
-    options = ("--forms", "eager", "--protocols", "overlap", "--threads", 1, "--limit", 1e-9)
-    rows = measure("lengths", "--config", small_file, "--lengths", 1, 2, *options)
-    assert [row["length s"] for row in rows] == [1]
-
-
+@pytest.mark.slow
 def test_new_process_has_its_own_peak_memory() -> None:
-    assert 0 < common.call_in_new_process(common.peak_memory) < 5000
+    assert 0 < inference.call_in_new_process(inference.peak_memory) < 5000
 
 
+@pytest.mark.slow
 def test_folder(measure: Measure, tmp_path: Path) -> None:
-    for number in range(2):
-        save(tmp_path / f"noisy/{number}.wav", with_noise(speech_like(0.3), 5))
+    save(tmp_path / "noisy/a.wav", with_noise(speech_like(0.2), 5))
     torch.manual_seed(0)
     torch.save({"generator": ReferenceIMSE().state_dict()}, tmp_path / "published")
     rows = measure("folder", "--input_noisy_wavs_dir", "noisy", "--checkpoint_file", "published", "--threads", 1)
-    assert [(row["form"], row["files"]) for row in rows] == [("plain", 2), ("ours", 2)]
+    assert [(row["form"], row["files"]) for row in rows] == [("plain", 1), ("ours", 1)]
     assert rows[0]["s"] / rows[1]["s"] == pytest.approx(rows[1]["speed-up"])
 
 
 def test_metrics(measure: Measure, tmp_path: Path) -> None:
     write_pairs(tmp_path, 1)
-    rows = measure("metrics", "--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--jobs", 2)
+    rows = measure("metrics", *PAIRS, "--jobs", 2)
     assert [row["form"] for row in rows] == ["plain loops", "one process", "2 processes", "PESQ alone, one process"]
     assert rows[0]["speed-up"] == 1
 
 
-def test_peers(measure: Measure, tmp_path: Path, small_checkpoint: Path) -> None:
-    write_pairs(tmp_path, 3)
-    folders = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--files", 2)
-    rows = measure("peers", *folders, "--checkpoint_file", small_checkpoint, "--threads", 1)
-    first, *_, last = rows
-    assert (first["system"], first["files"]) == ("noisy", 2)
-    assert last["system"] == "small"
-    # The first and the last file, quantised to 16 bits.
-    scores = [
-        score_signals(clean, np.rint(with_noise(clean, 5) * 2**15) / 2**15, "published")[0]
-        for clean in (speech_like(2, seed=0), speech_like(2, seed=2))
-    ]
-    for metric in METRICS:
-        assert first[metric] == pytest.approx(np.mean([each[metric] for each in scores]), abs=2e-3), metric
-
-
-def test_peers_that_are_not_installed_are_left_out(
-    tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peers(measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(f"No module named '{name}'")
 
-    write_pairs(tmp_path, 1)
-    monkeypatch.setattr(peers.importlib, "import_module", missing)
-    monkeypatch.setattr(peers, "score_pairs", lambda *_: [])
-    options = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--checkpoint_file", small_checkpoint)
-    done = call_main(benchmark.main, "peers", *options, cwd=tmp_path)
-    assert done.returncode == 0
-    assert [line.split(":")[0] for line in done.stderr.splitlines() if "left out" in line] == [
-        "noisereduce", "noisereduce, stationary", "RNNoise"
-    ]  # fmt: skip
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["noisy", "small"]
+    write_pairs(tmp_path, 3)
+    monkeypatch.setattr(scoring.importlib, "import_module", missing)
+    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite, "--threads", 1)
+    assert (first["system"], first["files"], last["system"]) == ("noisy", 2, "lite")
+    # The first and the last file, quantised to 16 bits.
+    scores = [
+        score_signals(clean, np.rint(with_noise(clean, 5) * 2**15) / 2**15, "published")[0]
+        for clean in (speech_like(1, seed=0), speech_like(1, seed=2))
+    ]
+    for metric in METRICS:
+        assert first[metric] == pytest.approx(np.mean([each[metric] for each in scores]), abs=2e-3), metric
 
 
 @pytest.mark.parametrize("samples", [16_000, 15_999, 161, 1])
 def test_rnnoise_has_no_delay(samples: int) -> None:
     pytest.importorskip("pyrnnoise.rnnoise")
     clean = speech_like(3).astype(np.float32)[:samples]
-    enhanced = peers.make_rnnoise()(clean)
+    enhanced = scoring.make_rnnoise()(clean)
     assert enhanced.shape == clean.shape
     if samples >= 15_999:
         lags = range(-100, 101)
@@ -266,58 +231,30 @@ def test_rnnoise_has_no_delay(samples: int) -> None:
         assert abs(lags[int(np.argmax(products))]) <= 1
 
 
-def test_noisereduce_keeps_the_length() -> None:
-    pytest.importorskip("noisereduce")
-    noisy = with_noise(speech_like(1.3), 5).astype(np.float32)
-    for stationary in (False, True):
-        assert peers.make_noisereduce(stationary)(noisy).shape == noisy.shape
-
-
-def test_table_aligns_text_left_and_numbers_right() -> None:
-    rows = [{"form": "a", "ms": 12.34567, "files": 3}, {"form": "long", "ms": None, "MB": 7}]
-    assert as_table(rows).splitlines() == [
-        "form     ms  files  MB",
-        "a     12.35      3   -",
-        "long      -      -   7",
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "command"),
-        (["trian"], "trian"),
-        (["train", "--rounds", "3"], "--rounds"),
-        (["train", "--batch_sizes", "2", "0"], "--batch_sizes"),
-        (["train", "--device", "nonsense"], "--device nonsense"),
-        (["train", "--config", "other_rate.json"], "data.sampling_rate"),
-        (["network", "--config", "nothing.json"], "nothing.json"),
-        (["network", "--forms", "fast"], "--forms"),
-        (["stream", "--config", str(CONFIGS / "imse.json")], "stream"),
-        (["lengths", "--threads", "0"], "--threads"),
-        (["lengths", "--lengths", "nan"], "--lengths"),
-        (["folder", "--input_noisy_wavs_dir", "noisy", "--checkpoint_file", "clean/0.wav"], "clean/0.wav"),
-        (["peers", "--clean_wav_dir", "nowhere", "--noisy_wav_dir", "noisy"], "nowhere"),
-        (["peers", "--clean_wav_dir", "clean", "--noisy_wav_dir", "other"], "other"),
-        (["peers", "--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--checkpoint_file", "eight"], "8000 Hz"),
-        (["metrics", "--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy", "--files", "0"], "--files"),
+        ("", "command"),
+        ("train --rounds 3", "--rounds"),
+        ("train --batch_sizes 2 0", "--batch_sizes"),
+        ("train --device nonsense", "--device nonsense"),
+        ("train --config other_rate.json", "data.sampling_rate"),
+        ("network --config nothing.json", "nothing.json"),
+        ("network --forms fast", "--forms"),
+        (f"stream --config {CONFIGS / 'imse.json'}", "stream"),
+        ("folder --input_noisy_wavs_dir noisy --checkpoint_file clean/0.wav", "clean/0.wav"),
+        ("peers --clean_wav_dir nowhere --noisy_wav_dir noisy", "nowhere"),
+        ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file eight.safetensors", "8000 Hz"),
     ],
 )
-def test_wrong_command_line(tmp_path: Path, small_config: Config, arguments: list[str], words: str) -> None:
-    for name in ("clean/0", "noisy/0", "other/1"):
+def test_wrong_command_line(tmp_path: Path, small_config: Config, arguments: str, words: str) -> None:
+    for name in ("clean/0", "noisy/0"):
         save(tmp_path / f"{name}.wav", speech_like(0.5))
     eight = replace(small_config, data=replace(small_config.data, sampling_rate=8000))
     (tmp_path / "other_rate.json").write_text(json.dumps(eight.to_dict()))
     if "eight" in arguments:
         save_checkpoint(tmp_path / "eight.safetensors", build(eight), eight)
-        (tmp_path / "eight.safetensors").rename(tmp_path / "eight")
-    done = call_main(benchmark.main, *arguments, cwd=tmp_path)
+    done = call_main(benchmark.main, *arguments.split(), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = [line for line in done.stderr.splitlines() if "left out" not in line]
     assert words in line
-
-
-def test_command_in_a_process() -> None:
-    done = run_module("tools.benchmark", "stream", "--hops", 2, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].startswith("lite_rtse")

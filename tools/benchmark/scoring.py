@@ -1,18 +1,13 @@
-"""Compare checkpoints with other packages on the same files: speed and scores.
-
-    pip install -e '.[alternatives]'      # noisereduce, pyrnnoise
-
-Systems take turns file by file. RNNoise works at 48 kHz; the conversion is part of its time. noisereduce is run with
-its default settings and with those for stationary noise. Packages that are not installed are left out.
-"""
+"""Time of the metrics; speed and scores of this project's checkpoints and other packages."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import tempfile
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -25,14 +20,15 @@ from cli import UserError
 from data.audio import AudioFormat, read_audio, write_audio
 from data.file_lists import Utterance, evenly_spaced, require_pairs
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
-from metrics.score import score_pairs
+from metrics.pesq import wideband_pesq
+from metrics.score import score_pair, score_pairs
+from metrics.si_sdr import si_sdr
 from metrics.signals import RATE
+from metrics.stoi import estoi, stoi
 from metrics.summary import summarise
-from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
-from tools.benchmark.common import Row, positive
-from utils.processes import available_cores
-
-HELP = "speed and scores of this project and other packages"
+from tests.reference.composite import plain_composite, plain_llr, plain_ssnr, plain_wss
+from tools.benchmark.inference import Row
+from utils.processes import available_cores, run_in_processes
 
 RNNOISE_RATE = 48_000
 RNNOISE_DELAY = 960
@@ -42,22 +38,62 @@ System = Callable[[np.ndarray], np.ndarray]
 """Maps noisy samples `[N]` at 16 kHz to enhanced ones `[N]`."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    add = parser.add_argument
-    add("--clean_wav_dir", type=Path, required=True, metavar="CLEAN")
-    add("--noisy_wav_dir", type=Path, required=True, metavar="NOISY")
-    add("--files", type=positive, metavar="N", help="evenly spaced; default: all")
-    add("--checkpoint_file", type=Path, nargs="+", default=[LIVE_CHECKPOINT, DEFAULT_CHECKPOINT], metavar="CKPT")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="of PyTorch; default: all cores")
+def measure_metrics(options: Namespace) -> list[Row]:
+    """Time scoring, in processes and one file after another, against plain loops over frames (LLR, WSS, SSNR).
+
+    Times are for all files, reading and starting processes included. Raises `UserError`.
+    """
+    pairs = evenly_spaced(require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs, options.files)
+    fast = partial(score_pair, variant="published")
+    cases: dict[str, tuple[Callable[[Utterance], object], int]] = {
+        "plain loops": (plain_scores, 1),
+        "one process": (fast, 1),
+        f"{options.jobs} processes": (fast, options.jobs),
+        "PESQ alone, one process": (pesq_alone, 1),
+    }
+    rows: list[Row] = []
+    for name, (task, workers) in cases.items():
+        start = perf_counter()
+        for index, result in run_in_processes(task, pairs, workers):
+            if isinstance(result, BaseException):
+                raise UserError(f"{pairs[index].id}: {result}", exit_code=1) from result
+        seconds = perf_counter() - start
+        plain = rows[0]["s"] if rows else seconds
+        rows.append({"form": name, "files": len(pairs), "s": seconds, "speed-up": plain / seconds})
+    return rows
 
 
-def measure(options: Namespace) -> list[Row]:
-    """Return the real-time factor and mean scores of each system; raise `UserError`."""
+def read_pair(pair: Utterance) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first channels `[N]` at 16 kHz, cut to the shorter."""
+    clean, noisy = (read_audio(path, RATE)[0][:, 0].astype(np.float64) for path in (pair.clean, pair.noisy))
+    samples = min(len(clean), len(noisy))
+    return clean[:samples], noisy[:samples]
+
+
+def plain_scores(pair: Utterance) -> tuple[float, float, float]:
+    """Compute all metrics, the composite measures by loops over frames; return CSIG, CBAK and COVL."""
+    clean, noisy = read_pair(pair)
+    for metric in (stoi, estoi, si_sdr):
+        metric(clean, noisy)
+    llr, wss = plain_llr(clean, noisy), plain_wss(clean, noisy, divide=True)
+    return plain_composite(wideband_pesq(clean, noisy), llr, wss, plain_ssnr(clean, noisy))
+
+
+def pesq_alone(pair: Utterance) -> float:
+    """Read a pair and compute its PESQ."""
+    return wideband_pesq(*read_pair(pair))
+
+
+def measure_peers(options: Namespace) -> list[Row]:
+    """Compare checkpoints with other packages on the same files: real-time factor and mean scores.
+
+    Needs pip install -e '.[alternatives]' (noisereduce, pyrnnoise); packages that are missing are left out. Systems
+    take turns file by file. RNNoise works at 48 kHz; the conversion is part of its time. noisereduce is run with its
+    default settings and with those for stationary noise. Raises `UserError`.
+    """
     tune_malloc()
     torch.set_num_threads(options.threads)
-    pairs = require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs
-    pairs = evenly_spaced(pairs, options.files or len(pairs))
+    pairs = evenly_spaced(require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs, options.files)
     systems: dict[str, System] = {"noisy": lambda noisy: noisy}
     packages: dict[str, Callable[[], System]] = {
         "noisereduce": lambda: make_noisereduce(stationary=False),
