@@ -49,16 +49,14 @@ def test_the_cache_is_exact_in_16_bits(tmp_path: Path, keep: bool) -> None:
 
 
 def test_the_cache_averages_channels_and_clips(tmp_path: Path) -> None:
-    path = tmp_path / "stereo.wav"
-    save(path, np.array([[0.5, -0.25], [4, 2], [-4, -2], [0.75, -0.75]]), subtype="FLOAT")
-    assert AudioCache(RATE, True).samples(path).tolist() == [0.125, 32_767 / 32_768, -1, 0]
+    save(tmp_path / "a.wav", np.array([[0.5, -0.25], [4, 2], [-4, -2], [0.75, -0.75]]), subtype="FLOAT")
+    assert AudioCache(RATE, True).samples(tmp_path / "a.wav").tolist() == [0.125, 32_767 / 32_768, -1, 0]
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_the_cache_resamples(tmp_path: Path, keep: bool) -> None:
+def test_the_cache_resamples(tmp_path: Path) -> None:
     path = tmp_path / "fast.wav"
     save(path, NOISE, rate=48_000)
-    samples = AudioCache(RATE, keep).samples(path)
+    samples = AudioCache(RATE, True).samples(path)
     assert samples.shape == (16_000,)
     np.testing.assert_allclose(samples, read_audio(path, RATE)[0][:, 0], rtol=0, atol=2**-16)
 
@@ -69,11 +67,13 @@ def test_load_decodes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         save(path, ALL_STEPS[1000 * index :][:100])
     decoded: list[Path] = []
 
-    def spy(path: Path, rate: int):
+    def spy(path: Path, rate: int) -> object:
         decoded.append(path)
         return read_audio(path, rate)
 
     monkeypatch.setattr(data.dataset, "read_audio", spy)
+    AudioCache(RATE, False).load(paths, workers=3, quiet=True)
+    assert decoded == []
     cache = AudioCache(RATE, True)
     cache.load(paths + paths, workers=3, quiet=True)
     assert sorted(decoded) == paths
@@ -83,45 +83,24 @@ def test_load_decodes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert np.array_equal(cache.samples(path), ALL_STEPS[1000 * index :][:100])
 
 
-def test_load_does_nothing_without_keep(tmp_path: Path) -> None:
-    cache = AudioCache(RATE, False)
-    cache.load([tmp_path / "missing.wav"], workers=1, quiet=True)
-    with pytest.raises(AudioError, match=r"missing\.wav: cannot be read"):
-        cache.samples(tmp_path / "missing.wav")
-
-
 def test_load_counts_unusable_files_and_names_ten(tmp_path: Path) -> None:
     paths = [tmp_path / f"{index:02d}.wav" for index in range(14)]
     save(paths[0], NOISE)
     save(paths[7], NOISE)
-    paths[1].write_text("Dear diary", encoding="utf-8")
     with pytest.raises(AudioError) as caught:
         AudioCache(RATE, True).load(paths + paths, workers=3, quiet=True)
     summary, *named = str(caught.value).splitlines()
     assert summary.startswith("12 of 14 files")
-    assert [line.split(":")[0].strip() for line in named] == [
-        str(paths[index]) for index in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
-    ]
-    assert "not an audio file" in named[0]
-
-
-@pytest.mark.parametrize("quiet", [True, False])
-def test_load_shows_progress_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: bool) -> None:
-    save(tmp_path / "a.wav", NOISE)
-    AudioCache(RATE, True).load([tmp_path / "a.wav"], workers=1, quiet=quiet)
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert ("1/1" in printed.err) != quiet
+    assert [line.split(":")[0].strip() for line in named] == [str(path) for path in (*paths[1:7], *paths[8:12])]
 
 
 def save_pairs(folder: Path, signals: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Utterance]:
     """Write clean and noisy signals `[N]` as 16-bit files."""
-    utterances = [
-        Utterance(f"u{i:02d}", folder / f"c{i:02d}.wav", folder / f"n{i:02d}.wav") for i in range(len(signals))
-    ]
-    for utterance, (clean, noisy) in zip(utterances, signals, strict=True):
-        save(utterance.clean, clean)
-        save(utterance.noisy, noisy)
+    utterances: list[Utterance] = []
+    for index, pair in enumerate(signals):
+        utterances.append(Utterance(f"u{index}", folder / f"c{index}.wav", folder / f"n{index}.wav"))
+        save(utterances[-1].clean, pair[0])
+        save(utterances[-1].noisy, pair[1])
     return utterances
 
 
@@ -132,21 +111,22 @@ def utterances(tmp_path: Path) -> list[Utterance]:
     return save_pairs(tmp_path, [(QUANTISED[:length], NOISE[:length, 0]) for length in lengths])
 
 
-def test_the_gain_follows_from_the_whole_noisy_utterance(tmp_path: Path) -> None:
-    noisy = np.tile([0.5, 0.5, -0.5, 0.25], 500)  # mean power (3 · 0.5² + 0.25²) / 4 = 13/64
-    pairs = save_pairs(tmp_path, [(np.full(2000, 0.125), noisy)])
-    crop = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(0, 0)
-    gain = np.sqrt(64 / 13)
+@pytest.mark.parametrize(
+    ("noisy", "normalize", "gain"),
+    [
+        ([0.5, 0.5, -0.5, 0.25], True, np.sqrt(64 / 13)),  # mean power (3 · 0.5² + 0.25²) / 4 = 13/64
+        ([0.5, 0.5, -0.5, 0.25], False, 1),
+        ([0, 0, 0, 0], True, 1),
+    ],
+)
+def test_the_gain_follows_from_the_noisy_utterance(
+    tmp_path: Path, noisy: list[float], normalize: bool, gain: float
+) -> None:
+    pairs = save_pairs(tmp_path, [(np.full(2000, 0.125), np.tile(noisy, 500))])
+    crop = PairedDataset(pairs, AudioCache(RATE, True), replace(DATA, normalize_level=normalize), 0).crop(0, 0)
     assert crop.clean.dtype == crop.noisy.dtype == np.float32
     np.testing.assert_allclose(crop.clean, np.full(SEGMENT, 0.125 * gain), rtol=1e-6)
-    assert sorted(set(np.round(crop.noisy / gain, 6).tolist())) == [-0.5, 0.25, 0.5]
-
-
-def test_without_normalisation_the_level_is_kept(tmp_path: Path) -> None:
-    pairs = save_pairs(tmp_path, [(np.full(1500, 0.125), np.tile([0.5, -0.25], 750))])
-    crop = PairedDataset(pairs, AudioCache(RATE, True), replace(DATA, normalize_level=False), 0).crop(0, 0)
-    assert set(crop.clean.tolist()) == {0.125}
-    assert set(crop.noisy.tolist()) == {0.5, -0.25}
+    assert set(np.round(crop.noisy / gain, 6).tolist()) == set(noisy)
 
 
 def test_a_crop_is_the_same_segment_of_both_recordings(tmp_path: Path) -> None:
@@ -170,13 +150,6 @@ def test_a_short_utterance_is_padded(tmp_path: Path) -> None:
     clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(3, 0)
     assert clean.tolist() == [0.5] * 600 + [0] * 400  # the padding does not count for the gain of 2
     assert noisy.tolist() == [1.0] * 600 + [0] * 400
-
-
-def test_silence_has_a_gain_of_one(tmp_path: Path) -> None:
-    pairs = save_pairs(tmp_path, [(np.full(1200, 0.25), np.zeros(1200))])
-    clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(0, 0)
-    assert np.array_equal(clean, np.full(SEGMENT, 0.25))
-    assert not noisy.any()
 
 
 def test_a_crop_follows_from_seed_epoch_and_index(utterances: list[Utterance]) -> None:
@@ -244,19 +217,14 @@ def test_batches_do_not_depend_on_threads_and_ranks(utterances: list[Utterance],
 
 def test_every_epoch_has_its_own_order() -> None:
     assert steps_per_epoch(20, 6) == 3
-    orders: list[list[int]] = []
-    for epoch in range(3):
-        taken = np.concatenate([batch.indices for batch in batches(FakeCrops(), epoch)]).tolist()
-        orders.append(epoch_order(7, epoch, 20).tolist())
-        assert sorted(orders[-1]) == list(range(20))
-        assert taken == orders[-1][:18]
+    orders = [epoch_order(7, epoch, 20).tolist() for epoch in range(3)]
+    for epoch, order in enumerate(orders):
+        assert sorted(order) == list(range(20))
+        taken = batches(FakeCrops(), epoch)
+        assert np.concatenate([batch.indices for batch in taken]).tolist() == order[:18]
+        assert all(np.array_equal(batch.clean, np.repeat(batch.indices[:, None], 3, axis=1)) for batch in taken)
     assert orders[0] != orders[1] != orders[2]
     assert epoch_order(8, 0, 20).tolist() != orders[0]
-
-
-def test_a_batch_holds_the_crops_of_its_indices() -> None:
-    for batch in batches(FakeCrops(), 5):
-        assert np.array_equal(batch.clean, np.repeat(batch.indices[:, None], 3, axis=1))
 
 
 def test_a_resumed_epoch_is_the_rest_of_the_whole_one() -> None:
@@ -290,18 +258,12 @@ def test_exceptions_of_a_crop_reach_the_caller() -> None:
 
 def test_utterances_are_whole_recordings_at_their_own_level(utterances: list[Utterance]) -> None:
     pairs = PairedUtterances(utterances, AudioCache(RATE, True))
-    assert [pair.id for pair in pairs] == [f"u{number:02d}" for number in range(7)]
-    assert len(pairs) == 7
+    assert [pair.id for pair in pairs] == [f"u{number}" for number in range(7)]
     assert np.array_equal(pairs[0].clean, QUANTISED[:1500].astype(np.float32))
-    assert pairs[0].noisy.dtype == np.float32
-
-
-def test_good_pairs_are_accepted(utterances: list[Utterance]) -> None:
-    check_pairs(utterances)
-    check_sound(utterances, AudioCache(RATE, False))
 
 
 def test_missing_files_are_counted_and_ten_named(tmp_path: Path, utterances: list[Utterance]) -> None:
+    check_pairs(utterances)
     gone = [Utterance(f"g{i}", tmp_path / f"gone{i}.wav", utterances[0].noisy) for i in range(12)]
     with pytest.raises(UserError) as caught:
         check_pairs(utterances + gone)
@@ -314,15 +276,10 @@ def test_unusable_pairs_are_counted_and_ten_named(utterances: list[Utterance]) -
     save(utterances[1].noisy, NOISE[:1599])
     save(utterances[3].noisy, NOISE[:1800], rate=8000)
     utterances[4].clean.write_text("Dear diary", encoding="utf-8")
-    with pytest.raises(UserError) as caught:
+    message = r"3 of 7 pairs .*\n  u1: .* length: 1600 and 1599 .*\n  u3: .* rate: 16000 and 8000 .*\n  \S+c4.wav: "
+    with pytest.raises(UserError, match=message):
         check_pairs(utterances)
-    summary, *named = str(caught.value).splitlines()
-    assert summary.startswith("3 of 7 pairs")
-    for line, words in zip(
-        named, (["u01", "length", "1600", "1599"], ["u03", "rate", "16000", "8000"], ["c04.wav"]), strict=True
-    ):
-        assert all(word in line for word in words)
-    with pytest.raises(UserError, match=r"^12 of 13 pairs .*:(\n  u01: .*){10}$"):
+    with pytest.raises(UserError, match=r"^12 of 13 pairs .*:(\n  u1: .*){10}$"):
         check_pairs([*[utterances[1]] * 12, utterances[0]])
 
 
@@ -338,8 +295,5 @@ def test_silence_alone_is_rejected(tmp_path: Path) -> None:
 
 def test_a_pair_whose_header_was_wrong_is_rejected(utterances: list[Utterance]) -> None:
     odd = [Utterance("odd", utterances[0].clean, utterances[5].noisy)]
-    cache = AudioCache(RATE, True)
     with pytest.raises(AudioError, match=r"odd: .* length: 1500 and 2000"):
-        PairedDataset(odd, cache, DATA, 0).crop(0, 0)
-    with pytest.raises(AudioError, match=r"odd: .* length: 1500 and 2000"):
-        PairedUtterances(odd, cache)[0]
+        PairedDataset(odd, AudioCache(RATE, True), DATA, 0).crop(0, 0)

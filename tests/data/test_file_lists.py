@@ -50,30 +50,12 @@ def test_a_folder_completes_a_line_and_has_precedence(tmp_path: Path, line: str)
     ]
 
 
-@pytest.mark.parametrize(
-    ("id_", "file"),
-    [
-        ("a", "a.wav"),
-        ("speaker one/a 1", "speaker one/a 1.flac"),
-        ("a.take2", "a.take2.wav"),
-        ("a.flac", "a.flac"),
-        ("LOUD", "LOUD.WAV"),
-        ("тест 'q' 声", "тест 'q' 声.ogg"),
-    ],
-)
-def test_an_id_matches_files_of_any_extension(tmp_path: Path, id_: str, file: str) -> None:
-    make_files(tmp_path / "clean", file)
-    make_files(tmp_path / "noisy", file)
-    path = write_list(tmp_path, f"{id_}\n")
-    assert read_file_list(path, tmp_path / "clean", tmp_path / "noisy") == [
-        Utterance(id_, tmp_path / "clean" / file, tmp_path / "noisy" / file)
-    ]
-
-
-def test_an_id_without_a_file_gets_a_wav_path(tmp_path: Path) -> None:
-    make_files(tmp_path, "another.wav")
-    path = write_list(tmp_path, "gone\n")
-    assert read_file_list(path, tmp_path, tmp_path)[0].clean == tmp_path / "gone.wav"
+def test_an_id_matches_files_of_any_extension(tmp_path: Path) -> None:
+    files = ["a.wav", "speaker one/a 1.flac", "a.take2.wav", "b.flac", "LOUD.WAV", "тест 'q' 声.ogg"]
+    make_files(tmp_path, *files)
+    path = write_list(tmp_path, "a\nspeaker one/a 1\na.take2\nb.flac\nLOUD\nтест 'q' 声\ngone\n")
+    found = [utterance.clean for utterance in read_file_list(path, tmp_path, tmp_path)]
+    assert found == [tmp_path / file for file in (*files, "gone.wav")]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +63,6 @@ def test_an_id_without_a_file_gets_a_wav_path(tmp_path: Path) -> None:
     [
         ("a|c|n\nb|c|n|more\n", ["line 2", "expected", "b|c|n|more"]),
         ("a|c|n\n\nb||n\n", ["line 3", "b||n"]),
-        ("|c|n\n", ["line 1"]),
         ("a|c|n\na|d|m\n", ["line 2", "'a'", "twice"]),
         ("a|c.wav\n", ["line 1", "noisy", "'a'"]),
         ("a\n", ["line 1", "clean", "'a'"]),
@@ -115,9 +96,7 @@ def test_a_list_may_be_a_pipe_and_begin_with_a_byte_order_mark(tmp_path: Path) -
         assert [utterance.id for utterance in read_file_list(path)] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "field", ["a|b", "a\nb", "a\u2028b", " a", "a ", "", "a\n", "a\u2028", "\0", "\ufeffa", "a\udcff"]
-)
+@pytest.mark.parametrize("field", ["a|b", "a\nb", "a\u2028b", " a", "a ", "", "a\n", "\0", "\ufeffa", "a\udcff"])
 def test_fields_that_a_list_cannot_hold_are_rejected(field: str) -> None:
     with pytest.raises(UserError, match="cannot stand in a file list"):
         file_list_line("id", field)
@@ -131,7 +110,7 @@ def test_a_written_line_is_read_back(tmp_path: Path) -> None:
 
 def test_folders_are_paired_by_relative_path_without_extension(tmp_path: Path) -> None:
     clean, noisy = tmp_path / "clean", tmp_path / "noisy"
-    make_files(clean, "b.wav", "a.flac", "x/a.wav", "alone.wav", ".hidden.wav", "notes.txt")
+    make_files(clean, "b.wav", "a.flac", "x/a.wav", "alone.wav", ".hidden.wav", ".cache/a.wav", "notes.txt")
     make_files(noisy, "a.wav", "b.WAV", "x/a.ogg", "y/alone.wav")
     pairing = pair_folders(clean, noisy)
     assert pairing.pairs == [
@@ -151,30 +130,16 @@ def test_folders_without_a_pair(tmp_path: Path) -> None:
     assert require_pairs(tmp_path / "clean", tmp_path / "both") == pair_folders(tmp_path / "clean", tmp_path / "both")
 
 
-def test_two_files_of_one_id_are_rejected(tmp_path: Path) -> None:
-    make_files(tmp_path, "a.wav", "a.flac")
-    with pytest.raises(UserError, match=r"a\.flac and a\.wav have the same name 'a'"):
-        audio_by_id(tmp_path)
-
-
 def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:
-    make_files(tmp_path, "file.txt", "empty/notes.txt")
-    with pytest.raises(UserError, match="missing: no such folder"):
-        find_audio(tmp_path / "missing")
-    with pytest.raises(UserError, match=r"file\.txt: not a folder"):
-        find_audio(tmp_path / "file.txt")
-    with pytest.raises(UserError, match="empty: holds no audio files"):
-        find_audio(tmp_path / "empty")
+    make_files(tmp_path, "file.txt", "empty/notes.txt", "twice/a.wav", "twice/a.flac")
+    for name, words in (("missing", "no such"), ("file.txt", "not a folder"), ("empty", "no audio")):
+        with pytest.raises(UserError, match=f"{name}: .*{words}"):
+            find_audio(tmp_path / name)
+    with pytest.raises(UserError, match=r"a\.flac and a\.wav have the same name 'a'"):
+        audio_by_id(tmp_path / "twice")
 
 
-def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
-    make_files(tmp_path, "a.wav", ".b.wav", ".cache/c.wav", "d/e.FLAC")
-    assert find_audio(tmp_path) == [tmp_path / "a.wav", tmp_path / "d/e.FLAC"]
-
-
-@pytest.mark.parametrize(
-    ("count", "chosen"), [(1, "a"), (2, "ae"), (3, "ace"), (4, "abde"), (5, "abcde"), (9, "abcde")]
-)
+@pytest.mark.parametrize(("count", "chosen"), [(1, "a"), (2, "ae"), (4, "abde"), (9, "abcde")])
 def test_evenly_spaced(count: int, chosen: str) -> None:
     assert "".join(evenly_spaced("abcde", count)) == chosen
     assert evenly_spaced("", count) == []
