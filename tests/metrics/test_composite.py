@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,25 +19,18 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     return 0.1 * np.random.default_rng(seed).standard_normal(samples)
 
 
-def test_ssnr_of_noise_20_db_below_the_signal() -> None:
-    clean = noise(4000)
-    assert ssnr(clean, 1.1 * clean) == pytest.approx(20, abs=1e-9)
-
-
-@pytest.mark.parametrize(("gain", "expected"), [(1.0, 35.0), (1.001, 35.0), (-9.0, -10.0)])
+@pytest.mark.parametrize(("gain", "expected"), [(1.1, 20), (1.0, 35), (1.001, 35), (-9.0, -10)])
 def test_ssnr_of_a_frame_is_limited(gain: float, expected: float) -> None:
     clean = noise(4000)
-    assert ssnr(clean, gain * clean) == expected
+    assert ssnr(clean, gain * clean) == pytest.approx(expected, abs=1e-9)
 
 
 def test_ssnr_is_the_mean_over_frames() -> None:
     # Of the 9 frames in 1560 samples, only the first four overlap the first 480 samples.
     clean = noise(1560)
-    degraded = 1.1 * clean
-    degraded[480:] = clean[480:]
-    first = ssnr(clean[:600], degraded[:600])
-    assert first == pytest.approx(20, abs=1e-9)
-    assert first < ssnr(clean, degraded) < 35
+    degraded = np.concatenate([1.1 * clean[:480], clean[480:]])
+    assert ssnr(clean[:600], degraded[:600]) == pytest.approx(20, abs=1e-9)
+    assert 20 < ssnr(clean, degraded) < 35
 
 
 def test_one_frame_needs_600_samples() -> None:
@@ -64,25 +58,15 @@ def test_llr_of_impulses_by_hand() -> None:
     assert llr(clean, degraded) == pytest.approx(math.log(1 + coefficient**2), rel=1e-9)
 
 
-def test_published_wss_is_that_of_signals_divided_by_32768() -> None:
-    clean = speech_like(1)
-    degraded = with_noise(clean, 10)
-    assert wss(clean, degraded, "published") == wss(clean / 32768, degraded / 32768, "loizou")
-    assert wss(clean, degraded, "published") < 0.5 * wss(clean, degraded, "loizou")
-
-
 def test_composite_by_hand() -> None:
     # 3.093 − 0.5145 + 1.809 − 0.27;  1.634 + 1.434 − 0.21 + 0.315;  1.594 + 2.415 − 0.256 − 0.21
     assert composite(pesq=3, llr=0.5, wss=30, ssnr=5) == pytest.approx((4.1175, 3.173, 3.543))
-
-
-def test_composite_is_clipped_to_1_and_5_and_keeps_nan() -> None:
     assert composite(pesq=4.6, llr=0, wss=0, ssnr=35) == (5, 5, 5)
     assert composite(pesq=1, llr=3, wss=200, ssnr=-10) == (1, 1, 1)
     assert np.isnan(composite(pesq=math.nan, llr=0.5, wss=30, ssnr=5)).all()
 
 
-@pytest.mark.parametrize("samples", [600, 719, 720, 16_000, 23_457])
+@pytest.mark.parametrize("samples", [600, 719, 720, 11_457])
 @pytest.mark.parametrize("snr_db", [-5, 25])
 def test_all_parts_equal_the_slow_implementation(samples: int, snr_db: int) -> None:
     clean = speech_like(1.5, seed=samples)[:samples] + 1e-4 * noise(min(samples, 24_000))
@@ -96,33 +80,24 @@ def test_all_parts_equal_the_slow_implementation(samples: int, snr_db: int) -> N
     assert composite(*parts) == pytest.approx(plain_composite(*parts))
 
 
-def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    clean = speech_like(1)
-    degraded = with_noise(clean, 10)
-    whole = [measure(clean, degraded) for measure in (ssnr, llr, wss)]
+@pytest.mark.parametrize("measure", [ssnr, llr, wss])
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., float]) -> None:
+    signals = noise(8000), noise(8000, seed=1)
+    whole = measure(*signals)
     monkeypatch.setattr(module, "BLOCK_FRAMES", 7)
-    in_blocks = [measure(clean, degraded) for measure in (ssnr, llr, wss)]
-    assert in_blocks == pytest.approx(whole, rel=1e-12)
+    assert measure(*signals) == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("silent", ["clean", "degraded", "both"])
-def test_digital_silence_gives_finite_scores(silent: str) -> None:
-    clean = noise(16_000)
-    degraded = with_noise(clean, 10)
-    for name, signal in (("clean", clean), ("degraded", degraded)):
-        if silent in (name, "both"):
-            signal[4000:12_000] = 0
+@pytest.mark.parametrize("silent", [(True, False), (False, True), (True, True)])
+def test_digital_silence_gives_finite_scores(silent: tuple[bool, bool]) -> None:
+    clean, degraded = noise(16_000), noise(16_000, seed=1)
+    clean[4000:12_000] *= not silent[0]
+    degraded[4000:12_000] *= not silent[1]
     values = [ssnr(clean, degraded), llr(clean, degraded), *(wss(clean, degraded, v) for v in VARIANTS)]
     assert np.isfinite(values).all()
 
 
-def test_llr_of_silent_clean_frames_is_0() -> None:
-    clean, degraded = noise(600), noise(600, seed=1)
-    assert llr(clean, degraded) > 0
-    assert llr(np.zeros(600), degraded) == 0
-
-
-def test_a_pure_tone_has_a_finite_llr() -> None:
-    tone = np.sin(2 * np.pi * 440 / 16_000 * np.arange(8000))
-    assert np.isfinite(llr(tone, noise(8000)))
-    assert np.isfinite(llr(noise(8000), tone))
+def test_llr_of_silence_is_0_and_of_a_pure_tone_finite() -> None:
+    other, tone = noise(8000), np.sin(2 * np.pi * 440 / 16_000 * np.arange(8000))
+    assert llr(np.zeros(8000), other) == 0
+    assert np.isfinite([llr(tone, other), llr(other, tone)]).all()

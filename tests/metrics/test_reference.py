@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data.audio import read_audio
 from data.file_lists import Utterance, audio_by_id, evenly_spaced
 from metrics.composite import VARIANTS, Variant
 from metrics.score import PairScores, score_pair, score_pairs
-from metrics.stoi import stoi
 from metrics.summary import summarise
 from tests.fixtures.commands import ROOT
 from utils.processes import available_cores
@@ -51,27 +48,14 @@ def check(results: list[PairScores], expected: dict[str, dict[str, float]]) -> N
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_noisy_files(variant: Variant) -> None:
-    files = evenly_spaced(utterances("vbd_test/noisy"), 6)
+    files = evenly_spaced(utterances("vbd_test/noisy"), 4)
     check([score_pair(file, variant) for file in files], reference(f"metrics_noisy{SUFFIXES[variant]}.csv"))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_enhanced_files(variant: Variant) -> None:
+def test_enhanced_files() -> None:
     files = utterances("reference/imse/enhanced_3.373")
     assert len(files) == 8
-    check(
-        [score_pair(file, variant) for file in files], reference(f"imse/metrics_enhanced_3.373{SUFFIXES[variant]}.csv")
-    )
-
-
-def test_mean_stoi() -> None:
-    expected = reference("metrics_noisy.csv")
-    files = evenly_spaced(utterances("vbd_test/noisy"), 40)
-    differences = [
-        stoi(read_audio(file.clean)[0][:, 0], read_audio(file.noisy)[0][:, 0]) - expected[file.id]["stoi"]
-        for file in files
-    ]
-    assert abs(np.mean(differences)) < 1e-3
+    check([score_pair(file, "published") for file in files], reference("imse/metrics_enhanced_3.373.csv"))
 
 
 @pytest.mark.slow

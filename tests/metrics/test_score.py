@@ -46,15 +46,8 @@ def test_a_pair_has_every_score(tmp_path: Path) -> None:
     assert result.values == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_variants_differ_in_the_composite_measures_only() -> None:
-    published, _ = score_signals(CLEAN, NOISY, "published")
-    loizou, _ = score_signals(CLEAN, NOISY, "loizou")
-    assert {name for name in METRICS if published[name] != loizou[name]} == COMPOSITE
-    assert all(published[name] > loizou[name] for name in COMPOSITE)
-
-
 def test_other_rates_are_resampled_before_the_lengths_are_compared(tmp_path: Path) -> None:
-    clean = speech_like(2, rate=48_000)
+    clean = speech_like(1, rate=48_000)
     result = score_pair(pair(tmp_path, clean, with_noise(clean, 25)[:-1500], 48_000, 48_000), "published")
     assert result.reason is None
     # Two thirds of white noise at 48 kHz lie above 8 kHz and are removed.
@@ -68,12 +61,11 @@ def test_scores_are_averaged_over_channels(tmp_path: Path) -> None:
     assert score_pair(stereo, "published").values == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("missing", [1, 512])
-def test_length_differences_up_to_a_frame_are_cut(tmp_path: Path, missing: int) -> None:
-    expected = score_pair(pair(tmp_path, CLEAN[:-missing], NOISY[:-missing]), "published")
+def test_length_differences_up_to_a_frame_are_cut(tmp_path: Path) -> None:
+    expected = score_pair(pair(tmp_path, CLEAN[:-512], NOISY[:-512]), "published")
     assert expected.reason is None
-    assert score_pair(pair(tmp_path, CLEAN, NOISY[:-missing]), "published") == expected
-    assert score_pair(pair(tmp_path, CLEAN[:-missing], NOISY), "published") == expected
+    assert score_pair(pair(tmp_path, CLEAN, NOISY[:-512]), "published") == expected
+    assert score_pair(pair(tmp_path, CLEAN[:-512], NOISY), "published") == expected
 
 
 @pytest.mark.parametrize(
@@ -98,56 +90,43 @@ def test_pairs_without_scores(
 
 def test_unusable_files(tmp_path: Path) -> None:
     clean = pair(tmp_path).clean
-    cut, nan, text = tmp_path / "cut.wav", tmp_path / "nan.wav", tmp_path / "text.wav"
+    cut, nan = tmp_path / "cut.wav", tmp_path / "nan.wav"
     cut.write_bytes(clean.read_bytes()[:20_000])
     soundfile.write(nan, np.where(np.arange(32_000) == 77, np.nan, NOISY), 16_000, subtype="FLOAT")
-    text.write_text("not audio\n", encoding="utf-8")
-    for path, words in ((cut, "cut short"), (nan, "NaN"), (text, "not an audio file"), (tmp_path / "no", "No such")):
+    for path, words in ((cut, "cut short"), (nan, "NaN"), (tmp_path / "no", "No such file")):
         reason = score_pair(Utterance("a", clean, path), "published").reason
         assert reason is not None
-        assert str(path) in reason
+        assert reason.startswith(f"{path}: ")
         assert words in reason
-        assert "\n" not in reason
 
 
-def test_a_metric_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    short = score_pair(pair(tmp_path, CLEAN[:5000], NOISY[:5000]), "published")
-    assert short.reason is not None
-    assert short.reason.startswith("no STOI")
-    assert undefined(short) == {"stoi", "estoi"}
-    long = score_pair(pair(tmp_path, np.tile(CLEAN, 21), np.tile(NOISY, 21)), "published")
-    assert long.reason is not None
-    assert long.reason.startswith("no PESQ: 42.0 s")
-    assert undefined(long) == {"pesq", *COMPOSITE}
+@pytest.mark.parametrize(
+    ("noisy", "reason", "failed"),
+    [
+        (NOISY[:5000], "no STOI", {"stoi", "estoi"}),
+        (np.tile(NOISY, 21), "no PESQ: 42.0 s", {"pesq", *COMPOSITE}),
+    ],
+)
+def test_a_metric_that_fails_leaves_the_others(
+    tmp_path: Path, noisy: np.ndarray, reason: str, failed: set[str]
+) -> None:
+    result = score_pair(pair(tmp_path, np.resize(CLEAN, len(noisy)), noisy), "published")
+    assert str(result.reason).startswith(reason)
+    assert undefined(result) == failed
 
 
 def test_long_files_are_rejected_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SECONDS", 1)
-    reason = score_pair(pair(tmp_path), "published").reason
-    assert reason is not None
-    assert reason.startswith(f"{tmp_path / 'clean.wav'}: longer than 1 s")
+    assert f"{tmp_path / 'clean.wav'}: longer than 1 s" in str(score_pair(pair(tmp_path), "published").reason)
 
 
-def test_a_lost_process_and_an_unexpected_error_are_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = [(1, LostProcessError("the process died")), (0, MemoryError("no\nroom"))]
+def test_results_are_in_order_and_lost_processes_are_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [(2, LostProcessError("the process died")), (0, MemoryError("no\nroom")), (1, scores("b", 1.0))]
     monkeypatch.setattr(module, "run_in_processes", lambda *_: iter(outcomes))
-    results = score_pairs([Utterance(name, tmp_path, tmp_path) for name in "ab"], "published", jobs=1)
-    assert [(result.id, result.reason) for result in results] == [
-        ("a", "MemoryError: no room"),
-        ("b", "the process died"),
-    ]
-    assert all(undefined(result) == set(METRICS) for result in results)
-
-
-def test_results_keep_the_order_of_the_pairs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    good = pair(tmp_path)
-    missing = Utterance("missing", good.clean, tmp_path / "none.wav")
-    results = score_pairs([good, missing, good], "loizou", jobs=2)
-    assert [result.id for result in results] == ["a", "missing", "a"]
-    assert results[0] == results[2]
-    assert results[0].values == pytest.approx(score_pair(good, "loizou").values)
-    assert results[1].reason is not None
-    assert capfd.readouterr() == ("", "")
+    results = score_pairs([Utterance(name, tmp_path, tmp_path) for name in "abc"], "published", jobs=1)
+    reasons = [(result.id, result.reason) for result in results]
+    assert reasons == [("a", "MemoryError: no room"), ("b", None), ("c", "the process died")]
+    assert undefined(results[0]) == undefined(results[2]) == set(METRICS)
 
 
 def scores(name: str, value: float, reason: str | None = None) -> PairScores:
@@ -158,11 +137,7 @@ def test_the_table_names_the_variant_and_counts_the_files() -> None:
     results = [scores("a", 1.0), scores("b", 2.0), scores("c", math.nan, "silent"), scores("d", 3.0)]
     lines = format_table(results, "loizou").splitlines()
     assert lines[0].startswith("4 files, 1 failed; composite measures 'loizou'")
-    assert [line.split()[0] for line in lines[2:]] == [
-        *("PESQ", "CSIG", "CBAK", "COVL", "SSNR", "STOI", "ESTOI", "SI-SDR")
-    ]
     assert lines[2].split() == ["PESQ", "2.0000", "±", "2.4841", "3"]
-    assert "'published'" in format_table(results, "published")
     without = format_table([scores("a", math.nan, "silent")], "published").splitlines()
     assert without[2].split() == ["PESQ", "-", "-", "0"]
 

@@ -1,13 +1,12 @@
-"""Confidence intervals and paired tests against SciPy and values worked out by hand."""
+"""Confidence intervals and paired tests against values worked out by hand."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel, wilcoxon
 
 from metrics.stats import mean_with_interval, paired_test
 
@@ -23,24 +22,7 @@ def test_mean_and_interval_by_hand() -> None:
 def test_one_value_has_no_interval_and_none_no_mean() -> None:
     one, none = mean_with_interval(np.array([1.5])), mean_with_interval(np.array([math.nan]))
     assert (one.mean, one.files, none.files) == (1.5, 1, 0)
-    assert math.isnan(one.ci95)
-    assert math.isnan(none.mean)
-    assert math.isnan(none.ci95)
-
-
-def test_paired_test_agrees_with_scipy() -> None:
-    random = np.random.default_rng(0)
-    baseline = random.normal(2, 0.5, 40)
-    system = baseline + random.normal(0.1, 0.3, 40)
-    test = paired_test(list(baseline), list(system))
-    expected = cast(Any, ttest_rel(system, baseline))
-    interval = expected.confidence_interval(0.95)
-    assert test.t_p == pytest.approx(expected.pvalue)
-    assert test.wilcoxon_p == pytest.approx(cast(Any, wilcoxon(system, baseline)).pvalue)
-    assert (test.mean - test.ci95, test.mean + test.ci95) == pytest.approx((interval.low, interval.high))
-    assert test.improved == np.mean(system > baseline)
-    assert (test.files, test.dropped) == (40, 0)
-    assert 1e-6 < test.t_p < 0.5
+    assert np.isnan([one.ci95, none.mean, none.ci95]).all()
 
 
 def test_paired_test_by_hand() -> None:
@@ -55,19 +37,9 @@ def test_paired_test_by_hand() -> None:
     assert paired_test([0] * 5, [1, 2, 3, 4, 5]).wilcoxon_p == 2 / 2**5
 
 
-def test_differences_are_system_minus_baseline() -> None:
-    better, worse = paired_test([1, 2, 3], [2, 4, 4]), paired_test([2, 4, 4], [1, 2, 3])
-    assert (better.mean, better.improved) == (pytest.approx(4 / 3), 1)
-    assert (worse.mean, worse.improved) == (pytest.approx(-4 / 3), 0)
-    assert better.t_p == pytest.approx(worse.t_p)
-
-
 def test_pairs_with_a_missing_score_are_dropped_and_counted() -> None:
     test = paired_test([1, math.nan, 3, 4, 5, math.nan], [2, 2, math.nan, 6, 5.5, math.nan])
-    complete = paired_test([1, 4, 5], [2, 6, 5.5])
-    assert (test.files, test.dropped, complete.dropped) == (3, 3, 0)
-    for name in ("mean", "ci95", "t_p", "wilcoxon_p", "improved"):
-        assert getattr(test, name) == getattr(complete, name)
+    assert test == replace(paired_test([1, 4, 5], [2, 6, 5.5]), dropped=3)
 
 
 @pytest.mark.filterwarnings("error")
@@ -83,8 +55,3 @@ def test_pairs_with_a_missing_score_are_dropped_and_counted() -> None:
 def test_too_few_or_equal_differences(baseline: list[float], system: list[float], undefined: set[str]) -> None:
     values = vars(paired_test(baseline, system))
     assert {name for name, value in values.items() if math.isnan(value)} == undefined
-
-
-def test_different_numbers_of_scores_are_an_error() -> None:
-    with pytest.raises(ValueError, match="2 scores"):
-        paired_test([1, 2], [1, 2, 3])
