@@ -8,8 +8,8 @@ the folders are paired by name. A folder given here has precedence over the path
 noisy test set also serves for the enhanced one. `--report` writes scores.csv, summary.json and the listening page
 index.html, which needs pip install -e '.[report]'. `python -m tools.report` compares several systems on one page.
 
-Exit codes: 0 all files scored; 1 some files failed (each named on standard error, the others scored); 2 wrong command
-line.
+Exit codes: 0 all files scored; 1 some files failed or are unpaired (reported on standard error, the others scored); 2
+wrong command line.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs: must be 1 or more, not {options.jobs}")
 
-    unpaired: list[Path] = []
+    unpaired: dict[Path, list[Path]] = {}
     if options.input_test_file:
         pairs = read_file_list(options.input_test_file, options.clean_wav_dir, options.noisy_wav_dir)
     elif options.clean_wav_dir and options.noisy_wav_dir:
         pairing = require_pairs(options.clean_wav_dir, options.noisy_wav_dir)
-        pairs, unpaired = pairing.pairs, pairing.clean_only + pairing.noisy_only
+        pairs = pairing.pairs
+        unpaired = {options.clean_wav_dir: pairing.clean_only, options.noisy_wav_dir: pairing.noisy_only}
     else:
         name = "noisy_wav_dir" if options.clean_wav_dir else "clean_wav_dir"
         parser.error(f"--{name} is needed (or --input_test_file with the paths of all files)")
@@ -56,14 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     results = score_pairs(pairs, options.composite, options.jobs, progress=not options.quiet)
     print(format_table(results, options.composite))
-    left_out = [f"{path}: no file of this name in the other folder" for path in unpaired]
+    left_out = [
+        f"{folder}: {len(files)} without a file of the same name in the other folder: "
+        + ", ".join(str(path.relative_to(folder)) for path in files[:3])
+        + (", …" if len(files) > 3 else "")
+        for folder, files in unpaired.items()
+        if files
+    ]
     problems = left_out + [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
     for problem in problems:
         print(problem, file=sys.stderr)
 
     if options.report:
         try:
-            write_report(options.report, results, options.composite, unpaired)
+            all_unpaired = [path for files in unpaired.values() for path in files]
+            write_report(options.report, results, options.composite, all_unpaired)
             try:
                 check_plotting()
             except UserError as error:
@@ -80,10 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 title = f"{len(pairs)} recordings: {folder or options.input_test_file}"
                 ids = [pair.id for pair in pairs]
                 content = Content(title, versions, ids, [results, None], options.composite, left_out)
-                page_problems = write_page(options.report, content, options.jobs, progress=not options.quiet)
-                for problem in page_problems:
+                for problem in write_page(options.report, content, options.jobs, progress=not options.quiet):
                     print(problem, file=sys.stderr)
-                problems += page_problems
+                    problems.append(problem)
         except OSError as error:
             raise UserError(f"{options.report}: cannot be written: {error.strerror}", SOME_FAILED) from error
     return SOME_FAILED if problems else DONE
