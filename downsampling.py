@@ -24,13 +24,8 @@ from tqdm import tqdm
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from data.audio import AudioError
 from data.file_lists import Utterance, make_output_dir, pair_folders
-from data.voicebank import RATE, Resampler, convert_pair, resample_as_published
+from data.voicebank import RATE, convert_pair, resample_as_published
 from utils.processes import available_cores, run_in_processes
-
-
-def convert(job: tuple[Utterance, Utterance], resampler: Resampler) -> bool:
-    """Convert a `(source, target)` pair; see `convert_pair`."""
-    return convert_pair(*job, resampler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     problems: list[str] = []
     written = skipped = 0
-    results = run_in_processes(partial(convert, resampler=options.resampler), jobs, options.jobs)
+    results = run_in_processes(partial(convert_pair, resampler=options.resampler), jobs, options.jobs)
     for index, result in tqdm(results, total=len(jobs), unit="pair", disable=options.quiet):
         if isinstance(result, AudioError):
             problems.append(str(result))

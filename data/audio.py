@@ -35,7 +35,6 @@ LARGEST_SAMPLE = 1e9
 """Maximum absolute sample value. Larger ones indicate a damaged file; sums of their squares could overflow float32."""
 
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
-_FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
 _UNKNOWN_DATA_SIZE = 0x7FFF_0000
 """WAV writers to a pipe do not know the data size and write 0 or more than this (ffmpeg 2³² − 1, sox about 2³¹)."""
 
@@ -74,9 +73,8 @@ class AudioReader:
                 file.seek(0)
                 self._stream = _LibsndfileStream(file, patch_offset, patch)
                 self._file = stack.enter_context(_ForwardOnlyFile(self._stream))  # pyright: ignore[reportArgumentType]
-                self.format = AudioFormat(
-                    self._file.samplerate, self._file.channels, self._file.format, self._file.subtype
-                )
+                opened = self._file
+                self.format = AudioFormat(opened.samplerate, opened.channels, opened.format, opened.subtype)
                 if self.format.rate < LOWEST_RATE:
                     raise AudioError(f"{self.name}: its rate of {self.format.rate} Hz is below {LOWEST_RATE} Hz")
                 self._close = stack.pop_all().close
@@ -220,7 +218,7 @@ class AudioWriter:
                 full_scale = 2.0 ** (bits - 1)
                 steps = np.clip(np.rint(block.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
                 block = (steps * 2.0 ** (32 - bits)).astype(np.int32)
-            elif self._format.subtype not in _FLOAT_SUBTYPES:
+            elif self._format.subtype not in ("FLOAT", "DOUBLE"):
                 block = np.clip(block, -1, 1)
             self._file.write(block)
             self._stream.check()

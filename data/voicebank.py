@@ -21,13 +21,14 @@ OUTPUT_FORMAT = AudioFormat(RATE, channels=1)
 Resampler = Literal["soxr", "torchaudio"]
 
 
-def convert_pair(source: Utterance, target: Utterance, resampler: Resampler = "soxr") -> bool:
-    """Write both files of `target`, each ceil(16000 n / rate) samples long for n samples of the source.
+def convert_pair(job: tuple[Utterance, Utterance], resampler: Resampler) -> bool:
+    """Convert both files of a `(source, target)` pair; n samples at `rate` Hz become ceil(16000 n / rate) samples.
 
     Returns False if both exist already, by their headers. 16-bit samples at 16 kHz are copied exactly. Raises
     `AudioError` if a source is damaged, not mono or below 16 kHz, if the sources differ in rate or length, or if an
     output cannot be written.
     """
+    source, target = job
     with AudioReader(source.clean) as clean, AudioReader(source.noisy) as noisy:
         for file in (clean, noisy):
             if file.format.channels != 1:

@@ -151,42 +151,29 @@ def _prediction_error(filters: np.ndarray, lags: np.ndarray) -> np.ndarray:
 
 
 def _wss_of_frames(clean: np.ndarray, degraded: np.ndarray) -> np.ndarray:
-    filters = _critical_band_filters()
-    clean_energy, degraded_energy = _band_energies(clean, filters), _band_energies(degraded, filters)
-    clean_slope, degraded_slope = np.diff(clean_energy), np.diff(degraded_energy)
-    weight = (_klatt_weights(clean_energy, clean_slope) + _klatt_weights(degraded_energy, degraded_slope)) / 2
-    return np.sum(weight * (clean_slope - degraded_slope) ** 2, axis=1) / np.sum(weight, axis=1)
-
-
-def _critical_band_filters() -> np.ndarray:
-    """Return Gaussian-shaped filters `[25, 512]` of equal area over the lower half of the FFT bins."""
+    # Gaussian-shaped critical-band filters `[25, 512]` of equal area over the lower half of the FFT bins.
     bins = WSS_FFT_SIZE // 2
     hz_per_bin = 8000 / bins
     centres = np.floor(np.array(BAND_CENTRES) / hz_per_bin)[:, None]
     widths = np.array(BAND_WIDTHS)[:, None]
     distance = (np.arange(bins) - centres) / (widths / hz_per_bin)
     filters = np.exp(-FILTER_STEEPNESS * distance**2 + np.log(widths.min()) - np.log(widths))
-    return np.where(filters > FILTER_FLOOR, filters, 0.0)
-
-
-def _band_energies(frames: np.ndarray, filters: np.ndarray) -> np.ndarray:
-    """Return the energies `[B, 25]` in dB of frames `[B, 480]` in the critical bands."""
-    power = np.abs(np.fft.rfft(frames, WSS_FFT_SIZE)[:, : WSS_FFT_SIZE // 2]) ** 2
-    return 10 * np.log10(np.maximum(power @ filters.T, POWER_FLOOR))
+    filters = np.where(filters > FILTER_FLOOR, filters, 0.0)
+    slopes, weights = [], []
+    for frames in (clean, degraded):
+        power = np.abs(np.fft.rfft(frames, WSS_FFT_SIZE)[:, :bins]) ** 2
+        energy = 10 * np.log10(np.maximum(power @ filters.T, POWER_FLOOR))
+        slopes.append(np.diff(energy))
+        weights.append(_klatt_weights(energy, slopes[-1]))
+    weight = (weights[0] + weights[1]) / 2
+    return np.sum(weight * (slopes[0] - slopes[1]) ** 2, axis=1) / np.sum(weight, axis=1)
 
 
 def _klatt_weights(energy: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Return weights `[B, 24]`, largest near the frame's maximum and near spectral peaks."""
+    """Return weights `[B, 24]` of band energies `[B, 25]` in dB, largest near the maximum and near spectral peaks."""
     below_top = np.max(energy, axis=1, keepdims=True) - energy[:, :-1]
-    below_peak = _nearest_peaks(energy, slope) - energy[:, :-1]
-    return K_MAX / (K_MAX + below_top) * K_LOC_MAX / (K_LOC_MAX + below_peak)
-
-
-def _nearest_peaks(energy: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Return the energy `[B, 24]` of the peak nearest to each band, as in the reference code.
-
-    Uphill, the reference code stops one band before the peak. The published numbers contain this error.
-    """
+    # Energy of the peak nearest to each band. Uphill, the reference code stops one band before the peak; the published
+    # numbers contain this error.
     rising = slope > 0
     bands = slope.shape[1]
     uphill, downhill = np.empty_like(slope), np.empty_like(slope)
@@ -196,4 +183,5 @@ def _nearest_peaks(energy: np.ndarray, slope: np.ndarray) -> np.ndarray:
     downhill[:, 0] = energy[:, 0]
     for band in range(1, bands):
         downhill[:, band] = np.where(rising[:, band - 1], energy[:, band], downhill[:, band - 1])
-    return np.where(rising, uphill, downhill)
+    below_peak = np.where(rising, uphill, downhill) - energy[:, :-1]
+    return K_MAX / (K_MAX + below_top) * K_LOC_MAX / (K_LOC_MAX + below_peak)
