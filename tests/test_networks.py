@@ -34,7 +34,7 @@ def test_network_learns_resumes_and_enhances_any_length(network: str, tmp_path: 
     def steps(run: str, count: int, *more: str) -> None:
         options = f"--checkpoint_path={run}", f"--max_steps={count}", "--validation_interval=3", *more
         ended = train_here(tmp_path, *arguments, *options)
-        assert ended.code == 0, ended.errors
+        assert ended.returncode == 0, ended.stderr
 
     steps("stopped", 3)
     steps("stopped", 5, "--resume")

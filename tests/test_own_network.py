@@ -86,7 +86,7 @@ def test_own_network_trains_enhances_streams_and_is_exported(recipe: Path, tmp_p
     ended = train_here(
         tmp_path, "--config", recipe, "--checkpoint_path=run", "--max_steps=2", "--device=cpu", "--quiet"
     )
-    assert ended.code == 0, ended.errors
+    assert ended.returncode == 0, ended.stderr
     network, config = load_checkpoint(tmp_path / "run/best.safetensors")
     assert config.model == GateConfig("gate", 2.0)
     assert isinstance(network, Gate)

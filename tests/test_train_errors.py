@@ -15,14 +15,14 @@ import torch
 import train
 from data.splits import hold_out_speakers
 from models.checkpoint import load_checkpoint
-from tests.fixtures.commands import run_script
+from tests.fixtures.commands import Result, run_script
 from tests.fixtures.recordings import NOISE, files_below, load, save
 from tests.fixtures.training import (
     MIX,
     ONE_THREAD,
     PAPER,
     SMALL,
-    Ended,
+    TINY,
     curves_of,
     settings,
     state_of,
@@ -33,7 +33,7 @@ from tests.fixtures.training import (
 )
 
 GOOD = [f"s_{index}" for index in range(3)]
-OPTIONS = [f"--config={PAPER}", *SMALL, "--quiet", "--num_workers=1", "--checkpoint_path=run"]
+OPTIONS = [*TINY, "--quiet", "--checkpoint_path=run"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -45,9 +45,9 @@ def refused(folder: Path, *arguments: object) -> list[str]:
     """Run a command that must exit with code 2 and change nothing; return the lines on standard error."""
     before = contents(folder)
     ended = train_here(folder, *OPTIONS, *arguments)
-    assert (ended.code, ended.output) == (2, ""), ended
+    assert (ended.returncode, ended.stdout) == (2, ""), ended
     assert contents(folder) == before
-    lines = ended.errors.splitlines()
+    lines = ended.stderr.splitlines()
     assert 1 <= len(lines) <= 11
     return lines
 
@@ -66,7 +66,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one step in a copy of that folder; read-only."""
     copy = tmp_path_factory.mktemp("finished") / "copy"
     shutil.copytree(folder, copy)
-    assert train_here(copy, *OPTIONS, "--max_steps=1").code == 0
+    assert train_here(copy, *OPTIONS, "--max_steps=1").returncode == 0
     return copy / "run"
 
 
@@ -131,7 +131,7 @@ IN_HEADERS = (missing_files, other_length, other_rate, no_sound)
         (damaged, ["1 of 8 files", "clean/s_cut.wav"]),
         (silent, ["silent"]),
         (lambda _: [], ["list.txt"]),
-        (lambda _: GOOD[:1], ["held out"]),
+        (lambda _: GOOD[:1], ["too few"]),
     ],
     ids=["missing", "length", "rate", "no sound", "damaged", "silent", "empty", "one"],
 )
@@ -150,23 +150,16 @@ def test_unusable_lists(folder: Path, listed: Callable[[Path], list[str]], words
     ("arguments", "words"),
     [
         (["--input_training_file=none.txt"], ["none.txt"]),
-        (["--input_validation_file=none.txt"], ["none.txt"]),
         (["--input_clean_wavs_dir=none"], ["none"]),
         (["--input_noise_dir=noise"], ["--input_noise_dir", "mix"]),
-        (["--config=none.json"], ["none.json"]),
-        (["--fine_tune=none"], ["none"]),
         (["--fine_tune=training.txt"], ["training.txt"]),
         (["--resume"], ["run/latest.pt", "--resume"]),
-        (settings(data_segment_size=200), ["imse.json", "data.segment_size"]),
         (settings(train_batch_size=3), ["imse.json", "train.batch_size"]),
         (settings(optim_learning_rat=1), ["imse.json", "optim.learning_rat"]),
-        (settings(optim_learning_rate="fast"), ["imse.json", "optim.learning_rate"]),
         (settings(data_sampling_rate=8000), ["imse.json", "data.sampling_rate"]),
-        (["--set=train.epochs"], ["--set", "train.epochs"]),
         (["--training_epochs=0"], ["imse.json", "train.epochs"]),
         (["--validation_interval=-1"], ["imse.json", "train.validation_interval"]),
         (["--max_steps=0"], ["--max_steps"]),
-        (["--num_workers=0"], ["--num_workers"]),
         (["--device=tpu"], ["--device", "tpu"]),
         (["--select_on=test"], ["--select_on", "--input_validation_file"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
@@ -180,11 +173,10 @@ def test_wrong_command_lines(folder: Path, arguments: list[str], words: list[str
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("module", ["tensorboard", "matplotlib", "librosa"])
-def test_missing_packages(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    monkeypatch.setattr(train, "find_spec", lambda name: None if name == module else name)
+def test_missing_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "find_spec", lambda name: None if name == "tensorboard" else name)
     (line,) = refused(folder)
-    assert module in line.lower() and "pip install" in line
+    assert "TensorBoard" in line and "pip install" in line
 
 
 @pytest.mark.parametrize(
@@ -193,7 +185,7 @@ def test_missing_packages(folder: Path, monkeypatch: pytest.MonkeyPatch, module:
         (["--input_clean_wavs_dir=speech"], "--input_noise_dir"),
         (["--input_clean_wavs_dir=speech", "--input_noise_dir=none"], "none"),
         (["--input_clean_wavs_dir=speech", "--input_noise_dir=quiet"], "silent"),
-        (["--input_clean_wavs_dir=speech", "--input_noise_dir=one"], "held out"),
+        (["--input_clean_wavs_dir=speech", "--input_noise_dir=one"], "too few"),
     ],
 )
 def test_impossible_mixes(folder: Path, arguments: list[str], word: str) -> None:
@@ -210,7 +202,7 @@ def test_folder_of_another_run(holding: Path) -> None:
     (line,) = refused(holding)
     assert all(word in line for word in ("latest.pt", "--resume", "--overwrite"))
     ended = train_here(holding, *OPTIONS, "--max_steps=2", "--overwrite")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert state_of(holding / "run")["/global_step"] == 2
     assert len(files_below(holding / "run")) == 5
     assert [step for step, _ in curves_of(holding / "run")["validation/pesq"]] == [2]
@@ -223,37 +215,24 @@ def test_fine_tuning_another_network(folder: Path, small_checkpoint: Path, finis
 
 
 def test_unusable_states(holding: Path) -> None:
+    """tests/training/test_run_dir.py has damaged files."""
     (line,) = refused(holding, "--resume", *settings(model_channels=16, optim_lr_decay=0.5))
     assert "model.channels, optim.lr_decay" in line
     write_list(holding / "others.txt", ["s_2", "s_1", "s_0"])
     (line,) = refused(holding, "--resume", "--input_training_file=others.txt")
     assert "data" in line
     path = holding / "run/latest.pt"
-    whole = path.read_bytes()
     state = torch.load(path, weights_only=True)
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1  # in a weight
-    for content, word in (
-        (bytes(flipped), "damaged"),
-        (whole[:-1000], "damaged"),
-        (b"", "damaged"),
-        ({"generator": {}}, "not a training state"),
-        (state | {"total_batch": 8}, "batch"),
-        (state | {"network": {}}, "does not fit"),
-        ({name: state[name] for name in state if name != "optimizer"}, "optimizer"),
-    ):
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            torch.save(content, path)
+    for change, word in (({"total_batch": 8}, "batch"), ({"network": {}}, "does not fit"), ({"optimizer": {}}, "fit")):
+        torch.save(state | change, path)
         (line,) = refused(holding, "--resume")
         assert "run/latest.pt" in line and word in line
 
 
-def failed(ended: Ended) -> str:
+def failed(ended: Result) -> str:
     """Return the one line on standard error, after the two about the data, of a run that failed."""
-    assert (ended.code, ended.output) == (1, "")
-    (line,) = ended.errors.splitlines()[2:]
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()[2:]
     return line
 
 
@@ -294,17 +273,19 @@ def test_full_disk_keeps_the_earlier_state(holding: Path, limit: int, code: int,
         ended = train_here(holding, *options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    line = ended.errors.splitlines()[-1]
-    assert ended.code == code
+    line = ended.stderr.splitlines()[-1]
+    assert ended.returncode == code
     assert line.startswith(name) and "File too large" in line
     after = contents(holding / "run")
     for name in ("latest.pt", "latest.safetensors"):
         assert after[name] == before[name]
     assert not [name for name in after if name.endswith(".part")]
     # With room on the disk the run continues.
-    assert train_here(holding, *OPTIONS, "--resume", "--max_steps=2").code == 0
+    assert train_here(holding, *OPTIONS, "--resume", "--max_steps=2").returncode == 0
 
 
-def test_command_as_a_subprocess(holding: Path) -> None:
-    result = run_script("train.py", *OPTIONS, "--resume", "--max_steps=2", cwd=holding, environment=ONE_THREAD)
-    assert result.returncode == 0 and result.stdout.startswith("step 2: ")
+def test_command_as_a_subprocess(folder: Path, tmp_path: Path) -> None:
+    options = [f"--config={PAPER}", *SMALL, *settings(loss_metric=0), "--quiet", "--max_steps=1"]
+    result = run_script("train.py", *options, f"--checkpoint_path={tmp_path}", cwd=folder, environment=ONE_THREAD)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("step 1: ")

@@ -41,9 +41,11 @@ PlainBatch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def spectra(wav: Tensor, stft: StftConfig) -> tuple[Tensor, Tensor]:
     window = torch.hann_window(stft.win_size)
     spectrum = torch.stft(wav, stft.n_fft, stft.hop_size, stft.win_size, window, center=True, return_complex=True)
-    # Unlike the published loop: rounding errors count as +0, else the FFT library decides on their phase.
+    # Unlike the published loop, whose FFT library decides on the phase of rounding errors: see `models.stft`.
     floor = PHASE_FLOOR * spectrum.abs().amax(dim=1, keepdim=True)
-    real, imaginary = (part.masked_fill(part.abs() < floor, 0.0) for part in (spectrum.real, spectrum.imag))
+    zeros = torch.tensor([0.0, 0.0, -0.0, -0.0]).repeat(stft.bins)[: stft.bins, None]
+    real = torch.where(spectrum.real.abs() < floor, 0.0, spectrum.real)
+    imaginary = torch.where(spectrum.imag.abs() < floor, zeros, spectrum.imag)
     return spectrum.abs() ** stft.compress_factor, torch.atan2(imaginary, real)
 
 

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.fixtures.commands import ROOT
-from tests.training.step_in_double import STEPS
-
-
-def saved_by(out: Path, processes: int) -> dict[str, Any]:
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launcher, "-m", "tests.training.step_in_double", str(out), str(2 // processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return torch.load(out, weights_only=True)
+from tests.training import step_in_double
 
 
 def test_two_processes_have_the_weights_and_logs_of_one(tmp_path: Path) -> None:
-    alone, together = saved_by(tmp_path / "1.pt", 1), saved_by(tmp_path / "2.pt", 2)
-    assert alone["global_step"] == together["global_step"] == STEPS
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As torchrun does, but its own start takes seconds; tests/test_train.py uses it.
+    group = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.training.step_in_double", str(tmp_path / "2.pt"), "1"]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        assert [process.wait(180) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    torch.set_default_dtype(torch.float64)
+    try:
+        step_in_double.main(tmp_path / "1.pt", 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    alone, together = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt"))
+    assert alone["global_step"] == together["global_step"] == step_in_double.STEPS
     assert (alone["second_is_there"], together["second_is_there"]) == (False, True)
     for part in ("network", "discriminator"):
         for name, weight in alone[part].items():
