@@ -39,7 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not with -")
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="folder of clean files: print the scores too")
     add("--resume", action="store_true", help="skip files that have a complete result that is not older")
-    add("--checkpoint_file", type=Path, metavar="CKPT", help="default: the embedded checkpoint")
+    add("--checkpoint_file", type=Path, metavar="CKPT", help="default: checkpoints/default.safetensors")
     add("--protocol", choices=PROTOCOLS, help="how signals are cut into windows; default: overlap")
     add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input to standard output")
     add("--backend", choices=("torch", "onnxruntime"), help="default: torch; onnxruntime for an .onnx file")
@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--batch_size", type=int, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
     add("--num_threads", type=int, metavar="N", help="CPU threads of the network; default: all cores")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
-    add("--compile", action="store_true", help="compile the network first: takes a minute, pays for many files")
+    add("--compile", action="store_true", help="compile the network first: takes a minute, worthwhile for many files")
     add("--quiet", action="store_true", help="no progress bar, no line about the latency")
     options = parser.parse_args(argv)
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class _File:
-    """A file being enhanced. If a step fails, it sets `error`, and the other steps skip the rest of the file."""
+    """A file being enhanced. `_read` fills the fields; a step that fails sets `error`, and the others skip the rest."""
 
     source: Path
     target: Path
@@ -82,7 +82,7 @@ def enhance_files(
 def is_done(source: Path, target: Path) -> bool:
     """Return whether `target` is a complete result of `source`: same format and length, and not older.
 
-    The checkpoint and protocol that made it are not known.
+    It does not check which checkpoint or protocol made it.
     """
     try:
         with AudioReader(source) as noisy, AudioReader(target) as enhanced:
@@ -166,7 +166,7 @@ def _write(file: _File, items: Iterator[_Item], rate: int) -> None:
         raise file.error
 
     def windows() -> Iterator[np.ndarray]:
-        for _, window in islice(items, len(file.windows)):  # the next item would be the next file's, not yet computed
+        for _, window in islice(items, len(file.windows)):  # stop here: the next item belongs to the next file
             if window is None:
                 break
             yield window

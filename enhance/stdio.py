@@ -70,7 +70,7 @@ def pipe_pcm(process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np
 
     def write(samples: np.ndarray) -> None:
         if not np.isfinite(samples).all():
-            raise AudioError("standard output: ends here: the result holds NaN or infinite samples")
+            raise AudioError("standard output: stopped: the result has NaN or infinite samples")
         steps = np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1)
         stdout.write(steps.astype(_PCM).tobytes())
         stdout.flush()

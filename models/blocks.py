@@ -89,11 +89,11 @@ class DenseBlock(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `maps` inputs instead of 2."""
+    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `in_channels` maps instead of 2."""
 
-    def __init__(self, channels: int, maps: int = 2) -> None:
+    def __init__(self, channels: int, in_channels: int = 2) -> None:
         super().__init__()
-        self.widen = ConvNormAct(maps, channels, (1, 1))
+        self.widen = ConvNormAct(in_channels, channels, (1, 1))
         self.dense_block = DenseBlock(channels)
         self.halve = ConvNormAct(channels, channels, (1, 3), stride=(1, 2))
 

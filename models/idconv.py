@@ -30,9 +30,9 @@ class IDConv(nn.Module):
         group = channels // 8
         self.split = [channels - 3 * group, group, group, group]
         self.mix = nn.Conv2d(channels, channels, 1, bias=False)
-        self.square: nn.Module = depthwise(group, (SQUARE_KERNEL, SQUARE_KERNEL))
-        self.along_frequency: nn.Module = depthwise(group, (1, band_kernel))
-        self.along_time: nn.Module = depthwise(group, (band_kernel, 1))
+        self.square = depthwise(group, (SQUARE_KERNEL, SQUARE_KERNEL))
+        self.along_frequency = depthwise(group, (1, band_kernel))
+        self.along_time = depthwise(group, (band_kernel, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels, split, filter and concatenate in the same order."""

@@ -97,8 +97,8 @@ class UNet(nn.Module):
         self.decoder_level1 = stage(0, width_1)
         self.mag_refinement = stage(0, width_1)
         self.mag_output = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
-        self.pha_refinement: nn.Module = stage(0, width_1)
-        self.pha_output: nn.Module = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
+        self.pha_refinement = stage(0, width_1)
+        self.pha_output = nn.Conv2d(width_1, width_1, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor, rotary: Sequence[RotaryTables | None]) -> tuple[Tensor, Tensor]:
         """Encode, decode with skip connections, and refine; `rotary` holds the tables of each level."""

@@ -65,9 +65,9 @@ class MALA(nn.Module):
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.output_gate: nn.Module = nn.Conv2d(channels, channels, 1)
+        self.output_gate = nn.Conv2d(channels, channels, 1)
         # Locally enhanced positional encoding (LePE) of CSWin Transformer (Dong et al. 2022).
-        self.lepe: nn.Module = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.lepe = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.project = nn.Conv2d(channels, channels, 1)
         quarter_turns = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (channels // 2))
         self.register_buffer("head_mask", head_blocks(channels, HEAD_WIDTH), persistent=False)

@@ -73,7 +73,7 @@ class AblatedMALA(MALA):
         v = split_heads(v)
         z = split_heads(q) @ split_heads(k).mean(dim=2, keepdim=True).mT * SCALE  # [B, heads, N, 1]
         if self.rotated:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            q, k = (x * rotary.cos + x @ self.quarter_turn * rotary.sin for x in (q, k))
         numerator = split_heads(q) @ (split_heads(k).mT @ v) * (SCALE / q.shape[1])
         if self.magnitude:
             out = (1 + 1 / (z + Z_FLOOR)) * numerator - z * v.mean(dim=2, keepdim=True)
@@ -95,8 +95,8 @@ class SoftmaxAttention(MALA):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, rotary: RotaryTables) -> Tensor:
         """Compute softmax(q̃ k̃ᵀ / √d) v of each head; all `[B, N, C]`."""
-        q, k, v = split_heads(rotate(q, rotary)), split_heads(rotate(k, rotary)), split_heads(v)
-        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k = (split_heads(x * rotary.cos + x @ self.quarter_turn * rotary.sin) for x in (q, k))
+        return functional.scaled_dot_product_attention(q, k, split_heads(v)).transpose(1, 2).flatten(2)
 
 
 class Constant(nn.Module):
@@ -116,12 +116,6 @@ def split_heads(x: Tensor) -> Tensor:
     return x.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2)
 
 
-def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
-    """Apply rotary encoding to `[B, N, C]`: rotate each pair of neighbouring channels by its angle."""
-    first, second = x.unflatten(2, (-1, 2)).unbind(3)
-    return x * rotary.cos + torch.stack([-second, first], dim=3).flatten(2) * rotary.sin
-
-
 def make_attention(kind: str, level: int, channels: int) -> nn.Module:
     """Return the attention that `model.attention` names, for blocks of a level (0, 1, 2)."""
     if kind == "without_magnitude":
@@ -134,9 +128,9 @@ def make_attention(kind: str, level: int, channels: int) -> nn.Module:
         return SoftmaxAttention(channels)
     attention = MALA(channels)
     if kind == "without_lepe":
-        attention.lepe = Constant(0)
+        attention.add_module("lepe", Constant(0))
     elif kind == "without_gate":
-        attention.output_gate = Constant(1)
+        attention.add_module("output_gate", Constant(1))
     return attention
 
 
@@ -176,8 +170,9 @@ class AblatedIMSE(IMSE):
         self.phase = config.phase
         if not config.phase:
             with torch.random.fork_rng(devices=[]):
-                self.dense_encoder = with_weights_of(self.dense_encoder, DenseEncoder(config.channels, maps=1))
-            self.unet.pha_refinement = self.unet.pha_output = Constant(0)
+                self.dense_encoder = with_weights_of(self.dense_encoder, DenseEncoder(config.channels, in_channels=1))
+            self.unet.add_module("pha_refinement", Constant(0))
+            self.unet.add_module("pha_output", Constant(0))
             del self.phase_decoder
 
     def forward(self, noisy: Spectra) -> Spectra:
