@@ -65,7 +65,7 @@ class AudioCache:
         if not self._keep:
             return
 
-        def load(path: Path) -> str:
+        def problem_of(path: Path) -> str:
             try:
                 self.samples(path)
             except AudioError as error:
@@ -75,7 +75,7 @@ class AudioCache:
         unique = list(dict.fromkeys(paths))
         pool = ThreadPoolExecutor(workers)
         try:
-            results = tqdm(pool.map(load, unique), total=len(unique), unit="file", disable=quiet)
+            results = tqdm(pool.map(problem_of, unique), total=len(unique), unit="file", disable=quiet)
             problems = [problem for problem in results if problem]
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the remaining files

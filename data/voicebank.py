@@ -5,8 +5,8 @@ The default resampler is soxr. torchaudio, imported only on request, gives the s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,8 +41,9 @@ def convert_pair(job: tuple[Utterance, Utterance], resampler: Resampler) -> bool
         if clean.frames != noisy.frames:
             raise AudioError(f"{names}: differ in length: {clean.frames} and {noisy.frames} samples")
         frames = -(-clean.frames * RATE // clean.format.rate)
-    if _is_complete(target.clean, frames) and _is_complete(target.noisy, frames):
-        return False
+    with suppress(AudioError), AudioReader(target.clean) as clean, AudioReader(target.noisy) as noisy:
+        if all(file.format == OUTPUT_FORMAT and file.frames == frames for file in (clean, noisy)):
+            return False
     converted: list[np.ndarray] = []
     for path in (source.clean, source.noisy):  # both before writing: a damaged file leaves no half pair
         if resampler == "torchaudio":
@@ -68,11 +69,3 @@ def resample_as_published(samples: np.ndarray, rate: int) -> np.ndarray:
         raise UserError(f"--resampler torchaudio: torchaudio cannot be imported ({reason}); use soxr") from error
     torch.set_num_threads(1)  # downsampling.py runs one process per core
     return functional.resample(torch.from_numpy(samples.T.copy()), rate, RATE).numpy().T
-
-
-def _is_complete(path: Path, frames: int) -> bool:
-    try:
-        with AudioReader(path) as reader:
-            return reader.format == OUTPUT_FORMAT and reader.frames == frames
-    except AudioError:
-        return False

@@ -73,6 +73,7 @@ def test_files_are_enhanced_or_rejected(
             assert files_below(tmp_path) == {"any.wav", "out/any.wav"}
             with AudioReader(source) as noisy, AudioReader(target) as enhanced:
                 assert enhanced.format == noisy.format
-                assert sum(map(len, enhanced.blocks())) - count in (0, 1)  # libsndfile adds one in some VOC files
+                # libsndfile adds a sample in some VOC files, and fills the last packet of ADPCM.
+                assert 0 <= sum(map(len, enhanced.blocks())) - count < 64
 
     try_all(cases, audio_files, check)
