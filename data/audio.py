@@ -11,7 +11,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -175,9 +175,9 @@ class AudioWriter:
     def __init__(self, path: Path, audio_format: AudioFormat) -> None:
         self.path = path
         self._format = audio_format
+        self._context = self._open()
 
     def __enter__(self) -> AudioWriter:
-        self._context: AbstractContextManager[None] = self._open()
         self._context.__enter__()
         return self
 
