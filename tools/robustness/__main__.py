@@ -32,13 +32,12 @@ from data.file_lists import audio_by_id, evenly_spaced, make_output_dir
 from enhance.enhancer import Enhancer
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from models.checkpoint import DEFAULT_CHECKPOINT
-from tools.robustness.codecs import available_codecs
 from tools.robustness.conditions import ALL, AXES, BASE, NOT_HELD_OUT, all_conditions, make_axes
-from tools.robustness.degradations import RATE
-from tools.robustness.dnsmos import load_dnsmos
+from tools.robustness.degradations import RATE, available_codecs
+from tools.robustness.dnsmos import load_dnsmos, measure_recordings, summarise_dnsmos
 from tools.robustness.mixes import Material, find_pool, make_mix
-from tools.robustness.scoring import measure, measure_dnsmos
-from tools.robustness.summary import as_csv, as_json, as_markdown, dnsmos_csv, dnsmos_json, dnsmos_markdown
+from tools.robustness.scoring import measure
+from tools.robustness.summary import as_csv, as_json, as_markdown
 from utils.atomic import atomic_open, write_text_atomically
 from utils.processes import available_cores
 
@@ -63,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.held_out and len(seeds) > 1:
         raise UserError("--held_out: the checkpoints were trained with different seeds; measure them one by one")
     if options.input_noisy_wavs_dir:
-        problems = measure_recordings(options, enhancers)
+        files = audio_by_id(options.input_noisy_wavs_dir)
+        chosen = {id_: files[id_] for id_ in evenly_spaced(list(files), options.files)}
+        scores, problems = measure_recordings(chosen, enhancers, load_dnsmos(), options.quiet)
+        if scores:
+            text, content = summarise_dnsmos(scores, list(enhancers))
+            csv_text = as_csv([({}, scores)], list(enhancers))
+            write_results(options.output_dir, csv_text, json.dumps(content, indent=1, ensure_ascii=False), text)
     else:
         problems = measure_mixes(options, enhancers, seeds.pop() if options.held_out else None)
     for problem in problems:
@@ -166,33 +171,27 @@ def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_ou
     from tools.robustness.chart import draw  # late: matplotlib is an extra
 
     names = list(enhancers)
-    text = as_markdown(axes, results, names, note)
+    rows = [
+        ({"axis": axis.name, "condition": label}, results[condition])
+        for axis in axes
+        for label, condition in axis.conditions.items()
+    ]
     content = json.dumps(as_json(axes, results, names, settings), ensure_ascii=False).replace('}, "', '},\n"')
-    write_text_atomically(options.output_dir / "robustness.csv", as_csv(axes, results, names))
-    write_text_atomically(options.output_dir / "robustness.json", content + "\n")
-    write_text_atomically(options.output_dir / "robustness.md", text)
+    text = as_markdown(axes, results, names, note)
+    write_results(options.output_dir, as_csv(rows, names), content, text)
     for file_format in ("png", "svg"):
         with atomic_open(options.output_dir / f"robustness.{file_format}") as stream:
             stream.write(draw(axes, results, names, file_format))
-    print(text, end="")
     reasons = [f"{row.id}: {row.reason}" for scores in results.values() for row in scores if row.reason]
     return [*material.problems.values(), *dict.fromkeys(reasons)]
 
 
-def measure_recordings(options: Namespace, enhancers: Mapping[str, Enhancer]) -> list[str]:
-    """Measure recordings by DNSMOS and write the results; return a message for each file that failed."""
-    files = audio_by_id(options.input_noisy_wavs_dir)
-    chosen = {id_: files[id_] for id_ in evenly_spaced(list(files), options.files)}
-    scores, problems = measure_dnsmos(chosen, enhancers, load_dnsmos(), options.quiet)
-    if scores:
-        names = list(enhancers)
-        text = dnsmos_markdown(scores, names)
-        content = json.dumps(dnsmos_json(scores, names), indent=1, ensure_ascii=False)
-        write_text_atomically(options.output_dir / "robustness.csv", dnsmos_csv(scores, names))
-        write_text_atomically(options.output_dir / "robustness.json", content + "\n")
-        write_text_atomically(options.output_dir / "robustness.md", text)
-        print(text, end="")
-    return problems
+def write_results(folder: Path, csv_text: str, json_text: str, markdown: str) -> None:
+    """Write the three files of results, and the tables to standard output too."""
+    write_text_atomically(folder / "robustness.csv", csv_text)
+    write_text_atomically(folder / "robustness.json", json_text + "\n")
+    write_text_atomically(folder / "robustness.md", markdown)
+    print(markdown, end="")
 
 
 if __name__ == "__main__":

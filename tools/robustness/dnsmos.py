@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from cli import UserError
+from data.audio import AudioError, read_audio
+from enhance.enhancer import Enhancer
 from metrics.signals import RATE, ScoreError
+from tools.robustness.scoring import Scores
+from tools.robustness.summary import format_gain, gain_of, noisy_mean, rounded, table_head
 
 DNSMOS = {"ovrl_mos": "overall", "sig_mos": "speech", "bak_mos": "background", "p808_mos": "P.808"}
 """Labels of the scores, which range from 1 to 5."""
@@ -39,3 +46,37 @@ def load_dnsmos() -> Dnsmos:
         return {name: float(values[name]) for name in DNSMOS}
 
     return score
+
+
+def measure_recordings(
+    files: Mapping[str, Path], enhancers: Mapping[str, Enhancer], dnsmos: Dnsmos, quiet: bool
+) -> tuple[list[Scores], list[str]]:
+    """Return the DNSMOS of recordings (the mean of their channels), and a message for each that has none."""
+    scores: list[Scores] = []
+    problems: list[str] = []
+    for id_, path in tqdm(files.items(), unit="file", disable=quiet):
+        try:
+            noisy = read_audio(path, RATE)[0].mean(axis=1).astype(np.float64)
+            enhanced = {name: dnsmos(enhancer.enhance_signal(noisy)) for name, enhancer in enhancers.items()}
+            scores.append(Scores(id_, dnsmos(noisy), enhanced))
+        except AudioError as error:
+            problems.append(str(error))
+        except ScoreError as error:
+            problems.append(f"{path}: {error}")
+    return scores, problems
+
+
+def summarise_dnsmos(scores: Sequence[Scores], names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the Markdown table and the JSON content of mean scores and gains."""
+    lines = table_head(f"DNSMOS of {len(scores)} files", names, columns=1)
+    content: dict[str, Any] = {"files": len(scores), "noisy": {}} | {name: {} for name in names}
+    for metric, label in DNSMOS.items():
+        mean = noisy_mean(scores, metric)
+        content["noisy"][metric] = rounded(mean)
+        cells = [label, f"{mean:.2f}"]
+        for name in names:
+            gain = gain_of(scores, name, metric)
+            cells.append(format_gain(gain, digits=2))
+            content[name][metric] = {"gain": rounded(gain.mean), "ci95": rounded(gain.ci95)}
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n", content

@@ -21,9 +21,9 @@ from data.file_lists import audio_by_id, evenly_spaced
 from data.levels import SILENT_POWER, mean_power
 from data.mixing import NEARLY_SILENT, add_noise, draw_piece, draw_start, in_room, room_response
 from data.splits import hold_out_files, hold_out_speakers, speaker_of
-from tools.robustness.codecs import CODECS, through_codec
 from tools.robustness.conditions import ALL, SYNTHETIC_NOISES, Condition
 from tools.robustness.degradations import (
+    CODECS,
     NARROW_RATE,
     RATE,
     babble,
@@ -32,7 +32,7 @@ from tools.robustness.degradations import (
     narrowband,
     pink_noise,
     telephone,
-    white_noise,
+    through_codec,
 )
 
 MAX_CATEGORIES = 12
@@ -176,7 +176,7 @@ class Material:
         random = np.random.default_rng([self.seed, index, _NOISE])
         piece = None
         if kind == "white":
-            piece = white_noise(random, samples)
+            piece = random.standard_normal(samples)
         elif kind == "pink":
             piece = pink_noise(random, samples)
         elif kind == "babble":

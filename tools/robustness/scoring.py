@@ -17,12 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.audio import AudioError, read_audio
 from enhance.enhancer import Enhancer
 from metrics.score import METRICS, score_signals
-from metrics.signals import RATE, ScoreError
+from metrics.signals import ScoreError
 from tools.robustness.conditions import Condition
-from tools.robustness.dnsmos import Dnsmos
 from tools.robustness.mixes import Mix
 from utils.atomic import write_text_atomically
 from utils.processes import run_in_processes
@@ -69,6 +67,29 @@ def score(job: Job) -> Scores:
     return Scores(job.id, noisy, dict(zip(list(job.signals)[1:], enhanced, strict=True)), "; ".join(reasons))
 
 
+class Jobs(Sequence[Job]):
+    """The jobs of places (condition, index), each made on access, so that few are in memory."""
+
+    def __init__(
+        self,
+        places: Sequence[tuple[Condition, int]],
+        make: Callable[[Condition, int], Mix],
+        enhancers: Mapping[str, Enhancer],
+    ) -> None:
+        self.places, self.make, self.enhancers = places, make, enhancers
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Job:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+        """Mix and enhance."""
+        mix = self.make(*self.places[index])
+        signals = {"noisy": mix.noisy}
+        for name, enhancer in self.enhancers.items():
+            signals[name] = enhancer.enhance_signal(mix.noisy).astype(np.float64)
+        return Job(mix.id, mix.reference, signals)
+
+
 def measure(
     conditions: Mapping[Condition, int],
     make: Callable[[Condition, int], Mix],
@@ -97,19 +118,12 @@ def measure(
         except (OSError, ValueError, KeyError, TypeError):
             pass  # missing, cut short, or of another version
 
-    def make_job(place: tuple[Condition, int]) -> Job:
-        mix = make(*place)
-        signals = {"noisy": mix.noisy}
-        for name, enhancer in enhancers.items():
-            signals[name] = enhancer.enhance_signal(mix.noisy).astype(np.float64)
-        return Job(mix.id, mix.reference, signals)
-
     places = [(condition, index) for condition in conditions if condition not in done
               for index in range(conditions[condition])]  # fmt: skip
     found: dict[Condition, dict[int, Scores]] = {condition: {} for condition in conditions}
     with tqdm(total=sum(conditions.values()), unit="mix", disable=quiet) as bar:
         bar.update(bar.total - len(places))
-        for number, result in run_in_processes(score, Lazy(places, make_job), workers):
+        for number, result in run_in_processes(score, Jobs(places, make, enhancers), workers):
             condition, index = places[number]
             if isinstance(result, BaseException):
                 nothing = dict.fromkeys(METRICS, math.nan)
@@ -122,34 +136,3 @@ def measure(
                 part = {"fingerprint": fingerprints[condition], "rows": [asdict(row) for row in done[condition]]}
                 write_text_atomically(paths[condition], json.dumps(part) + "\n")
     return {condition: done[condition] for condition in conditions}
-
-
-class Lazy(Sequence[Job]):
-    """A sequence of jobs that are made on access, so that few are in memory."""
-
-    def __init__(self, places: Sequence[tuple[Condition, int]], make: Callable[[tuple[Condition, int]], Job]) -> None:
-        self.places, self.make = places, make
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Job:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
-        return self.make(self.places[index])
-
-
-def measure_dnsmos(
-    files: Mapping[str, Path], enhancers: Mapping[str, Enhancer], dnsmos: Dnsmos, quiet: bool
-) -> tuple[list[Scores], list[str]]:
-    """Return the DNSMOS of recordings (the mean of their channels), and a message for each that has none."""
-    scores: list[Scores] = []
-    problems: list[str] = []
-    for id_, path in tqdm(files.items(), unit="file", disable=quiet):
-        try:
-            noisy = read_audio(path, RATE)[0].mean(axis=1).astype(np.float64)
-            enhanced = {name: dnsmos(enhancer.enhance_signal(noisy)) for name, enhancer in enhancers.items()}
-            scores.append(Scores(id_, dnsmos(noisy), enhanced))
-        except AudioError as error:
-            problems.append(str(error))
-        except ScoreError as error:
-            problems.append(f"{path}: {error}")
-    return scores, problems

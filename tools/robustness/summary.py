@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from data.splits import speaker_of
 from metrics.score import METRICS
 from metrics.stats import PairedTest, mean_with_interval, paired_test
 from tools.robustness.conditions import BASE, Axis, Condition
-from tools.robustness.dnsmos import DNSMOS
 from tools.robustness.scoring import Scores
 
 Results = Mapping[Condition, Sequence[Scores]]
@@ -55,13 +54,19 @@ def speaker_gains(axes: Sequence[Axis], results: Results, name: str) -> dict[str
 def as_markdown(axes: Sequence[Axis], results: Results, names: Sequence[str], note: str) -> str:
     """Write `note`, a table for each of `TABLES`, the gains over speakers, and the conditions that get worse."""
     lines = [note, ""]
+    worse: dict[str, dict[tuple[Condition, str], str]] = {name: {} for name in names}
     for metric in TABLES:
-        lines += _table_head(METRICS[metric].label, names, columns=2)
+        label, digits = METRICS[metric].label, METRICS[metric].digits
+        lines += table_head(label, names, columns=2)
         for axis in axes:
-            for number, (label, condition) in enumerate(axis.conditions.items()):
-                scores = results[condition]
-                cells = [axis.title if number == 0 else "", label, _format(noisy_mean(scores, metric), metric)]
-                cells += [_format_gain(gain_of(scores, name, metric), metric) for name in names]
+            for number, (value, condition) in enumerate(axis.conditions.items()):
+                mean = noisy_mean(results[condition], metric)
+                cells = [axis.title if number == 0 else "", value, "-" if math.isnan(mean) else f"{mean:.{digits}f}"]
+                for name in names:
+                    gain = gain_of(results[condition], name, metric)
+                    cells.append(format_gain(gain, digits))
+                    if gain.mean + gain.ci95 < 0:
+                        worse[name][condition, metric] = f"{label} {cells[-1]}"
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     gains = {name: speaker_gains(axes, results, name) for name in names}
@@ -79,18 +84,13 @@ def as_markdown(axes: Sequence[Axis], results: Results, names: Sequence[str], no
         lines.append("")
     lines += ["**Worse than the input**: the whole confidence interval of the gain is below 0", ""]
     for name in names:
-        regressions: dict[tuple[Condition, str], tuple[str, str]] = {}  # the same condition may be on several axes
+        places: list[str] = []
         for axis in axes:
-            for label, condition in axis.conditions.items():
-                for metric in TABLES:
-                    gain = gain_of(results[condition], name, metric)
-                    if gain.mean + gain.ci95 < 0:
-                        text = f"{METRICS[metric].label} {_format_gain(gain, metric)}"
-                        regressions.setdefault((condition, metric), (f"{axis.title} {label}", text))
-        listed: dict[str, list[str]] = {}
-        for place, text in regressions.values():
-            listed.setdefault(place, []).append(text)
-        places = [f"{place}: {', '.join(texts)}" for place, texts in listed.items()]
+            for value, condition in axis.conditions.items():
+                # Removed, so that a condition on several axes is listed once.
+                found = [worse[name].pop((condition, metric), "") for metric in TABLES]
+                if any(found):
+                    places.append(f"{axis.title} {value}: {', '.join(filter(None, found))}")
         lines.append(f"- {name}: {'; '.join(places) or 'none'}")
     return "\n".join(lines) + "\n"
 
@@ -102,13 +102,13 @@ def as_json(axes: Sequence[Axis], results: Results, names: Sequence[str], settin
         content["axes"][axis.name] = {}
         for label, condition in axis.conditions.items():
             scores = results[condition]
-            systems: dict[str, Any] = {"noisy": {metric: _rounded(noisy_mean(scores, metric)) for metric in METRICS}}
+            systems: dict[str, Any] = {"noisy": {metric: rounded(noisy_mean(scores, metric)) for metric in METRICS}}
             for name in names:
                 systems[name] = {}
                 for metric in METRICS:
                     gain = gain_of(scores, name, metric)
                     values = {"mean": enhanced_mean(scores, name, metric), "gain": gain.mean, "ci95": gain.ci95}
-                    values = {key: _rounded(value) for key, value in values.items()}
+                    values = {key: rounded(value) for key, value in values.items()}
                     systems[name][metric] = {**values, "files": gain.files}
             content["axes"][axis.name][label] = {"files": len(scores), **systems}
     for name in names:
@@ -117,46 +117,29 @@ def as_json(axes: Sequence[Axis], results: Results, names: Sequence[str], settin
     return content
 
 
-def as_csv(axes: Sequence[Axis], results: Results, names: Sequence[str]) -> str:
-    """Write a row for each axis, condition, utterance and checkpoint in full precision; "NaN" for a missing score."""
-    rows = [
-        [axis.name, label, row.id, name, *_csv_scores(row, name, METRICS)]
-        for axis in axes
-        for label, condition in axis.conditions.items()
-        for row in results[condition]
-        for name in names
-    ]
-    return _csv_text(["axis", "condition", "file", "checkpoint"], METRICS, rows)
+def as_csv(groups: Iterable[tuple[Mapping[str, str], Sequence[Scores]]], names: Sequence[str]) -> str:
+    """Write a row for each utterance and checkpoint in full precision; "NaN" for a missing score.
+
+    Each group of scores has its labels (column: text), which come first.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    metrics: list[str] = []
+    for labels, scores in groups:
+        for row in scores:
+            if not metrics:
+                metrics = list(row.noisy)
+                columns = [f"{state}_{metric}" for state in ("noisy", "enhanced") for metric in metrics]
+                writer.writerow([*labels, "file", "checkpoint", *columns])
+            for name in names:
+                values = [signal[metric] for signal in (row.noisy, row.enhanced[name]) for metric in metrics]
+                texts = ["NaN" if math.isnan(value) else repr(value) for value in values]
+                writer.writerow([*labels.values(), row.id, name, *texts])
+    return text.getvalue()
 
 
-def dnsmos_markdown(scores: Sequence[Scores], names: Sequence[str]) -> str:
-    """Write the table of mean DNSMOS scores and gains."""
-    lines = _table_head(f"DNSMOS of {len(scores)} files", names, columns=1)
-    for metric, label in DNSMOS.items():
-        gains = [gain_of(scores, name, metric) for name in names]
-        cells = [f"{gain.mean:+.2f}" + ("" if math.isnan(gain.ci95) else f" ± {gain.ci95:.2f}") for gain in gains]
-        lines.append(f"| {label} | {noisy_mean(scores, metric):.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def dnsmos_json(scores: Sequence[Scores], names: Sequence[str]) -> dict[str, Any]:
-    """Return mean DNSMOS scores and gains; None for the interval of a single file."""
-    content: dict[str, Any] = {"files": len(scores), "noisy": {}} | {name: {} for name in names}
-    for metric in DNSMOS:
-        content["noisy"][metric] = _rounded(noisy_mean(scores, metric))
-        for name in names:
-            gain = gain_of(scores, name, metric)
-            content[name][metric] = {"gain": _rounded(gain.mean), "ci95": _rounded(gain.ci95)}
-    return content
-
-
-def dnsmos_csv(scores: Sequence[Scores], names: Sequence[str]) -> str:
-    """Write a row of DNSMOS scores for each file and checkpoint."""
-    rows = [[row.id, name, *_csv_scores(row, name, DNSMOS)] for row in scores for name in names]
-    return _csv_text(["file", "checkpoint"], DNSMOS, rows)
-
-
-def _table_head(title: str, names: Sequence[str], columns: int) -> list[str]:
+def table_head(title: str, names: Sequence[str], columns: int) -> list[str]:
+    """Return title and head of a table with `columns` columns of labels."""
     return [
         f"**{title}**: noisy, and the gain of each checkpoint (± half-width of its 95 % confidence interval)",
         "",
@@ -165,27 +148,13 @@ def _table_head(title: str, names: Sequence[str], columns: int) -> list[str]:
     ]
 
 
-def _format(value: float, metric: str, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.{METRICS[metric].digits}f}"
+def format_gain(gain: PairedTest, digits: int) -> str:
+    """Format mean and interval; "-" for NaN."""
+    if math.isnan(gain.mean):
+        return "-"
+    return f"{gain.mean:+.{digits}f}" + ("" if math.isnan(gain.ci95) else f" ± {gain.ci95:.{digits}f}")
 
 
-def _format_gain(gain: PairedTest, metric: str) -> str:
-    interval = "" if math.isnan(gain.ci95) else f" ± {_format(gain.ci95, metric)}"
-    return f"{_format(gain.mean, metric, '+')}{interval}"
-
-
-def _rounded(value: float) -> float | None:
+def rounded(value: float) -> float | None:
+    """Round for JSON; None for NaN."""
     return round(value, 4) if math.isfinite(value) else None
-
-
-def _csv_scores(row: Scores, name: str, metrics: Mapping[str, object]) -> list[str]:
-    values = [scores[metric] for scores in (row.noisy, row.enhanced[name]) for metric in metrics]
-    return ["NaN" if math.isnan(value) else repr(value) for value in values]
-
-
-def _csv_text(columns: list[str], metrics: Mapping[str, object], rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, *(f"{state}_{metric}" for state in ("noisy", "enhanced") for metric in metrics)])
-    writer.writerows(rows)
-    return text.getvalue()

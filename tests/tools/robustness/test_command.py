@@ -186,6 +186,7 @@ def test_missing_package(folder: Path, monkeypatch: pytest.MonkeyPatch, package:
     assert not (folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_command_in_a_process(folder: Path) -> None:
     options = (*FOLDERS, *OPTIONS, "--files", 1, "--conditions", "band")
     done = run_module("tools.robustness", *options, cwd=folder, minutes=3)

@@ -14,9 +14,8 @@ from data.dataset import AudioCache
 from data.mixing import in_room, room_response
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import level_of, speech_like
-from tools.robustness.codecs import CODECS, find_delay, through_codec
 from tools.robustness.conditions import ALL, BASE, Condition
-from tools.robustness.degradations import RATE, clip_share, narrowband, telephone
+from tools.robustness.degradations import CODECS, RATE, clip_share, find_delay, narrowband, telephone, through_codec
 from tools.robustness.mixes import (
     _ROOM,
     DIRECT_TO_REVERBERANT,
