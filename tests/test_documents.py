@@ -60,7 +60,7 @@ def options_of(module: str, *subcommand: str) -> set[str]:
 def test_commands_have_the_options_that_pages_use(path: Path) -> None:
     for module, arguments in python_calls(path):
         own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # the rest is for train.py
-        subcommand = own[:1] if module == "tools.benchmark" and own and not own[0].startswith("-") else []
+        subcommand = own[:1] if module.startswith("tools.") and own and not own[0].startswith("-") else []
         used = {word.partition("=")[0] for word in own if word.startswith("--")}
         assert used <= options_of(module, *subcommand), f"{module} {' '.join(arguments)}"
         assert {word.partition("=")[0] for word in arguments[len(own) + 1 :] if word.startswith("--")} <= options_of(

@@ -1,4 +1,4 @@
-"""Draw spectrograms: for TensorBoard, `tools.inspect` and `tools.report`.
+"""Draw spectrograms, for TensorBoard, figures and pages.
 
 All spectrograms share one analysis (Hann windows of 32 ms every 8 ms), one range of 80 dB and one color map. The
 frequency axis is linear: on a logarithmic one the band above 4 kHz, where much of the noise is, takes a seventh of the

@@ -46,15 +46,18 @@ NOISY = "noisy"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. Raises `UserError`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["train"]:
-        return train.main(arguments[1:])
-    if arguments[:1] == ["inference"]:
-        return inference.main(arguments[1:])
+    if arguments and arguments[0] in ("train", "inference"):
+        return {"train": train, "inference": inference}[arguments[0]].main(arguments[1:])
     options = parse_arguments(arguments)
     pairs = require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs
     pairs = evenly_spaced(pairs, options.files or len(pairs))
     configs = write_configs(options)
-    link_files(pairs, options.output_dir / NOISY)
+    links = {pair.id: f"{pair.id}{pair.noisy.suffix}" for pair in pairs}  # for inference.py, below OUT/noisy
+    shutil.rmtree(options.output_dir / NOISY, ignore_errors=True)
+    for pair in pairs:
+        link = options.output_dir / NOISY / links[pair.id]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(pair.noisy.resolve())
 
     problems: list[str] = []
     rows: dict[str, dict[str, Any]] = {}
@@ -80,13 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == BASE:
                 break
             continue
-        enhanced = [Utterance(pair.id, pair.clean, folder / "enhanced" / link_name(pair)) for pair in pairs]
+        enhanced = [Utterance(pair.id, pair.clean, folder / "enhanced" / links[pair.id]) for pair in pairs]
         scores = score_pairs(enhanced, "published", available_cores(), progress=not options.quiet)
         write_report(folder, scores, "published")
         problems += [f"{name}: {pair.id}: {pair.reason}" for pair in scores if pair.reason is not None]
         base = base or scores
         parameters = sum(each.numel() for each in build(load_config(path)).parameters())
-        rows[name] = {"parameters": parameters, **compare(scores, base)}
+        rows[name] = {"parameters": parameters, "metrics": {}, "differences": {}}
+        for metric, mean in summarise(scores).items():
+            test = paired_test([pair.values[metric] for pair in base], [pair.values[metric] for pair in scores])
+            for kind, result in (("metrics", mean), ("differences", test)):
+                rows[name][kind][metric] = {key: json_number(value) for key, value in asdict(result).items()}
     if rows:
         figures = {"steps": options.steps, "train": options.train, "files": len(pairs), "variants": rows}
         text = as_markdown(figures)
@@ -144,30 +151,6 @@ def write_configs(options: Namespace) -> dict[str, Path]:
         write_text_atomically(paths[name], json.dumps(content, indent=2) + "\n")
         load_config(paths[name])
     return paths
-
-
-def link_files(pairs: Sequence[Utterance], folder: Path) -> None:
-    """Make a folder with a link to each noisy file, for inference.py."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for pair in pairs:
-        link = folder / link_name(pair)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(pair.noisy.resolve())
-
-
-def link_name(pair: Utterance) -> str:
-    """Return the path of a test file below the folder of links."""
-    return f"{pair.id}{pair.noisy.suffix}"
-
-
-def compare(scores: Sequence[PairScores], base: Sequence[PairScores]) -> dict[str, Any]:
-    """Return the means of a variant's metrics and their paired differences to the base; None stands for NaN."""
-    content: dict[str, Any] = {"metrics": {}, "differences": {}}
-    for name, mean in summarise(scores).items():
-        test = paired_test([pair.values[name] for pair in base], [pair.values[name] for pair in scores])
-        for kind, result in (("metrics", mean), ("differences", test)):
-            content[kind][name] = {key: json_number(value) for key, value in asdict(result).items()}
-    return content
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:

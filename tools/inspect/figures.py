@@ -11,7 +11,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from torch import nn
 
 from config import Config, UNetConfig
 from models.idconv import IDConv
@@ -201,11 +200,7 @@ def idconv_figure(trace: Trace) -> tuple[Figure, list[Numbers]] | None:
         for (taps_axes, gain_axes), (direction, conv, rate, unit, steps, label) in zip(
             (row[0:2], row[2:4]), directions, strict=True
         ):
-            if not isinstance(conv, nn.Conv2d):  # removed in an ablation
-                taps_axes.set_axis_off()
-                gain_axes.set_axis_off()
-                continue
-            kernels = conv.weight.detach().flatten(1)
+            kernels = conv.get_parameter("weight").detach().flatten(1)
             frequencies, gains = frequency_response(kernels, rate)
             taps = np.arange(kernels.shape[1]) - kernels.shape[1] // 2
             taps_axes.axhline(0, color="#999999", linewidth=0.6)
@@ -219,10 +214,7 @@ def idconv_figure(trace: Trace) -> tuple[Figure, list[Numbers]] | None:
                 labels = {"stage": name, "direction": direction, "kernel": number, "gain_at_0": float(gain[0])}
                 peak = {"largest_gain": float(gain.max()), "at": float(frequencies[gain.argmax()]), "unit": unit}
                 numbers.append(labels | peak)
-        if not isinstance(idconv.square, nn.Conv2d):
-            row[4].set_axis_off()
-            continue
-        squares = idconv.square.weight.detach()[:, 0].numpy()  # [K, 3 frames, 3 bins]
+        squares = idconv.square.get_parameter("weight").detach()[:, 0].numpy()  # [K, 3 frames, 3 bins]
         columns = min(3, len(squares))
         tiles = np.full((4 * -(-len(squares) // columns) - 1, 4 * columns - 1), np.nan)  # one tap apart
         for number, kernel in enumerate(squares):

@@ -22,7 +22,7 @@ from config import Config
 from enhance.enhancer import Enhancer
 from models.blocks import to_tokens
 from models.imse import Stage
-from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables, rotary_tables
+from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, rotary_tables
 from models.muse import TaylorAttention
 from models.stft import Spectra
 
@@ -124,8 +124,7 @@ def trace(network: nn.Module, config: Config, wav: np.ndarray) -> Trace:
         handles.append(stage.register_forward_pre_hook(partial(keep_size, name)))
         for number, block in enumerate(stage.blocks, start=1):
             attention = getattr(block, "attention", None)
-            # Not subclasses: they may compute other weights.
-            if isinstance(attention, nn.Module) and type(attention) in (MALA, TaylorAttention):
+            if isinstance(attention, MALA | TaylorAttention):
                 handles.append(attention.register_forward_pre_hook(partial(keep_input, name, number)))
     try:
         enhanced_wav = Enhancer(network, config).enhance_signal(wav, protocol="whole")
@@ -168,7 +167,8 @@ def attention_weights(attention: AttentionInput, frame: int, bin_: int) -> dict[
     if isinstance(module, MALA):
         q, k = (to_tokens(functional.elu(conv(x)) + 1)[0] for conv in (module.query, module.key))  # [N, C]
         rotary = rotary_tables(frames, bins, channels, x)
-        similarity = by_head(rotate(q, rotary)[position] * rotate(k, rotary)) * SCALE  # [N, heads]
+        rotated_q, rotated_k = (each * rotary.cos + each @ module.quarter_turn * rotary.sin for each in (q, k))
+        similarity = by_head(rotated_q[position] * rotated_k) * SCALE  # [N, heads]
         z = by_head(q[position] * k.mean(dim=0)) * SCALE  # [heads]
         weights = {
             "MALA": ((1 + 1 / (z + Z_FLOOR)) * similarity - z) / positions,
@@ -179,12 +179,6 @@ def attention_weights(attention: AttentionInput, frame: int, bin_: int) -> dict[
         similarity = by_head(q[position] * k)
         weights = {"Taylor attention": (1 + similarity) / (positions + TAYLOR_FLOOR + similarity.sum(dim=0))}
     return {name: each.T.unflatten(1, (frames, bins)) for name, each in weights.items()}
-
-
-def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
-    """Rotate each pair of channels (a, b) of `[N, C]`: (a cos − b sin, b cos + a sin)."""
-    turned = torch.stack([-x[:, 1::2], x[:, ::2]], dim=-1).flatten(1)
-    return x * rotary.cos + turned * rotary.sin
 
 
 @dataclass(frozen=True)

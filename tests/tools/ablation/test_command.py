@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from config import load_config
@@ -13,7 +14,8 @@ from data.file_lists import pair_folders
 from metrics.score import METRICS, score_pairs
 from metrics.stats import paired_test
 from models import build
-from tests.fixtures.commands import ROOT, Result, call_main, run_module
+from tests.fixtures.commands import ROOT, Result, call_main
+from tests.fixtures.recordings import load, save
 from tests.fixtures.training import SMALL, write_pairs
 from tools.ablation import __main__ as ablation
 
@@ -31,17 +33,43 @@ OPTIONS = (
 FOR_TRAIN = ("--", "--input_training_file", "training.txt", "--device", "cpu")
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the command has been run."""
-    folder = tmp_path_factory.mktemp("ablation")
-    write_pairs(folder)
-    (folder / "base.json").write_text(json.dumps(SMALL_BASE))
+@pytest.fixture(autouse=True)
+def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting processes takes longer than scoring."""
+    monkeypatch.setattr("metrics.score.run_in_processes", lambda function, items, _: enumerate(map(function, items)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Speech, a small base configuration and a variant."""
+    write_pairs(tmp_path, seconds=0.6)
+    (tmp_path / "base.json").write_text(json.dumps(SMALL_BASE))
     change = {"base": "elsewhere.json", "model": {"name": "imse_ablation", "attention": "without_gate"}}
-    (folder / "no_gate.json").write_text(json.dumps(change))
+    (tmp_path / "no_gate.json").write_text(json.dumps(change))
+    return tmp_path
+
+
+@pytest.fixture
+def done(folder: Path) -> Path:
+    """The folder after the command, without training; the variant amplifies noise a little."""
+
+    def train(argv: list[str]) -> int:
+        path = Path(argv[argv.index("--checkpoint_path") + 1], "latest.pt")
+        path.parent.mkdir(parents=True)
+        path.touch()
+        return 0
+
+    def enhance(argv: list[str]) -> int:
+        noisy, enhanced = (Path(argv[argv.index(name) + 1]) for name in ("--input_noisy_wavs_dir", "--output_dir"))
+        gain = 0.1 if "no_gate" in str(enhanced) else 0.0
+        for path in noisy.iterdir():
+            hiss = np.random.default_rng(0).standard_normal(len(samples := load(path)))
+            save(enhanced / path.name, samples + gain * 0.1 * hiss[:, None])
+        return 0
+
     with pytest.MonkeyPatch.context() as patch:
-        # Starting processes takes longer than scoring.
-        patch.setattr("metrics.score.run_in_processes", lambda function, items, _: enumerate(map(function, items)))
+        patch.setattr(ablation.train, "main", train)
+        patch.setattr(ablation.inference, "main", enhance)
         ended = call_ablation(folder, "--steps", "1", *FOR_TRAIN)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == (folder / "out/ablation.md").read_text()
@@ -120,7 +148,7 @@ def test_more_steps_resume_and_enhance_again(done: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_failures(
-    done: Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int], code: int, calls: list[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int], code: int, calls: list[str]
 ) -> None:
     called: list[str] = []
 
@@ -132,7 +160,7 @@ def test_failures(
     monkeypatch.setattr(ablation.train, "main", end)
     monkeypatch.setattr(ablation.inference, "main", end)
     monkeypatch.setattr(ablation, "score_pairs", lambda *_, **__: [])
-    ended = call_ablation(done, "--steps", "2", *FOR_TRAIN)
+    ended = call_ablation(folder, "--steps", "2", *FOR_TRAIN)
     assert (ended.returncode, called) == (code, calls)
     assert code == 143 or f"{calls[-1]}: train.py ended" in ended.stderr
 
@@ -149,21 +177,22 @@ def test_failures(
         (["--steps", "2", "--noisy_wav_dir", "empty"], "empty"),
     ],
 )
-def test_wrong_command_line(done: Path, options: list[str], words: str) -> None:
-    (done / "list.json").write_text("[]")
-    (done / "noisy.json").write_text("{}")
-    (done / "odd.json").write_text('{"model": {"channels": 9}}')
-    (done / "empty").mkdir(exist_ok=True)
-    ended = call_ablation(done, *options, *FOR_TRAIN)
+def test_wrong_command_line(folder: Path, options: list[str], words: str) -> None:
+    (folder / "list.json").write_text("[]")
+    (folder / "noisy.json").write_text("{}")
+    (folder / "odd.json").write_text('{"model": {"channels": 9}}')
+    (folder / "empty").mkdir(exist_ok=True)
+    ended = call_ablation(folder, *options, *FOR_TRAIN)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert words in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 
-def test_command_in_a_process(tmp_path: Path) -> None:
-    ended = run_module("tools.ablation", "train", "--config", "none.json", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "none.json" in ended.stderr
+@pytest.mark.slow
+def test_training_for_real(folder: Path) -> None:
+    ended = call_ablation(folder, "--steps", "1", *FOR_TRAIN)
+    assert (ended.returncode, ended.stdout) == (0, (folder / "out/ablation.md").read_text())
+    assert (folder / "out/no_gate/run/latest.pt").exists()
 
 
 @pytest.mark.slow

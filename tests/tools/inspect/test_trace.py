@@ -181,16 +181,6 @@ def test_sharpest_head_has_the_largest_deviation(small_config: Config) -> None:
     torch.testing.assert_close(head.weights["MALA"], torch.stack([head.weights["MALA"][0], own * (17 * 32)]))
 
 
-def test_unknown_attention_is_ignored(small_config: Config) -> None:
-    class Variant(MALA):
-        """A subclass may compute other weights."""
-
-    network = build(small_config).eval()
-    network.get_submodule("unet.bottleneck.blocks.2").attention = Variant(24).eval()
-    blocks = [each.block for each in trace(network, small_config, NOISY).attentions if each.stage == "bottleneck"]
-    assert blocks == [1, 2, 4]
-
-
 @pytest.mark.parametrize("name", ["lite_rtse", "cnunet"])
 def test_networks_without_attention_have_a_mask(name: str) -> None:
     config = load_config(ROOT / f"configs/{name}.json")

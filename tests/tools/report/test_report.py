@@ -22,7 +22,7 @@ from PIL import Image
 import cal_metrics
 from metrics.score import METRICS
 from metrics.stats import paired_test
-from tests.fixtures.commands import Result, call_main, run_module
+from tests.fixtures.commands import Result, call_main
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, files_below, save
 from tests.fixtures.signals import speech_like, with_noise
@@ -208,13 +208,6 @@ def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, library: s
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert f"{library}: pip install -e '.[report]'" in done.stderr
     assert files_below(Path("scores")) == {"scores.csv", "summary.json"}
-
-
-@pytest.mark.usefixtures("folders")
-def test_command_in_a_process_of_its_own() -> None:
-    done = run_module("tools.report", "--input_noisy_wavs_dir", "noisy", "--output_dir", "out", "--quiet", cwd=Path())
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [each["playable"] for each in data_of()["recordings"]] == [True] * 3
 
 
 def content_of(folder: Path) -> Content:
