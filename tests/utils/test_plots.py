@@ -64,7 +64,7 @@ def test_spectrograms_share_time_and_level() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("samples", [0, 1, 100, 511, 512, 2000])
+@pytest.mark.parametrize("samples", [0, 1, 511, 2000])
 def test_short_and_silent_signals_are_drawn(samples: int) -> None:
     figure = spectrogram_figure({"silent": np.zeros(samples), "noise": np.ones(2000)}, RATE)
     assert levels(figure.axes[0]).max() == -RANGE_DB

@@ -219,16 +219,14 @@ def test_peers(measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest
         assert first[metric] == pytest.approx(np.mean([each[metric] for each in scores]), abs=2e-3), metric
 
 
-@pytest.mark.parametrize("samples", [16_000, 15_999, 161, 1])
-def test_rnnoise_has_no_delay(samples: int) -> None:
+def test_rnnoise_has_no_delay() -> None:
     pytest.importorskip("pyrnnoise.rnnoise")
-    clean = speech_like(3).astype(np.float32)[:samples]
+    clean = speech_like(1).astype(np.float32)[:15_999]
     enhanced = scoring.make_rnnoise()(clean)
     assert enhanced.shape == clean.shape
-    if samples >= 15_999:
-        lags = range(-100, 101)
-        products = [float(np.dot(enhanced[200:-200], clean[200 + lag : len(clean) - 200 + lag])) for lag in lags]
-        assert abs(lags[int(np.argmax(products))]) <= 1
+    lags = range(-100, 101)
+    products = [float(np.dot(enhanced[200:-200], clean[200 + lag : len(clean) - 200 + lag])) for lag in lags]
+    assert abs(lags[int(np.argmax(products))]) <= 1
 
 
 @pytest.mark.parametrize(

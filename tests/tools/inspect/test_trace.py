@@ -103,16 +103,6 @@ def test_weights_of_two_positions_by_hand() -> None:
     assert weights["MALA"].flatten().tolist() == pytest.approx(mala, abs=1e-6)
 
 
-@torch.no_grad()
-def test_mala_scales_linear_attention_around_the_uniform_weight(x: Tensor, mala: MALA) -> None:
-    """With weights times N, MALA = L + z (L − 1), one z per head."""
-    found = attention_weights(AttentionInput("bottleneck", 1, mala, x), 2, 3)
-    stretched, linear = found["MALA"] * FRAMES * BINS, found["linear attention"] * FRAMES * BINS
-    z = (stretched - linear) / (linear - 1)
-    assert (z > 0.1).all()
-    torch.testing.assert_close(z, z.mean(dim=(1, 2), keepdim=True).expand_as(z), rtol=1e-4, atol=0)
-
-
 def test_responses_of_a_moving_average_and_a_difference() -> None:
     kernels = torch.tensor([[0.5, 0.5], [1.0, -1.0]])
     frequencies, gains = frequency_response(kernels, rate=160, points=5)

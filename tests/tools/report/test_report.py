@@ -165,14 +165,6 @@ def test_bad_files_are_named_and_the_others_are_shown(folders: Path) -> None:
     assert table_of("paired")["PESQ"][-1] == "2 (5 without)"
 
 
-def test_unreadable_file_is_named_without_scores_too(folders: Path) -> None:
-    (folders / "noisy/p1.wav").write_bytes(b"not sound")
-    done = make()
-    assert done.returncode == 1
-    assert done.stderr.startswith("noisy/p1.wav: not an audio file")
-    assert [each["playable"] for each in data_of()["recordings"]] == [True, False, True]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -196,8 +188,8 @@ def test_invalid_command_lines(folders: Path, arguments: list[str], words: str) 
 
 
 @pytest.mark.usefixtures("folders")
-@pytest.mark.parametrize("library", ["matplotlib", "librosa"])
-def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = "librosa"
     monkeypatch.setitem(sys.modules, library, None)
     done = make()
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import Config
+from config import Config, load_config
 from data.splits import hold_out_speakers
-from enhance.enhancer import Enhancer
 from enhance.runtimes import fast_enhancer
 from metrics.score import score_signals
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
-from tests.fixtures.commands import Result, call_main, run_module
+from tests.fixtures.commands import ROOT, Result, call_main, run_module
 from tests.fixtures.recordings import files_below, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.robustness import __main__ as robustness
@@ -36,15 +35,24 @@ HELD_OUT = SPEECH[hold_out_speakers(SPEECH, 1234)[1][0]]  # with the seed in the
 RESULTS = {f"robustness.{kind}" for kind in ("csv", "json", "md", "png", "svg")}
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Lite-RTSE, the fastest network, with random weights."""
+    path = tmp_path_factory.mktemp("checkpoint") / "lite.safetensors"
+    config = load_config(ROOT / "configs/lite_rtse.json")
+    save_checkpoint(path, build(config), config)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def folder(tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Speech of two groups, noise, recordings and a checkpoint; scoring is patched to run in this process."""
     for name in SPEECH:
         save(tmp_path / f"speech/{name}.wav", 0.5 * speech_like(1.5, seed=sum(name.encode())))
     for number in range(2):
         save(tmp_path / f"noise/{number}.wav", np.random.default_rng(number).uniform(-0.3, 0.3, 20_000))
         save(tmp_path / f"noisy/{number}.wav", with_noise(speech_like(1), 5))
-    (tmp_path / "small.safetensors").write_bytes(small_checkpoint.read_bytes())
+    (tmp_path / "small.safetensors").write_bytes(checkpoint)
 
     def here(function: Callable, items: Sequence, workers: int) -> Iterator[tuple[int, object]]:
         assert workers >= 1
@@ -85,25 +93,6 @@ def test_files(folder: Path) -> None:
             assert float(first[f"{state}_{metric}"]) == pytest.approx(value, abs=1e-2), (state, metric)
     names = ("band", "full, to 8 kHz", "de/p3_1", "small")
     assert tuple(first[key] for key in ("axis", "condition", "file", "checkpoint")) == names
-
-
-def test_interrupted_run_gives_the_same_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(folder, "--files", 1, "--conditions", "band").returncode == 0
-    before = {name: (folder / "out" / name).read_bytes() for name in files_below(folder / "out")}
-    parts = sorted((folder / "out/parts").iterdir())
-    for path in (*parts[:2], folder / "out/robustness.csv", folder / "out/robustness.png"):
-        path.unlink()
-    enhanced: list[int] = []
-    enhance_signal = Enhancer.enhance_signal
-
-    def count(self: Enhancer, noisy: np.ndarray) -> np.ndarray:
-        enhanced.append(len(noisy))
-        return enhance_signal(self, noisy)
-
-    monkeypatch.setattr(Enhancer, "enhance_signal", count)
-    assert call(folder, "--files", 1, "--conditions", "band").returncode == 0
-    assert len(enhanced) == 2
-    assert {name: (folder / "out" / name).read_bytes() for name in files_below(folder / "out")} == before
 
 
 def test_unreadable_file(folder: Path) -> None:

@@ -18,14 +18,12 @@ from tools.robustness.degradations import (
     clip_share,
     encode_decode,
     find_delay,
-    from_narrow,
     gain_to,
     narrowband,
     pink_noise,
     shift,
     telephone,
     through_codec,
-    to_narrow,
 )
 
 SPEECH = 0.3 * speech_like(2)
@@ -70,12 +68,6 @@ def test_bands() -> None:
                 assert level_of(filtered) < -45, (band, frequency)
             else:
                 assert filtered == pytest.approx(10 ** (gain / 20) * tone(frequency)[middle], abs=2e-3)
-
-
-@pytest.mark.parametrize("samples", [16_000, 15_999, 401])
-def test_resampling_keeps_the_length(samples: int) -> None:
-    assert len(to_narrow(SPEECH[:samples])) == pytest.approx(samples / 2, abs=1)
-    assert from_narrow(to_narrow(SPEECH[:samples]), samples).shape == (samples,)
 
 
 def test_pink_noise_falls_by_3_db_an_octave() -> None:

@@ -92,18 +92,13 @@ def test_dnsmos_summaries() -> None:
     assert summary.as_csv([({}, rows)], ["net"]).splitlines()[1] == "r1,net,1,1,1,1,2,2,2,2"
 
 
-@pytest.mark.parametrize("file_format", ["png", "svg"])
-def test_plot_has_a_panel_for_each_axis_and_metric(file_format: str) -> None:
+def test_plot_has_a_panel_for_each_axis_and_metric() -> None:
     draw = pytest.importorskip("tools.robustness.chart").draw
     axes = [AXIS, Axis("snr", "SNR, dB", {"5": BASE, "10": LOUD}, ordered=True)]
-    plot = draw(axes, RESULTS, ["net"], file_format)
-    assert plot == draw(axes, RESULTS, ["net"], file_format)
-    if file_format == "png":
-        assert plot.startswith(b"\x89PNG")
-    else:
-        text = plot.decode()
-        for label, count in (("SNR, dB", 1), ("PESQ", 2), ("STOI", 2), ("all files", 1), ("noisy", 1), ("net", 1)):
-            assert len(re.findall(f">{label}</text>", text)) == count, label
+    plot = draw(axes, RESULTS, ["net"], "svg")
+    assert plot == draw(axes, RESULTS, ["net"], "svg")
+    for label, count in (("SNR, dB", 1), ("PESQ", 2), ("STOI", 2), ("all files", 1), ("noisy", 1), ("net", 1)):
+        assert len(re.findall(f">{label}</text>", plot.decode())) == count, label
 
 
 def test_axes() -> None:
