@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import inference
+from config import Config
 from data.audio import AudioFormat, read_audio, write_audio
 from metrics.pesq import wideband_pesq
 from metrics.si_sdr import si_sdr
-from models.checkpoint import DEFAULT_CHECKPOINT
-from tests.fixtures.commands import ROOT, Result, call_main, run_script
+from models import build
+from models.checkpoint import DEFAULT_CHECKPOINT, save_checkpoint
+from tests.fixtures.commands import ROOT, Result, call_main
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -28,48 +31,49 @@ TIMEOUT = 60  # seconds, for a busy machine
 UNKNOWN_SIZE = b"\xff" * 4
 
 
-def enhance(folder: Path, checkpoint: Path, *options: object, source: str = "in", output: str = "out") -> Result:
+def enhance(folder: Path, checkpoint: Path | str, *options: object, source: str = "in", output: str = "out") -> Result:
     """Run the command in this process, in `folder`."""
     folders = "--input_noisy_wavs_dir", source, "--output_dir", output, "--checkpoint_file", checkpoint
     return call_main(inference.main, *folders, "--quiet", *options, cwd=folder)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded random weights and segments of a quarter of a second, so that short files are fast."""
+    config = replace(small_config, data=replace(small_config.data, segment_size=4000))
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "quick.safetensors"
+    save_checkpoint(path, build(config), config)
+    return path
+
+
 def odd_recordings() -> dict[str, tuple[np.ndarray, AudioFormat]]:
     """Files that must work, by their path in the input folder: samples `[N, channels]` and format."""
-    quiet = QUANTISED[:, None].astype(np.float32) / 4
-    surround = np.concatenate([np.roll(quiet, 1000 * i, axis=0) for i in range(6)], axis=1)[:6000]
+    quiet = QUANTISED[:6000, None].astype(np.float32) / 4
+    surround = np.concatenate([np.roll(quiet, 1000 * i, axis=0) for i in range(6)], axis=1)
     surround[:, 3] = 0
-    fast = NOISY[: RATE // 2, None]
     return {
         "one sample.wav": (np.full((1, 1), 0.5), AudioFormat(RATE, 1)),
         "one sample at 48 kHz.wav": (np.full((1, 2), 0.5), AudioFormat(48_000, 2)),
-        "silence.wav": (np.zeros((40_000, 1)), AudioFormat(RATE, 1)),
         "silence at 44.1 kHz.wav": (np.zeros((20_000, 2)), AudioFormat(44_100, 2, "WAV", "PCM_24")),
-        "rates/8.wav": (fast, AudioFormat(8000, 1)),
-        "rates/44.wav": (fast, AudioFormat(44_100, 1)),
-        "rates/96.wav": (fast, AudioFormat(96_000, 1, "WAV", "PCM_24")),
+        "8 kHz.wav": (NOISY[:6000, None], AudioFormat(8000, 1)),
         "formats/float.wav": (4 * quiet, AudioFormat(RATE, 1, "WAV", "FLOAT")),
-        "formats/double.wav": (4 * quiet, AudioFormat(RATE, 1, "WAV", "DOUBLE")),
-        "formats/16.wav": (4 * quiet, AudioFormat(RATE, 1, "WAV", "PCM_16")),
         "formats/24.wav": (4 * quiet, AudioFormat(RATE, 1, "WAV", "PCM_24")),
-        "formats/8.wav": (4 * quiet, AudioFormat(RATE, 1, "WAV", "PCM_U8")),
         "formats/c.flac": (4 * quiet, AudioFormat(RATE, 1, "FLAC", "PCM_16")),
         "formats/beyond full scale.wav": (64 * quiet, AudioFormat(RATE, 1, "WAV", "FLOAT")),
         "formats/surround.wav": (surround, AudioFormat(RATE, 6, "WAV", "PCM_24")),
         "formats/channel 2.wav": (surround[:, 2:3], AudioFormat(RATE, 1, "WAV", "PCM_24")),
-        "formats/a.ogg": (fast, AudioFormat(RATE, 1, "OGG", "VORBIS")),
-        "formats/b.mp3": (fast, AudioFormat(RATE, 1, "MP3", "MPEG_LAYER_III")),
-        'naïve/it\'s "quoted" 鳥.flac': (fast, AudioFormat(RATE, 1, "FLAC", "PCM_24")),
-        "naïve/deep/x.FLAC": (fast, AudioFormat(RATE, 1, "FLAC", "PCM_16")),
+        "formats/b.mp3": (NOISY[:8000, None], AudioFormat(RATE, 1, "MP3", "MPEG_LAYER_III")),
+        'naïve/deep/it\'s "quoted" 鳥.FLAC': (4 * quiet, AudioFormat(RATE, 1, "FLAC", "PCM_24")),
     }
 
 
-def test_odd_recordings(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_odd_recordings(tmp_path: Path, checkpoint: Path) -> None:
     recordings = odd_recordings()
     for name, (samples, audio_format) in recordings.items():
         write_audio(tmp_path / "in" / name, samples, audio_format)
     (tmp_path / "in/notes.txt").write_text("neither audio nor named so", encoding="utf-8")
-    assert enhance(tmp_path, small_checkpoint) == (0, "", "")
+    assert enhance(tmp_path, checkpoint) == (0, "", "")
 
     out = tmp_path / "out"
     assert files_below(out) == set(recordings)
@@ -85,7 +89,7 @@ def test_odd_recordings(tmp_path: Path, small_checkpoint: Path) -> None:
 
     exact = load(out / "formats/float.wav")
     assert np.abs(exact).max() < 1
-    for name, step in (("double.wav", 0), ("16.wav", 2**-15), ("24.wav", 2**-23), ("c.flac", 2**-15)):
+    for name, step in (("24.wav", 2**-23), ("c.flac", 2**-15)):
         np.testing.assert_allclose(load(out / "formats" / name), exact, rtol=0, atol=0.51 * step, err_msg=name)
     loud = load(out / "formats/beyond full scale.wav")
     np.testing.assert_allclose(loud, 16 * exact, rtol=0, atol=1e-4)
@@ -95,59 +99,46 @@ def test_odd_recordings(tmp_path: Path, small_checkpoint: Path) -> None:
     assert not surround[:, 3].any()
 
 
-def test_embedded_checkpoint_improves_the_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [1, pytest.param(None, marks=pytest.mark.slow)])
+def test_embedded_checkpoint_improves_the_samples(tmp_path: Path, files: int | None) -> None:
     assert DEFAULT_CHECKPOINT.stat().st_size < 2 * 2**20
-    folders = "--input_noisy_wavs_dir", ROOT / "samples" / "noisy", "--output_dir", tmp_path / "enhanced"
-    assert call_main(inference.main, *folders, "--quiet") == (0, "", "")
-    for noisy in sorted((ROOT / "samples" / "noisy").iterdir()):
-        folders = ROOT / "samples" / "clean", noisy.parent, tmp_path / "enhanced"
-        clean, before, after = (load(folder / noisy.name)[:, 0] for folder in folders)
+    samples = sorted((ROOT / "samples" / "noisy").iterdir(), key=lambda path: path.stat().st_size)[:files]
+    for noisy in samples:
+        done = call_main(inference.main, "--input_noisy_wavs_dir", noisy, "--output_dir", tmp_path, "--quiet")
+        assert done == (0, "", "")
+        clean, before, after = (
+            load(each / noisy.name)[:, 0] for each in (ROOT / "samples/clean", noisy.parent, tmp_path)
+        )
         assert wideband_pesq(clean, after) > wideband_pesq(clean, before)
         assert si_sdr(clean, after) > si_sdr(clean, before)
 
 
-def test_standard_input_to_standard_output(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_standard_input_to_standard_output(tmp_path: Path, checkpoint: Path) -> None:
     save(tmp_path / "in.wav", NOISY)
     piped = bytearray((tmp_path / "in.wav").read_bytes())
     piped[4:8] = piped[40:44] = UNKNOWN_SIZE
     script = [sys.executable, ROOT / "inference.py", "--input_noisy_wavs_dir", "-", "--quiet"]
     result = subprocess.run(
-        [*script, "--checkpoint_file", small_checkpoint], input=piped, cwd=tmp_path, capture_output=True, check=False
+        [*script, "--checkpoint_file", checkpoint], input=piped, cwd=tmp_path, capture_output=True, check=False
     )
     assert (result.returncode, result.stderr) == (0, b"")
-    assert enhance(tmp_path, small_checkpoint, source="in.wav") == (0, "", "")
+    assert enhance(tmp_path, checkpoint, source="in.wav") == (0, "", "")
     (tmp_path / "piped.wav").write_bytes(result.stdout)
     np.testing.assert_allclose(load(tmp_path / "piped.wav"), load(tmp_path / "out/in.wav"), rtol=0, atol=1.1 * 2**-15)
 
 
 @pytest.mark.parametrize(
-    ("content", "output", "error"),
-    [
-        (b"", "pipe", "standard input: the file is empty"),
-        (b"no sound at all", "pipe", "standard input: not an audio file"),
-        (None, "full", "standard input or output: No space left"),
-        (None, "closed", ""),
-    ],
+    ("output", "error"),
+    [("closed", ""), pytest.param("full", "standard input or output: No space left", marks=pytest.mark.slow)],
 )
-def test_failing_pipes(tmp_path: Path, small_checkpoint: Path, content: bytes | None, output: str, error: str) -> None:
-    if content is None:
-        stream = io.BytesIO()
-        soundfile.write(stream, np.tile(QUANTISED, 3), RATE, format="WAV")
-        content = stream.getvalue()
-    (tmp_path / "in").write_bytes(content)
+def test_failing_pipes(tmp_path: Path, checkpoint: Path, output: str, error: str) -> None:
+    save(tmp_path / "in.wav", np.tile(QUANTISED, 3))
     reading, writing = os.pipe()
-    if output == "closed":
-        os.close(reading)
-    script = [sys.executable, ROOT / "inference.py", "--input_noisy_wavs_dir", "-"]
-    with (tmp_path / "in").open("rb") as source, Path("/dev/full").open("wb") as full:
-        result = subprocess.run(
-            [*script, "--checkpoint_file", small_checkpoint],
-            stdin=source,
-            stdout=full if output == "full" else writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+    os.close(reading)
+    script = [sys.executable, ROOT / "inference.py", "--input_noisy_wavs_dir", "-", "--checkpoint_file", checkpoint]
+    with (tmp_path / "in.wav").open("rb") as source, Path("/dev/full").open("wb") as full:
+        stdout = full if output == "full" else writing
+        result = subprocess.run(script, stdin=source, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert result.returncode == 1
     assert result.stderr.startswith(error)
@@ -167,7 +158,7 @@ BAD_FILES = {
 }
 
 
-def test_bad_files_are_named_and_the_others_done(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_bad_files_are_named_and_the_others_done(tmp_path: Path, checkpoint: Path) -> None:
     folder = tmp_path / "in"
     save(folder / "good.wav", NOISY[:5000])
     save(folder / "last.wav", NOISY[:5000])
@@ -191,7 +182,7 @@ def test_bad_files_are_named_and_the_others_done(tmp_path: Path, small_checkpoin
     (tmp_path / "out").mkdir()
     (tmp_path / "out/nan.wav").write_bytes(b"of an earlier run")
 
-    result = enhance(tmp_path, small_checkpoint)
+    result = enhance(tmp_path, checkpoint)
     assert (result.returncode, result.stdout) == (1, "")
     lines = dict(line.split(": ", 1) for line in result.stderr.splitlines())
     assert set(lines) == {f"in/{name}" for name in BAD_FILES}
@@ -202,7 +193,7 @@ def test_bad_files_are_named_and_the_others_done(tmp_path: Path, small_checkpoin
     assert (tmp_path / "out/nan.wav").read_bytes() == b"of an earlier run"
 
 
-def test_scores(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_scores(tmp_path: Path, checkpoint: Path) -> None:
     clean, noisy = speech_like(1.5), with_noise(speech_like(1.5), 10)
     for name in ("a/pair", "b/pair", "length", "rate", "no_noisy", "broken"):
         save(tmp_path / f"clean/{name}.flac", clean, container="FLAC")
@@ -213,7 +204,7 @@ def test_scores(tmp_path: Path, small_checkpoint: Path) -> None:
     save(tmp_path / "in/rate.wav", noisy, 8000)
     save(tmp_path / "in/no_clean.wav", noisy)
     (tmp_path / "in/broken.wav").write_text("no sound")
-    result = enhance(tmp_path, small_checkpoint, "--input_clean_wavs_dir", "clean")
+    result = enhance(tmp_path, checkpoint, "--input_clean_wavs_dir", "clean")
     assert result.returncode == 1
     assert result.stdout.startswith("5 files, 3 failed")  # also those that could not be enhanced
     assert files_below(tmp_path / "out") == files_below(tmp_path / "in") - {"broken.wav"}
@@ -230,42 +221,35 @@ def test_scores(tmp_path: Path, small_checkpoint: Path) -> None:
         assert any(line.startswith(start) and keyword in line for line in lines), (start, result.stderr)
     assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["2"] * 8  # pairs scored
 
-    one = enhance(tmp_path, small_checkpoint, "--input_clean_wavs_dir", "clean", source="in/a/pair.wav", output="one")
-    assert (one.returncode, one.stderr.count("\n")) == (1, 1)
-    assert one.stderr.startswith("one/pair.wav: ")
-
 
 @pytest.mark.parametrize(
     ("source", "output", "error"),
     [
         ("none", "out", "none: no such file or folder"),
-        ("none.wav", "out", "none.wav: no such file or folder"),
         ("empty", "out", "empty: holds no audio"),
         ("in", "in", "in: results would replace their inputs"),
         ("in/a.wav", "in", "in: results would replace their inputs"),
-        ("in/sub/in", "in/sub", "in/sub: results would replace their inputs"),
         ("in", "in/a.wav", "in/a.wav: cannot be written"),
-        ("in", "in/a.wav/out", "in/a.wav/out: cannot be written"),
         ("in", "/proc/out", "/proc/out: cannot be written"),
     ],
 )
-def test_unusable_folders(tmp_path: Path, small_checkpoint: Path, source: str, output: str, error: str) -> None:
+def test_unusable_folders(tmp_path: Path, checkpoint: Path, source: str, output: str, error: str) -> None:
     (tmp_path / "empty").mkdir()
-    for name in ("in/a.wav", "in/sub/in/a.wav", "in/sub/in/in/a.wav"):
+    for name in ("in/a.wav", "in/sub/a.wav"):
         save(tmp_path / name, NOISY[:100])
     before = files_below(tmp_path)
-    result = enhance(tmp_path, small_checkpoint, source=source, output=output)
+    result = enhance(tmp_path, checkpoint, source=source, output=output)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.startswith(error)
     assert files_below(tmp_path) == before
 
 
-def test_results_within_or_above_the_input(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_results_within_or_above_the_input(tmp_path: Path, checkpoint: Path) -> None:
     save(tmp_path / "in/sub/a.wav", NOISY[:100])
     for _ in range(2):  # results of the first run are not inputs of the second
-        assert enhance(tmp_path, small_checkpoint, output="in/out") == (0, "", "")
+        assert enhance(tmp_path, checkpoint, output="in/out") == (0, "", "")
         assert files_below(tmp_path) == {"in/sub/a.wav", "in/out/sub/a.wav"}
-    assert enhance(tmp_path, small_checkpoint, source="in/sub/a.wav", output=".") == (0, "", "")
+    assert enhance(tmp_path, checkpoint, source="in/sub/a.wav", output=".") == (0, "", "")
     assert files_below(tmp_path) == {"in/sub/a.wav", "in/out/sub/a.wav", "a.wav"}
 
 
@@ -275,18 +259,14 @@ def test_results_within_or_above_the_input(tmp_path: Path, small_checkpoint: Pat
         ([], "required: --input_noisy_wavs_dir"),
         (["--input_noisy_wavs_dir", "in"], "--output_dir is needed"),
         (["--input_noisy_wavs_dir", "-", "--input_clean_wavs_dir", "in"], "--input_clean_wavs_dir"),
-        (["--input_noisy_wavs_dir", "-", "--resume"], "--resume"),
         (["--input_noisy_wavs_dir", "-", "--device", "gpu"], "--device gpu"),
-        (["--input_noisy_wavs_dir", "-", "--protocol", "none"], "'none'"),
         (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none"], "none: the checkpoint cannot be read"),
         (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none.onnx"], "none.onnx: the network cannot be read"),
         (["--input_noisy_wavs_dir", "-", "--batch_size", "0"], "--batch_size: must be 1 or more"),
-        (["--input_noisy_wavs_dir", "-", "--num_threads", "0"], "--num_threads: must be 1 or more"),
         (["--input_noisy_wavs_dir", "-", "--compile", "--protocol", "whole"], "--compile"),
         (["--input_noisy_wavs_dir", "-", "--backend", "onnxruntime", "--bf16"], "--backend onnxruntime"),
         (["--input_noisy_wavs_dir", "-", "--backend", "torch", "--checkpoint_file", "a.onnx"], ".onnx"),
         (["--stream", "--output_dir", "out"], "--output_dir: not with --stream"),
-        (["--stream", "--input_noisy_wavs_dir", "-"], "--input_noisy_wavs_dir: not with --stream"),
         (["--stream", "--input_clean_wavs_dir", "in", "--protocol", "paper"], "--input_clean_wavs_dir, --protocol"),
     ],
 )
@@ -304,40 +284,22 @@ def test_standard_input_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> N
         assert "torchrun" in result.stderr
 
 
-class Code:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (self.path,)
-
-
-def test_bad_checkpoints(tmp_path: Path, small_checkpoint: Path) -> None:
-    """One line each and no traceback, also in a process of its own; more files are in test_checkpoint.py."""
-    with (tmp_path / "pickle").open("wb") as stream:
-        pickle.dump({"generator": Code(str(tmp_path / "executed"))}, stream)
-    (tmp_path / "cut.safetensors").write_bytes(small_checkpoint.read_bytes()[:-1000])
-    folders = "--input_noisy_wavs_dir", "in", "--output_dir", "out"
-    for result, name in (
-        (run_script("inference.py", *folders, "--checkpoint_file", "pickle", cwd=tmp_path), "pickle"),
-        (enhance(tmp_path, tmp_path / "cut.safetensors"), f"{tmp_path}/cut.safetensors"),
-    ):
-        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-        assert result.stderr.startswith(f"{name}: ")
-        assert "cut short" in result.stderr
-    assert files_below(tmp_path) == {"pickle", "cut.safetensors"}
-    assert not (tmp_path / "executed").exists()
+def test_bad_checkpoints(tmp_path: Path, checkpoint: Path) -> None:
+    """More files are in tests/models/test_checkpoint.py."""
+    (tmp_path / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:-1000])
+    result = enhance(tmp_path, "cut.safetensors")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith("cut.safetensors: ") and "cut short" in result.stderr
+    assert files_below(tmp_path) == {"cut.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """`in` with eight files, and `out` with their results."""
     folder = tmp_path_factory.mktemp("folder")
     for number in range(8):
-        save(folder / f"in/{number % 2}/{number}.wav", NOISY[: 20_000 + 100 * number])
-    assert enhance(folder, small_checkpoint) == (0, "", "")
+        save(folder / f"in/{number % 2}/{number}.wav", NOISY[: 10_000 + 100 * number])
+    assert enhance(folder, checkpoint) == (0, "", "")
     return folder
 
 
@@ -348,21 +310,36 @@ def steps(folder: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_results(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() <= expected.keys()
     for name, samples in found.items():
         np.testing.assert_allclose(samples, expected[name], rtol=0, atol=2, err_msg=name)
 
 
+def test_resume(folder: Path, checkpoint: Path) -> None:
+    expected = steps(folder / "out")
+    shutil.copytree(folder / "out", folder / "resumed")
+    for name in ("0/2.wav", "1/5.wav"):
+        (folder / "resumed" / name).unlink()
+    times = {path: path.stat().st_mtime_ns for path in (folder / "resumed").rglob("*.wav")}
+    resumed = enhance(folder, checkpoint, "--resume", output="resumed")
+    assert (resumed.returncode, resumed.stderr.count("\n")) == (0, 1)
+    assert resumed.stderr.startswith("6 of 8 files")
+    assert_same_results(steps(folder / "resumed"), expected)
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "error"),
     [
         (signal.SIGINT, 130, "interrupted\n"),
-        pytest.param(signal.SIGTERM, 143, "", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -9, "", marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, ""),
+        (signal.SIGKILL, -9, ""),
     ],
 )
-def test_interrupted_and_resumed(folder: Path, small_checkpoint: Path, number: int, code: int, error: str) -> None:
+def test_interrupted_and_resumed(folder: Path, checkpoint: Path, number: int, code: int, error: str) -> None:
     out = folder / f"out_{number}"
-    folders = "--input_noisy_wavs_dir", "in", "--output_dir", out.name, "--checkpoint_file", small_checkpoint
+    folders = "--input_noisy_wavs_dir", "in", "--output_dir", out.name, "--checkpoint_file", checkpoint
     command = [sys.executable, ROOT / "inference.py", *folders, "--num_threads", "1", "--quiet"]
     with subprocess.Popen([*map(str, command)], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + TIMEOUT
@@ -376,33 +353,22 @@ def test_interrupted_and_resumed(folder: Path, small_checkpoint: Path, number: i
     assert_same_results(there, uninterrupted)
     if number != signal.SIGKILL:
         assert files_below(out) == set(there)  # nothing half written
-    times = {name: (out / name).stat().st_mtime_ns for name in there}
-    resumed = enhance(folder, small_checkpoint, "--resume", output=out.name)
-    assert (resumed.returncode, resumed.stderr.count("\n")) == (0, 1)
-    assert resumed.stderr.startswith(f"{len(there)} of 8 files")
-    assert steps(out).keys() == uninterrupted.keys()
+    assert enhance(folder, checkpoint, "--resume", output=out.name).returncode == 0
     assert_same_results(steps(out), uninterrupted)
-    assert times == {name: (out / name).stat().st_mtime_ns for name in there}
 
 
-def test_two_processes_share_the_files(folder: Path, small_checkpoint: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_share_the_files(folder: Path, checkpoint: Path) -> None:
     (folder / "in/bad.wav").write_text("no sound")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    folders = "--input_noisy_wavs_dir", "in", "--output_dir", "out_2", "--checkpoint_file", small_checkpoint
+    folders = "--input_noisy_wavs_dir", "in", "--output_dir", "out_2", "--checkpoint_file", checkpoint
     options = "--input_clean_wavs_dir", "in", "--device", "cpu", "--quiet"
-    command = [*launcher, ROOT / "inference.py", *folders, *options]
-    try:
-        result = subprocess.run(
-            [*map(str, command)],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=2 * TIMEOUT,
-            check=False,
-        )
-    finally:
-        (folder / "in/bad.wav").unlink()
+    command = [*map(str, [*launcher, ROOT / "inference.py", *folders, *options])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=2 * TIMEOUT, check=False
+    )
+    (folder / "in/bad.wav").unlink()
     assert result.returncode == 1
     assert result.stderr.count("in/bad.wav: not an audio file") == 1
     assert result.stdout.startswith("9 files, 1 failed")  # one table, of all files

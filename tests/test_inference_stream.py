@@ -34,6 +34,7 @@ def to_pcm(samples: np.ndarray) -> bytes:
 
 
 NOISY = to_pcm(with_noise(speech_like(1), 5))
+CLIPPED = to_pcm(40 * with_noise(speech_like(0.5), 5))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_ctrl_c(checkpoint: Path) -> None:
     assert (process.returncode, rest, errors) == (130, b"", b"interrupted\n")
 
 
+@pytest.mark.slow
 def test_closed_output(checkpoint: Path) -> None:
     with started(checkpoint, "--quiet") as process:
         assert process.stdout
@@ -131,26 +133,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return Run(tmp_path, monkeypatch, capfd)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 256, 4000])
-def test_inputs_of_any_length(run: Run, checkpoint: Path, samples: int) -> None:
-    noisy = NOISY[: 2 * samples]
+@pytest.mark.parametrize("noisy", [b"", NOISY[:2], NOISY[:8000], bytes(5000), CLIPPED], ids=len)
+def test_inputs_of_any_length_and_level(run: Run, checkpoint: Path, noisy: bytes) -> None:
     code, enhanced, errors = run(noisy, "--quiet", "--checkpoint_file", checkpoint)
     assert (code, errors) == (0, "")
-    assert len(enhanced) == 2 * samples
+    assert len(enhanced) == len(noisy)
+    assert any(enhanced) == any(noisy)
     assert_as_in_one_pass(enhanced, checkpoint, noisy)
-
-
-def test_silence_stays_silent(run: Run, checkpoint: Path) -> None:
-    silence = bytes(2 * 5000)
-    assert run(silence, "--quiet", "--checkpoint_file", checkpoint) == (0, silence, "")
-
-
-def test_clipped_sound(run: Run, checkpoint: Path) -> None:
-    clipped = to_pcm(40 * with_noise(speech_like(1), 5))
-    assert np.mean(np.abs(np.frombuffer(clipped, "<i2").astype(int)) >= 32_767) > 0.3
-    code, enhanced, errors = run(clipped, "--quiet", "--checkpoint_file", checkpoint)
-    assert (code, errors) == (0, "")
-    assert_as_in_one_pass(enhanced, checkpoint, clipped)
 
 
 def test_an_input_that_ends_within_a_sample(run: Run, checkpoint: Path) -> None:
@@ -168,7 +157,7 @@ def test_full_disk_and_closed_input(run: Run, checkpoint: Path) -> None:
 
 
 def test_the_embedded_checkpoint_improves_the_samples(run: Run) -> None:
-    for path in sorted((ROOT / "samples" / "noisy").iterdir())[:2]:
+    for path in sorted((ROOT / "samples" / "noisy").iterdir())[:1]:
         noisy, clean = (read_audio(each, RATE)[0][:, 0] for each in (path, ROOT / "samples" / "clean" / path.name))
         code, pcm, errors = run(to_pcm(noisy))
         assert code == 0

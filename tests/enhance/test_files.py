@@ -123,12 +123,11 @@ def test_bad_files_fail_alone(tmp_path: Path, quick_config: Config, capsys: pyte
         np.testing.assert_allclose(load(tmp_path / "out" / name), load(tmp_path / "in" / name), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 16])
-def test_a_file_too_long_for_the_memory_fails_alone(tmp_path: Path, quick_config: Config, batch_size: int) -> None:
+def test_a_file_too_long_for_the_memory_fails_alone(tmp_path: Path, quick_config: Config) -> None:
     for name, samples in (("a.wav", 9000), ("b.wav", 30_000), ("c.wav", 9000)):
         save(tmp_path / "in" / name, NOISY[:samples])
     jobs = [(path, tmp_path / "out" / path.name) for path in sorted((tmp_path / "in").iterdir())]
-    failures = enhance_files(jobs, Enhancer(Recording(frames=200), quick_config, batch_size), "whole")
+    failures = enhance_files(jobs, Enhancer(Recording(frames=200), quick_config, 16), "whole")
     assert [target.name for target in failures] == ["b.wav"]
     (reason,) = failures.values()
     assert reason.startswith(f"{tmp_path}/in/b.wav: ")
@@ -149,8 +148,7 @@ class Failing(nn.Module):
         return spectra._replace(mag=spectra.mag * torch.nan)
 
 
-@pytest.mark.parametrize("error", [ValueError("a fault"), KeyboardInterrupt()])
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(("error", "batch_size"), [(ValueError("a fault"), 1), (KeyboardInterrupt(), 2)])
 def test_a_fault_in_the_network_ends_the_run(
     tmp_path: Path, quick_config: Config, error: Exception, batch_size: int
 ) -> None:
@@ -182,10 +180,6 @@ def test_a_full_disk_fails_its_file_only(tmp_path: Path, identity: Enhancer) -> 
     assert files_below(tmp_path / "out") == {"b.wav"}
 
 
-def test_no_files(identity: Enhancer) -> None:
-    assert enhance_files([], identity, "overlap") == {}
-
-
 def test_peaks_are_clipped(tmp_path: Path, config: Config) -> None:
     class FourTimes(nn.Module):
         def forward(self, spectra: Spectra) -> Spectra:
@@ -204,7 +198,7 @@ def test_peaks_are_clipped(tmp_path: Path, config: Config) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("samples", [1, 255, 256, 30_699, 30_700, 30_701, 61_400, 100_001])
+@pytest.mark.parametrize("samples", [1, 256, 30_701, 100_001])
 def test_identity_network_leaves_no_seam(tmp_path: Path, identity: Enhancer, samples: int, protocol: str) -> None:
     noise = np.random.default_rng(samples).uniform(-0.5, 0.5, samples)
     save(tmp_path / "in.wav", noise, subtype="FLOAT")
@@ -213,8 +207,8 @@ def test_identity_network_leaves_no_seam(tmp_path: Path, identity: Enhancer, sam
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("samples", [3 * 30_700 - 1, 3 * 30_700, 300_001])
-def test_no_seam_at_another_rate(tmp_path: Path, identity: Enhancer, samples: int, protocol: str) -> None:
+def test_no_seam_at_another_rate(tmp_path: Path, identity: Enhancer, protocol: str) -> None:
+    samples = 3 * 30_700 + 1
     seconds = np.arange(samples) / 48_000
     frequencies = np.random.default_rng(samples).uniform(50, 6500, 10)  # below the network's 8 kHz
     tones = [0.05 * np.sin(2 * np.pi * f * seconds + f) for f in frequencies]

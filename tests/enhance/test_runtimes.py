@@ -57,7 +57,7 @@ def test_bfloat16_is_close(quick_config: Config) -> None:
 def test_onednn_pointwise_with_one_thread(small_config: Config, name: str) -> None:
     config = small_config if name == "imse" else load_config(ROOT / "configs" / f"{name}.json")
     network = random_network(config)
-    wav = 5 * torch.from_numpy(NOISY[None, :1000].astype(np.float32))
+    wav = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
 
     def count(kind: type[nn.Module]) -> int:
         return sum(
@@ -72,7 +72,7 @@ def test_onednn_pointwise_with_one_thread(small_config: Config, name: str) -> No
         enhanced = fast_enhancer(network, config, threads=1)(wav)
     assert (count(nn.Conv2d), count(OneDnnPointwise)) == (0, pointwise)
     assert pointwise > 10
-    assert (enhanced - expected).norm() < 1e-3 * expected.norm()
+    assert (enhanced - expected).norm() < 1e-5 * expected.norm()  # both have the same noisy phases
 
 
 def test_other_convolutions_stay() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -113,22 +112,15 @@ def test_pieces_of_any_size_give_what_one_pass_gives(live_config: Config, name: 
     assert np.abs(expected - signal).max() > 0.005
 
 
-def test_lite_rtse(live_config: Config) -> None:
-    network = lite_rtse(live_config)
-    expected = in_one_pass(network, live_config, NOISY)
-    assert np.abs(expected - NOISY).max() > 0.005
-    enhanced = in_pieces(Stream(network, live_config), NOISY)
-    assert enhanced.dtype == np.float32
-    np.testing.assert_allclose(enhanced, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", STFTS)
-def test_unchanged_spectra_give_back_the_signal(live_config: Config, name: str) -> None:
-    for length in (1, 33, 500, 5000):
-        echo = in_pieces(Stream(Echo(), replace(live_config, stft=STFTS[name])), NOISY[:length], length)
-        # The window may be near 0 at the last samples.
-        np.testing.assert_allclose(echo, NOISY[:length], rtol=0, atol=1e-3)
-        np.testing.assert_allclose(echo[:-20], NOISY[:length][:-20], rtol=0, atol=1e-5)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_lite_rtse(live_config: Config, dtype: torch.dtype, tolerance: float) -> None:
+    """In float32 the FFTs of one CPU differ by 3e-7. The signs of ±π, which may differ, do not change the output."""
+    network, noisy = lite_rtse(live_config).to(dtype), NOISY[:8000]
+    expected = in_one_pass(network, live_config, noisy)
+    assert np.abs(expected - noisy).max() > 0.005
+    enhanced = in_pieces(Stream(network, live_config), noisy)
+    assert enhanced.dtype == expected.dtype
+    np.testing.assert_allclose(enhanced, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +143,8 @@ def test_samples_come_out_as_soon_as_complete(
         assert len(stream.flush()) == count - expected
 
 
-@pytest.mark.parametrize(("name", "samples"), [("default", 512), ("short window", 384), ("odd window", 33)])
-def test_latency(live_config: Config, name: str, samples: int) -> None:
-    stream = Stream(Echo(), replace(live_config, stft=STFTS[name]))
+def test_latency(live_config: Config) -> None:
+    stream, samples = Stream(Echo(), replace(live_config, stft=STFTS["odd window"])), 33
     assert stream.sampling_rate == 16_000
     assert stream.latency == samples / 16_000
     given = 0
@@ -186,26 +177,6 @@ def test_memory_does_not_grow(live_config: Config) -> None:
     assert sizes[2] - sizes[1] < 100
 
 
-def test_a_new_signal_after_the_end(live_config: Config) -> None:
-    stream = Stream(lite_rtse(live_config), live_config)
-    first = np.concatenate([stream.process(NOISY[:3001]), stream.flush()])
-    assert stream.flush().shape == (0,)
-    assert np.array_equal(np.concatenate([stream.process(NOISY[:3001]), stream.flush()]), first)
-
-
-def test_causality(live_config: Config) -> None:
-    network = Smooth()
-    changed = NOISY.copy()
-    changed[5000:] += 0.1
-    begin = 256 * 19 - 256  # of frame 19, the first that holds sample 5000
-    for before, after in (
-        (in_one_pass(network, live_config, signal) for signal in (NOISY, changed)),
-        (in_pieces(Stream(network, live_config), signal) for signal in (NOISY, changed)),
-    ):
-        np.testing.assert_allclose(before[:begin], after[:begin], rtol=0, atol=1e-12)
-        assert np.abs(before[begin : begin + 256] - after[begin : begin + 256]).max() > 1e-4
-
-
 def test_the_input_is_neither_changed_nor_kept(live_config: Config) -> None:
     stream = Stream(lite_rtse(live_config), live_config)
     expected = np.concatenate([stream.process(NOISY[:900]), stream.flush()])
@@ -219,12 +190,12 @@ def test_the_input_is_neither_changed_nor_kept(live_config: Config) -> None:
     np.testing.assert_allclose(np.concatenate([*enhanced, stream.flush()]), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_are_refused(live_config: Config, value: float) -> None:
+def test_nan_and_infinity_are_refused(live_config: Config) -> None:
     stream = Stream(Echo(), live_config)
     stream.process(NOISY[:600])
-    with pytest.raises(UserError, match="NaN or infinite"):
-        stream.process(np.array([0, value], np.float32))
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match="NaN or infinite"):
+            stream.process(np.array([0, value], np.float32))
     assert len(stream.flush()) == 600 - 256  # as if they had not come
 
 
@@ -233,19 +204,3 @@ def test_networks_that_cannot_stream(live_config: Config, small_config: Config) 
         Stream(build(small_config), small_config)
     with pytest.raises(UserError, match=r"data\.normalize_level"):
         Stream(Echo(), replace(live_config, data=replace(live_config.data, normalize_level=True)))
-
-
-def test_the_data_type_is_the_networks(live_config: Config) -> None:
-    class Doubled(Echo):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-
-        def stream(self, noisy: Spectra, state: Any) -> tuple[Spectra, Any]:
-            assert noisy.mag.dtype == torch.float64
-            return Spectra(self.gain * noisy.mag, noisy.pha), state
-
-    stream = Stream(Doubled(), live_config)
-    enhanced = np.concatenate([stream.process(NOISY[:2560]), stream.flush()])
-    # PHASE_FLOOR moves phases by up to 1e-6.
-    np.testing.assert_allclose(enhanced[:-5], 2 * NOISY[:2555].astype(np.float64), rtol=0, atol=1e-6)

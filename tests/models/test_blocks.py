@@ -1,15 +1,16 @@
-"""Blocks of IMSE: values by hand, or against PyTorch's own modules."""
+"""Blocks of IMSE: values by hand, PyTorch's own modules, and MALA by its definition."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import GDFN, BiasFreeLayerNorm, DenseBlock, FreqUpsample, InstanceNorm
+from models.blocks import BiasFreeLayerNorm, InstanceNorm
 from models.idconv import IDConv
-from models.imse import Downsample, Upsample, imse_stage
-from models.mala import rotary_tables
+from models.mala import HEAD_WIDTH, MALA, rotary_tables
 
 
 def test_instance_norm_equals_torch_also_at_a_large_mean() -> None:
@@ -51,70 +52,42 @@ def test_idconv_filters_the_last_three_eighths() -> None:
     assert out[7, 7:18, 12].eq(3 * 8).all() and out[7].sum() == 3 * 8 * 11  # eleven frames, one bin
 
 
-def test_freq_upsample_equals_released_shuffle_and_strided_convolution() -> None:
-    torch.manual_seed(0)
-    channels = 4
-    ours = FreqUpsample(channels)
-    wide = nn.Conv2d(channels, 4 * channels, 1, bias=False)
-    strided = nn.Conv2d(channels, channels, (1, 3), stride=(2, 1), padding=(0, 1), groups=channels, bias=False)
-    with torch.no_grad():
-        for channel in range(channels):
-            for bin_index in range(2):
-                ours.spread.weight[bin_index * channels + channel] = wide.weight[4 * channel + bin_index]
-        ours.smooth.weight.copy_(strided.weight)
-    x = torch.randn(2, channels, 3, 6)
-    assert torch.allclose(ours(x), strided(functional.pixel_shuffle(wide(x), 2)), atol=1e-6)
+def turned(vector: Tensor, time: int, frequency: int) -> Tensor:
+    """Rotate each pair of channels of one head's vector `[d]` by its angle."""
+    out = vector.clone()
+    for pair in range(HEAD_WIDTH // 2):
+        index = time if pair < HEAD_WIDTH // 4 else frequency
+        steps = HEAD_WIDTH // 4 - 1
+        angle = index / 10_000 ** ((pair % (HEAD_WIDTH // 4)) / steps)
+        a, b = vector[2 * pair], vector[2 * pair + 1]
+        out[2 * pair] = a * math.cos(angle) - b * math.sin(angle)
+        out[2 * pair + 1] = b * math.cos(angle) + a * math.sin(angle)
+    return out
 
 
-def test_dense_block_concatenates_newest_first() -> None:
-    torch.manual_seed(0)
-    block = DenseBlock(3).double()
-    x = torch.randn(1, 3, 20, 7, dtype=torch.float64)
-    seen = x
-    weights = {name: weight.detach().normal_() for name, weight in block.named_parameters()}
-    for index in range(4):
-        conv, scale, shift, slope = (
-            weights[f"layers.{index}.{name}"] for name in ("0.weight", "1.weight", "1.bias", "2.weight")
-        )
-        y = functional.conv2d(seen, conv, padding=(2**index, 1), dilation=(2**index, 1))
-        y = functional.instance_norm(y, weight=scale, bias=shift)
-        y = torch.where(y > 0, y, y * slope[:, None, None])
-        seen = torch.cat([y, seen], dim=1)
-    assert torch.allclose(block(x), seen[:, :3], atol=1e-10)
+def slow_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, bins: int) -> Tensor:
+    """Sum over all pairs of positions by the paper's formula; all `[N, C]`."""
+    places = [(t, f) for t in range(frames) for f in range(bins)]
+    out = torch.zeros_like(v)
+    for head in range(q.shape[1] // HEAD_WIDTH):
+        part = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+        keys = [turned(k[j, part], *place) for j, place in enumerate(places)]
+        for i, place in enumerate(places):
+            z = sum(q[i, part] @ k[j, part] for j in range(len(places))) / len(places) / math.sqrt(HEAD_WIDTH)
+            query = turned(q[i, part], *place)
+            for j, key in enumerate(keys):
+                similarity = query @ key / math.sqrt(HEAD_WIDTH)
+                weight = ((1 + 1 / (z + 1e-6)) * similarity - z) / len(places)
+                out[i, part] += weight * v[j, part]
+    return out
 
 
-def test_feed_forward_gates_with_gelu() -> None:
-    torch.manual_seed(0)
-    module = GDFN(16)
-    assert module.project.weight.shape == (16, 42, 1, 1)
-    x = torch.randn(1, 16, 4, 5)
-    gate, value = module.gate(x), module.value(x)
-    expected = functional.conv2d(gate * 0.5 * (1 + torch.erf(gate / 2**0.5)) * value, module.project.weight)
-    assert torch.allclose(module(x), expected, atol=1e-6)
-
-
-def test_downsample_and_upsample_shapes() -> None:
-    x = torch.randn(1, 16, 8, 12)
-    assert Downsample(16, 32)(x).shape == (1, 32, 4, 6)
-    assert Upsample(16, 8)(x).shape == (1, 8, 16, 24)
-
-
-def test_stage_adds_its_input() -> None:
-    torch.manual_seed(0)
-    stage = imse_stage(0, 8)
-    with torch.no_grad():
-        for name, weight in stage.named_parameters():
-            if ".project." in name:
-                weight.zero_()
-    x = torch.randn(1, 8, 4, 4)
-    assert torch.allclose(stage(x, rotary_tables(4, 4, 8, x)), stage.local(x) + x, atol=1e-6)
-
-
-def test_transformer_block_has_two_residual_branches() -> None:
-    torch.manual_seed(0)
-    block = imse_stage(0, 8).blocks[0].double()
-    x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
-    tables = rotary_tables(4, 4, 8, x)
-    y = x + block.get_submodule("attention")(block.get_submodule("attention_norm")(x), tables)
-    expected = y + block.get_submodule("feed_forward")(block.get_submodule("feed_forward_norm")(y))
-    assert torch.equal(block(x, tables), expected)
+def test_attention_equals_sum_over_all_pairs() -> None:
+    frames, bins, channels = 3, 4, 16
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.rand(2, frames * bins, channels, generator=generator, dtype=torch.float64) + 0.1
+    v = torch.randn(frames * bins, channels, generator=generator, dtype=torch.float64)
+    module = MALA(channels).double()
+    tables = rotary_tables(frames, bins, channels, v)
+    fast = module.attention(q[None], k[None], v[None], tables)[0]
+    assert torch.allclose(fast, slow_attention(q, k, v, frames, bins), atol=1e-6)

@@ -85,7 +85,7 @@ def test_missing_empty_and_text_files(tmp_path: Path) -> None:
         assert "not a checkpoint" in message_of(tmp_path / "text")
 
 
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.001, 0.99])
 def test_files_cut_short(published: Path, small_checkpoint: Path, tmp_path: Path, share: float) -> None:
     for whole in (published, small_checkpoint):
         content = whole.read_bytes()
@@ -129,13 +129,11 @@ def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
     assert "configuration" in message_of(path)
 
 
-@pytest.mark.parametrize("suffix", [".mala.qkvo.weight", ".mask_conv.0.weight", ".norm1.body.weight"])
-def test_released_tensor_of_an_impossible_shape(published: Path, suffix: str) -> None:
-    weights = torch.load(published, weights_only=True)
-    name = next(name for name in weights["generator"] if name.endswith(suffix) or name.endswith(suffix[1:]))
-    for shape in ((), (3,), (2, 5)):
-        weights["generator"][name] = torch.zeros(shape)
-        torch.save(weights, published)
+def test_released_tensors_of_an_impossible_shape(published: Path) -> None:
+    whole = torch.load(published, weights_only=True)["generator"]
+    for suffix, shape in (("mala.qkvo.weight", ()), ("mask_conv.0.weight", (3,)), ("norm1.body.weight", (2, 5))):
+        name = next(name for name in whole if name.endswith(suffix))
+        torch.save({"generator": whole | {name: torch.zeros(shape)}}, published)
         assert message_of(published)
 
 
@@ -184,7 +182,7 @@ def test_objects_with_replaced_methods_or_huge_sizes(tmp_path: Path, content: ob
     assert message_of(tmp_path / "odd")
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int32, torch.complex64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32])
 def test_weights_of_another_dtype(small_checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     weights = safetensors.torch.load_file(small_checkpoint)
     with safetensors.safe_open(small_checkpoint, framework="pt") as file:
@@ -196,16 +194,16 @@ def test_weights_of_another_dtype(small_checkpoint: Path, tmp_path: Path, dtype:
     assert name in message and str(dtype) in message
 
 
-def test_shape_too_large_for_pytorch(tmp_path: Path) -> None:
-    header = b'{"weight":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b'{"weight":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}', "shape"),
+        (b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "a; b"),
+    ],
+)
+def test_shape_too_large_for_pytorch_and_name_with_a_line_break(tmp_path: Path, header: bytes, words: str) -> None:
     (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "shape" in message_of(tmp_path / "odd")
-
-
-def test_name_with_a_line_break(tmp_path: Path) -> None:
-    header = b'{"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
-    (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert r"a; b" in message_of(tmp_path / "odd")
+    assert words in message_of(tmp_path / "odd")
 
 
 def test_huge_network_is_not_built(published: Path) -> None:

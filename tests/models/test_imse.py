@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import Config, ImseConfig
+from config import Config, ImseConfig, load_config
 from models import build
 from models.checkpoint import load_checkpoint
 from models.imse import IMSE
 from models.published import translate_published
 from models.stft import Spectra, Spectrogram
+from tests.fixtures.commands import ROOT
 from tests.reference.imse import ReferenceIMSE
 
 # Stored activation → module. A stage's activation is the one before its residual.
@@ -67,7 +68,7 @@ def test_equals_plain_transcription(batch: int, frames: int) -> None:
     assert wrapped(enhanced.pha - pha).max() < 1e-3
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("frames", [1, 7])
 def test_other_frame_counts_equal_silent_padding(frames: int) -> None:
     ours, plain = random_pair()
     noisy = random_spectra(1, frames)
@@ -81,36 +82,26 @@ def test_other_frame_counts_equal_silent_padding(frames: int) -> None:
     assert wrapped(enhanced.pha - pha[..., :frames]).max() < 1e-3
 
 
-def test_silence_stays_silent(config: Config) -> None:
+@pytest.mark.parametrize("name", ["imse", "muse"])
+def test_gradients_are_finite_and_reach_every_weight(name: str) -> None:
     torch.manual_seed(0)
-    with torch.inference_mode():
-        enhanced = build(config)(Spectra(torch.zeros(1, 256, 8), torch.zeros(1, 256, 8)))
-    assert enhanced.mag.abs().max() == 0
-    assert enhanced.pha.isfinite().all()
+    network = build(load_config(ROOT / f"configs/{name}.json", ["model.channels=8"]))
+    network(random_spectra(2, 8, torch.float32)).complex.square().sum().backward()
+    for key, weight in network.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), key
+        assert weight.grad.abs().max() > 0, key
+    network.zero_grad()
+    silence = torch.zeros(1, 256, 8)
+    enhanced = network(Spectra(silence, silence))
+    (enhanced.mag.sum() + enhanced.pha.sum()).backward()
+    assert enhanced.mag.abs().max() == 0 and enhanced.pha.isfinite().all()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in network.parameters())
 
 
-def test_every_weight_gets_a_finite_gradient(small_config: Config) -> None:
-    torch.manual_seed(0)
-    network = build(small_config)
-    enhanced = network(random_spectra(2, 8, torch.float32))
-    enhanced.complex.square().sum().backward()
-    for name, weight in network.named_parameters():
-        assert weight.grad is not None and weight.grad.isfinite().all(), name
-        assert weight.grad.abs().max() > 0, name
-
-
-def test_parameter_count_is_released_minus_those_without_effect(config: Config) -> None:
-    ours = sum(weight.numel() for weight in build(config).parameters())
-    released = sum(weight.numel() for weight in ReferenceIMSE().parameters())
-    fusion, unread, biases = 1607, 2 * 512, 225
-    assert released == 432_995
-    assert ours == released - fusion - unread - biases == 430_139
-
-
-@pytest.mark.parametrize("name", ["forward_T64.npz", "forward_T308.npz"])
-def test_released_activations_and_outputs(reference: Path, config: Config, name: str) -> None:
+@pytest.mark.parametrize("frames", [64, pytest.param(308, marks=pytest.mark.slow)])
+def test_released_activations_and_outputs(reference: Path, config: Config, frames: int) -> None:
     """From the release's own spectra, whose phases have the signs of its FFT."""
-    stored = {key: torch.from_numpy(value) for key, value in np.load(reference / "imse" / name).items()}
+    stored = {key: torch.from_numpy(value) for key, value in np.load(reference / f"imse/forward_T{frames}.npz").items()}
     network, _ = load_checkpoint(reference / "imse" / "g_best_pesq_3.373")
     network = network.double()
     seen: dict[str, Tensor] = {}

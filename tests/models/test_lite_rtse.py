@@ -1,4 +1,4 @@
-"""Lite-RTSE: sizes of the unofficial implementation, a plain transcription, streaming, causality, gradients."""
+"""Lite-RTSE: sizes of the unofficial implementation, a plain transcription, streaming, gradients."""
 
 from __future__ import annotations
 
@@ -55,22 +55,14 @@ def pieces(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
     return [Spectra(*parts) for parts in zip(*(part.split(sizes, dim=-1) for part in spectra), strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("variant", "total", "block"), [("repeated", 1_559_245, 29_729), ("single", 1_542_845, 13_329)]
-)
-def test_parameter_count_of_the_unofficial_implementation(variant: MultiOrder, total: int, block: int) -> None:
-    network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
-    assert sum(weight.numel() for weight in network.parameters()) == total
-    assert sum(weight.numel() for weight in network.orders.parameters()) == block
-
-
-@pytest.mark.parametrize(("variant", "tensors"), [("repeated", 54), ("single", 48)])
-def test_tensor_shapes_of_the_unofficial_implementation(variant: MultiOrder, tensors: int) -> None:
+@pytest.mark.parametrize(("variant", "tensors", "total"), [("repeated", 54, 1_559_245), ("single", 48, 1_542_845)])
+def test_tensor_shapes_of_the_unofficial_implementation(variant: MultiOrder, tensors: int, total: int) -> None:
     weights = [*LINEAR_WEIGHTS, *SCALE_WEIGHTS, *ORDER_WEIGHTS, *GATE_WEIGHTS[variant]]
     expected = [*weights, *((weight[0],) for weight in weights), *2 * [*LSTM_WEIGHTS, (1028,), (1028,)]]
     network = LiteRTSE(LiteRtseConfig("lite_rtse", variant), BINS)
     assert Counter(tuple(tensor.shape) for tensor in network.state_dict().values()) == Counter(expected)
     assert len(expected) == tensors
+    assert sum(weight.numel() for weight in network.parameters()) == total
 
 
 def test_operations_per_second_of_audio() -> None:
@@ -206,7 +198,7 @@ def test_mask_and_phase_by_hand(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8], [11, 1], [2, 10]])
+@pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8]])
 def test_streaming_equals_whole_signal(variant: MultiOrder, sizes: list[int]) -> None:
     network = random_network(variant)
     noisy = random_spectra(2, 12)
@@ -223,44 +215,13 @@ def test_streaming_equals_whole_signal(variant: MultiOrder, sizes: list[int]) ->
         assert torch.allclose(torch.cat(part, dim=-1), expected, rtol=0, atol=1e-12)
 
 
-def test_state_shapes() -> None:
-    state = random_network(bins=BINS).initial_state(3)
-    assert [tuple(part.shape) for part in state[:4]] == [(1, 3, BINS)] * 4
-    channels = [(32, 2), (32, 2), (124, 6), (120, 6), (112, 6), (96, 6)]
-    assert [tuple(part.shape) for part in state.past] == [(3, count, frames, BINS) for count, frames in channels]
-    assert not any(part.any() for part in (*state[:4], *state.past))
-    assert len(random_network("single").initial_state(1).past) == 3
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("frame", [1, 7, 19])
-def test_causality(variant: MultiOrder, frame: int) -> None:
-    network = random_network(variant, BINS, torch.float32)
-    noisy = random_spectra(1, 20, BINS, torch.float32)
-    other = Spectra(*(part.clone() for part in noisy))
-    other.mag[..., frame:] *= 5
-    other.pha[..., frame:] += 1
+@pytest.mark.parametrize("level", [0, 512])
+def test_silence_and_the_largest_magnitude(level: float) -> None:
+    """512 samples of full scale, all in one bin."""
     with torch.inference_mode():
-        before, after = network(noisy), network(other)
-    for part, changed in zip(before, after, strict=True):
-        assert torch.equal(part[..., :frame], changed[..., :frame])
-        assert not torch.equal(part[..., frame], changed[..., frame])
-
-
-def test_silence_stays_silent() -> None:
-    silence = torch.zeros(1, BINS, 5)
-    with torch.inference_mode():
-        enhanced = random_network(bins=BINS, dtype=torch.float32)(Spectra(silence, silence))
-    assert enhanced.mag.abs().max() == 0
-    assert enhanced.pha.isfinite().all()
-
-
-def test_largest_magnitude_gives_finite_output() -> None:
-    # 512 samples of full scale, all in one bin.
-    noisy = random_spectra(1, 20, BINS, torch.float32, level=512)
-    with torch.inference_mode():
-        enhanced = random_network(bins=BINS, dtype=torch.float32)(noisy)
+        enhanced = random_network(bins=BINS, dtype=torch.float32)(random_spectra(1, 20, BINS, torch.float32, level))
     assert enhanced.mag.isfinite().all() and enhanced.pha.isfinite().all()
+    assert enhanced.mag.any() == (level > 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -275,20 +236,9 @@ def test_every_weight_gets_a_finite_gradient(variant: MultiOrder) -> None:
         assert weight.grad.abs().max() > 0, name
 
 
-def test_gradients_equal_finite_differences() -> None:
-    network = random_network()
-    mag, pha = random_spectra(1, 3)
-
-    def enhance(mag: Tensor, pha: Tensor) -> Tensor:
-        return network(Spectra(mag, pha)).complex
-
-    assert torch.autograd.gradcheck(enhance, (mag.requires_grad_(), pha.requires_grad_()))
-
-
-@pytest.mark.parametrize("frames", [1, 12])
-def test_bfloat16_is_close_to_float32(frames: int) -> None:
+def test_bfloat16_is_close_to_float32() -> None:
     network = random_network(bins=BINS, dtype=torch.float32)
-    noisy = random_spectra(2, frames, BINS, torch.float32)
+    noisy = random_spectra(2, 12, BINS, torch.float32)
     with torch.inference_mode():
         expected = network(noisy)
         with torch.autocast("cpu", torch.bfloat16):

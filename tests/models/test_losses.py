@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from torch.nn import functional
 
 from config import Config, LossConfig, StftConfig
 from models import build
-from models.discriminator import MetricDiscriminator
 from models.losses import (
     TERMS,
     Speech,
     angular_frequency,
-    anti_wrapping,
     group_delay,
     instantaneous_phase,
     loss_terms,
@@ -82,13 +79,6 @@ def test_released_losses_and_their_weighted_sum(reference: Path, config: Config,
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-5)
     total = weighted_sum(config.loss, terms).item()
     assert total == pytest.approx(float(known["generator_total_without_metric"]), rel=1e-5)
-
-
-def test_anti_wrapping_by_hand() -> None:
-    turns = [2 * math.pi * k + 0.1 for k in (-3, -1, 1, 2)]
-    sizes = anti_wrapping(torch.tensor([0, math.pi, -math.pi, 1.5 * math.pi, -1.5 * math.pi, *turns]))
-    expected = torch.tensor([0, math.pi, math.pi, 0.5 * math.pi, 0.5 * math.pi] + [0.1] * 4)
-    assert torch.allclose(sizes, expected, atol=1e-5)
 
 
 def test_phase_losses_by_hand(tiny: Spectrogram) -> None:
@@ -181,56 +171,23 @@ def test_gradients_equal_finite_differences(name: str, tiny: Spectrogram) -> Non
     assert torch.autograd.gradcheck(error, (mag.requires_grad_(), pha.requires_grad_()))
 
 
-def test_spectrogram_gradients_equal_finite_differences(tiny: Spectrogram) -> None:
-    wav = random_wav(TINY_SAMPLES, 1, torch.float64).requires_grad_()
-
-    def compressed(wav: Tensor) -> Tensor:
-        return tiny(wav).complex
-
-    assert torch.autograd.gradcheck(compressed, (wav,))
-
-
-def test_discriminator_gradients_equal_finite_differences() -> None:
-    torch.manual_seed(0)
-    discriminator = MetricDiscriminator().double().eval()
-    clean_mag, mag = torch.rand(2, 2, 32, 16, dtype=torch.float64)
-    dropout = torch.rand(2, 64, dtype=torch.float64)
-
-    def error(mag: Tensor) -> Tensor:
-        return (discriminator(clean_mag, mag, dropout) - 1).square().mean()
-
-    assert torch.autograd.gradcheck(error, (mag.requires_grad_(),), fast_mode=True)
-
-
-def silent_and_loud(spectrogram: Spectrogram) -> dict[str, Callable[[], Speech]]:
-    """Return functions that make enhanced speech with new leaves."""
-    zeros = torch.zeros(2, 256, 21)
-    return {
-        "silent spectra": lambda: speech_from(zeros.clone().requires_grad_(), zeros, spectrogram, 2000),
-        "silent wav": lambda: speech_of(torch.zeros(2, 2000, requires_grad=True), spectrogram),
-        "half silent": lambda: speech_of(functional.pad(random_wav(1000, 3), (0, 1000)).requires_grad_(), spectrogram),
-        "faint": lambda: speech_of((1e-15 * random_wav(2000, 3)).requires_grad_(), spectrogram),
-        "loud": lambda: speech_of(random_wav(2000, 3).requires_grad_(), spectrogram),
-    }
-
-
 @pytest.mark.parametrize("name", TERMS)
 def test_silence_has_finite_losses_and_gradients(name: str, spectrogram: Spectrogram) -> None:
-    kinds = silent_and_loud(spectrogram)
-    for clean_kind in ("silent wav", "half silent", "loud"):
-        for kind, make in kinds.items():
-            enhanced = make()
-            leaf = enhanced.wav if enhanced.wav.is_leaf else enhanced.spectra.mag
-            value = TERMS[name](kinds[clean_kind](), enhanced, spectrogram)
-            assert value.isfinite(), (clean_kind, kind)
+    noise = random_wav(2000, 3)
+    half_silent = functional.pad(noise[:, :1000], (0, 1000))
+    for clean in (torch.zeros(2, 2000), half_silent, noise):
+        wavs = [wav.clone().requires_grad_() for wav in (0 * noise, half_silent, 1e-15 * noise, noise)]
+        silent_spectra = torch.zeros(2, 256, 21, requires_grad=True)
+        cases = [(wav, speech_of(wav, spectrogram)) for wav in wavs]
+        cases.append((silent_spectra, speech_from(silent_spectra, 0 * silent_spectra, spectrogram, 2000)))
+        for leaf, enhanced in cases:
+            value = TERMS[name](speech_of(clean, spectrogram), enhanced, spectrogram)
+            assert value.isfinite()
             (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
-            assert gradient.isfinite().all(), (clean_kind, kind)
+            assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("clean_level", [0.0, 1.0])
-def test_network_gets_finite_gradients_from_silence(
-    small_config: Config, spectrogram: Spectrogram, clean_level: float
-) -> None:
+def test_network_gets_finite_gradients_from_silence(small_config: Config, spectrogram: Spectrogram) -> None:
     torch.manual_seed(0)
     network = build(small_config)
     every_term = replace(OFF, **dict.fromkeys(TERMS, 1.0))
@@ -238,26 +195,19 @@ def test_network_gets_finite_gradients_from_silence(
     for rows in (noisy, torch.zeros(2, 800)):
         spectra: Spectra = network(spectrogram(rows))
         enhanced = speech_from(spectra.mag, spectra.pha, spectrogram, 800)
-        terms = loss_terms(every_term, speech_of(clean_level * random_wav(800, 5), spectrogram), enhanced, spectrogram)
+        terms = loss_terms(every_term, speech_of(torch.zeros(2, 800), spectrogram), enhanced, spectrogram)
         loss = weighted_sum(every_term, terms)
         assert loss.isfinite()
         for gradient in torch.autograd.grad(loss, list(network.parameters())):
             assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", TERMS)
-def test_only_terms_with_a_weight_are_computed(name: str, tiny: Spectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_terms_with_a_weight_are_computed(tiny: Spectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
     def unwanted(*_: object) -> Tensor:
         raise AssertionError
 
-    for other in TERMS.keys() - {name}:
+    for other in TERMS.keys() - {"phase"}:
         monkeypatch.setitem(TERMS, other, unwanted)  # pyright: ignore[reportArgumentType] (a dict at run time)
     speech = speech_of(random_wav(TINY_SAMPLES, 0, torch.float64), tiny)
-    weights = replace(OFF, metric=1.0, **{name: 0.5})
-    assert list(loss_terms(weights, speech, speech, tiny)) == [name]
-
-
-def test_weighted_sum_of_given_terms() -> None:
-    weights = LossConfig(metric=0.05, magnitude=0.9, phase=0.3, complex=0.1, time=7.0)
-    terms = {"metric": torch.tensor(2.0), "magnitude": torch.tensor(3.0), "time": torch.tensor(1.0)}
-    assert weighted_sum(weights, terms).item() == pytest.approx(0.05 * 2 + 0.9 * 3 + 7)
+    weights = replace(OFF, metric=1.0, phase=0.5)
+    assert list(loss_terms(weights, speech, speech, tiny)) == ["phase"]
