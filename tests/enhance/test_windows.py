@@ -83,11 +83,6 @@ def test_cross_fade_is_linear() -> None:
     assert np.allclose(joined, [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1])
 
 
-def test_join_needs_all_windows() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        list(join([np.zeros((6, 1))], [Window(0, 6, 0, 6), Window(2, 6, 2, 8, fade=4)]))
-
-
 def test_cut_holds_at_most_a_window_and_a_block() -> None:
     taken = 0
 

@@ -1,4 +1,4 @@
-"""CNUNet: plain transcription, sizes, causality and gradients; blocks with values by hand."""
+"""CNUNet: plain transcription, sizes, causality and gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import CnunetConfig, Config, load_config
-from models.cnunet import CausalConv2d, CNUNet, ComplexSubPixelConv, TimeFrequencyAttention
+from models.cnunet import CNUNet, ComplexSubPixelConv
 from models.stft import Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.reference import cnunet as plain
@@ -185,79 +185,3 @@ def test_gradients_are_finite_and_reach_every_weight() -> None:
         for name, weight in network.named_parameters():
             assert weight.grad is not None and weight.grad.isfinite().all(), name
             assert weight.grad.abs().max() > 0 or not noisy.mag.any(), name
-
-
-def plain_causal_conv(conv: CausalConv2d, x: Tensor) -> Tensor:
-    """Sum over every weight by itself."""
-    _, _, bins, frames = x.shape
-    assert conv.bias is not None
-    (stride, _), (dilation, _) = conv.stride, conv.dilation
-    per_group = conv.out_channels // conv.groups
-    out = conv.bias[None, :, None, None].repeat(len(x), 1, bins // stride, frames)
-    for o, i, row, column in torch.cartesian_prod(*(torch.arange(n) for n in conv.weight.shape)).tolist():
-        channel = o // per_group * conv.weight.shape[1] + i
-        for f in range(bins // stride):
-            for t in range(frames):
-                source_bin, source_frame = stride * f + (row - 1) * dilation, t - (1 - column) * dilation
-                if 0 <= source_bin < bins and source_frame >= 0:
-                    out[:, o, f, t] += conv.weight[o, i, row, column] * x[:, channel, source_bin, source_frame]
-    return out
-
-
-@pytest.mark.parametrize("stride, dilation, groups", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 4, 2)])
-def test_causal_convolution_by_a_plain_loop(stride: int, dilation: int, groups: int) -> None:
-    torch.manual_seed(0)
-    conv = CausalConv2d(4, 2, stride, dilation, groups).double()
-    x = torch.randn(2, 4, 4, 6, dtype=torch.float64)
-    with torch.inference_mode():
-        assert torch.allclose(conv(x), plain_causal_conv(conv, x), atol=1e-12)
-
-
-def test_complex_convolution_is_complex_arithmetic_with_each_bias_twice() -> None:
-    module = ComplexSubPixelConv(1, 1).double()
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.zero_()
-        module.slopes.copy_(torch.tensor([1.0, 0.5]))
-        # W_r = (2, 3) and W_i = (5, 7) for the two bins that one becomes, of this bin and frame only.
-        module.conv.weight[:, 0, 1, 1] = torch.tensor([2.0, 3, 5, 7])
-        assert module.conv.bias is not None
-        module.conv.bias.copy_(torch.tensor([0.1, 0.2, 0.4, 0.8]))
-        out = without_norms(module)(torch.tensor([10.0, 100.0], dtype=torch.float64).reshape(1, 2, 1, 1))
-    real = [20 + 0.1 - (500 + 0.4), 30 + 0.2 - (700 + 0.8)]  # negative, with slope 1
-    imaginary = [50 + 0.4 + (200 + 0.1), 70 + 0.8 + (300 + 0.2)]
-    assert out.flatten().tolist() == pytest.approx(real + imaginary, rel=1e-6)
-    with torch.no_grad():
-        turned = without_norms(module)(torch.tensor([10.0, -100.0], dtype=torch.float64).reshape(1, 2, 1, 1))
-    # (2 + 5j)(10 − 100j) = 520 − 150j; the imaginary part is negative now, and has the slope 0.5.
-    assert turned.flatten()[0].item() == pytest.approx(520 + 0.1 - 0.4, rel=1e-6)
-    assert turned.flatten()[2].item() == pytest.approx(0.5 * (-150 + 0.4 + 0.1), rel=1e-6)
-
-
-def test_attention_gates_frames_by_all_bins_and_bins_by_32_frames() -> None:
-    """With one channel and gates that are the sigmoid of their input."""
-    attention = TimeFrequencyAttention(1).double()
-    with torch.no_grad():
-        for gate in (attention.time_gate, attention.frequency_gate):
-            for name, weight in gate.named_parameters():
-                weight.zero_()
-                if name.endswith("weight"):
-                    weight[0, 0] = 1
-        x = torch.zeros(1, 1, 2, 34, dtype=torch.float64)
-        x[0, 0, 0, 0] = 64
-        x[0, 0, 1] = 3
-        out = attention(x)[0, 0]
-
-    def sigmoid(value: float) -> float:
-        return 1 / (1 + math.exp(-value))
-
-    assert out[0, 0].item() == pytest.approx(64 * sigmoid((64 + 3) / 2) * sigmoid(64 / 32))
-    assert out[1, 0].item() == pytest.approx(3 * sigmoid((64 + 3) / 2) * sigmoid(3 / 32))
-    assert out[1, 30].item() == pytest.approx(3 * sigmoid(3 / 2) * sigmoid(3 * 31 / 32))
-    assert out[1, 33].item() == pytest.approx(3 * sigmoid(3 / 2) * sigmoid(3))
-    # In one bin, the first frame counts until the 32nd: moved by 1e-3, which the bin's gate alone shows.
-    x[0, 0, 0, 1:] = 1e-3
-    with torch.no_grad():
-        gates = attention(x)[0, 0, 0, 1:] / 1e-3
-    assert gates[30].item() == pytest.approx(sigmoid(3.001 / 2) * sigmoid((64 + 31e-3) / 32))
-    assert gates[31].item() == pytest.approx(sigmoid(3.001 / 2) * sigmoid(1e-3))

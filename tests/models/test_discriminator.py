@@ -61,19 +61,6 @@ def test_any_number_of_bins_and_frames(discriminator: MetricDiscriminator, bins:
     assert not torch.allclose(quality, discriminator(other, clean), atol=1e-4)
 
 
-def test_slope_scales_the_logits(discriminator: MetricDiscriminator) -> None:
-    discriminator.eval()
-    clean, other = magnitudes(), magnitudes(seed=1)
-    logits = discriminator(clean, other).logit()
-    assert (logits.abs() > 1e-3).all()
-    with torch.no_grad():
-        discriminator.slope.fill_(3)
-    assert torch.allclose(discriminator(clean, other).logit(), 3 * logits, atol=1e-5)
-    with torch.no_grad():
-        discriminator.slope.fill_(1e6)
-    assert torch.equal(discriminator(clean, other), (logits > 0).float())
-
-
 def test_dropout_keeps_70_percent_and_depends_on_the_seed_only() -> None:
     before = torch.get_rng_state()
     factors = dropout_factors(400, seed=5)

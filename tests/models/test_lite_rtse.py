@@ -168,35 +168,6 @@ def test_equals_plain_transcription(variant: MultiOrder) -> None:
     assert enhanced.mag.min() >= 0
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(
-    ("magnitude", "real", "imaginary", "gain", "turn"),
-    [
-        (0, 0, 0, 0.5, 0),  # the mask is sigmoid(0); 0 + 0j has phase 0
-        (1, 0, 0, 1, 0),
-        (0.5, 2, 2, 0.75, math.pi / 4),
-        (0, 0, -3, 0.5, -math.pi / 2),
-        (0, -3, 1, 0.5, math.pi - math.atan(1 / 3)),
-        (-3, 1, 0, 1, math.pi),  # half - 3 · half is negative
-    ],
-)
-def test_mask_and_phase_by_hand(
-    magnitude: float, real: float, imaginary: float, gain: float, turn: float, autocast: bool
-) -> None:
-    network = random_network(dtype=torch.float32)
-    for weight in network.parameters():
-        weight.data.zero_()
-    network.magnitude.bias.data.fill_(magnitude)
-    network.real.bias.data.fill_(real)
-    network.imaginary.bias.data.fill_(imaginary)
-    noisy = random_spectra(1, 3, dtype=torch.float32)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        enhanced = network(noisy)
-    # bfloat16 represents all numbers above but the angle, which is computed in float32.
-    assert torch.allclose(enhanced.mag, gain * noisy.mag)
-    assert torch.allclose(enhanced.pha, noisy.pha + turn, atol=1e-6)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8]])
 def test_streaming_equals_whole_signal(variant: MultiOrder, sizes: list[int]) -> None:

@@ -191,19 +191,6 @@ def test_deformable_convolution_equals_a_loop(frames: int, bins: int) -> None:
         assert torch.allclose(mine, expected, atol=1e-10), name
 
 
-def test_offsets_are_limited_to_one_position() -> None:
-    torch.manual_seed(0)
-    module = DeformableEmbedding(4)
-    x = torch.randn(1, 4, 6, 7)
-    with torch.no_grad():
-        list(module.offsets.parameters())[1].mul_(1000)
-    seen: list[Tensor] = []
-    module.deformable.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    module(x)
-    assert seen[0].abs().max() == 1
-    assert (seen[0].abs() == 1).float().mean() > 0.9
-
-
 def test_deformable_embedding_is_initialised_as_released() -> None:
     torch.manual_seed(0)
     module = DeformableEmbedding(64)
