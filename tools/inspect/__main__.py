@@ -45,7 +45,10 @@ MAX_QUERIES = 4
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; `query` becomes a list of (seconds, hertz)."""
-    parser = ArgumentParser(description="Draw the computation of a network on one utterance, and its kernels.")
+    parser = ArgumentParser(
+        prog="python -m tools.inspect",
+        description="Draw the computation of a network on one utterance, and its kernels.",
+    )
     add = parser.add_argument
     add("--input_noisy_wav", type=Path, required=True, metavar="FILE", help="any rate; channels are averaged")
     add("--input_clean_wav", type=Path, metavar="FILE", help="its clean version, shown beside it")

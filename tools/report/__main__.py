@@ -26,7 +26,10 @@ from utils.processes import available_cores
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; `enhanced` becomes {name: folder}."""
-    parser = ArgumentParser(description="Write a page to listen to noisy, enhanced and clean versions of recordings.")
+    parser = ArgumentParser(
+        prog="python -m tools.report",
+        description="Write a page to listen to noisy, enhanced and clean versions of recordings.",
+    )
     add = parser.add_argument
     add("--input_noisy_wavs_dir", type=Path, required=True, metavar="NOISY", help="folder of noisy files")
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="folder of clean files: adds scores and statistics")
