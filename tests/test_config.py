@@ -92,34 +92,27 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
     ("recipe", "changes", "key"),
     [
         ("imse", {"model.channels": 20}, "model.channels"),
-        ("imse", {"model.channels": 0}, "model.channels"),
+        ("imse", {"model.channels": 10**400}, "model.channels"),
+        ("imse", {"model.beta": float("inf")}, "model.beta"),
         ("imse", {"model.name": "imsee"}, "model.name"),
-        ("imse", {"model.name": []}, "model.name"),
         ("imse", {"model.slope": 1}, "model.slope"),
         ("imse", {"stft.n_fft": 512, "stft.win_size": 512}, "stft.n_fft"),  # 257 bins
-        ("imse", {"stft.n_fft": 511}, "stft.n_fft"),
         ("imse", {"stft.win_size": 512}, "stft.win_size"),  # longer than n_fft
         ("imse", {"stft.hop_size": 256}, "stft.win_size"),  # shorter than two hops
-        ("imse", {"stft.hop_size": 0}, "stft.hop_size"),
         ("imse", {"stft.compress_factor": 1.5}, "stft.compress_factor"),
         ("imse", {"data.segment_size": 509}, "data.segment_size"),  # shorter than n_fft
-        ("imse", {"loss.phase": -1}, "loss.phase"),
         ("imse", {"loss.magnitude": 0, "loss.phase": 0, "loss.complex": 0}, "loss"),  # metric alone
-        ("imse", {"train.seed": -1}, "train.seed"),
         ("imse", {"train.metric_lag": 2}, "train.metric_lag"),
         ("imse", {"train": None}, "train"),
         ("imse", {"model": 3}, "model"),
         ("imse_mix", {"mix.snr_low": 20}, "mix.snr_high"),
-        ("imse_mix", {"mix.gain_high": 101}, "mix.gain_high"),
         ("imse_mix", {"mix.reverb_share": 1.5}, "mix.reverb_share"),
-        ("imse_mix", {"mix.validation_mixes": 0}, "mix.validation_mixes"),
         ("muse", {"model.channels": 12}, "model.channels"),
         ("lite_rtse", {"model.multi_order": "twice"}, "model.multi_order"),
         ("lite_rtse", {"stft.n_fft": 16384}, "stft.n_fft"),
         ("lite_rtse", {"stft.window": "kaiser"}, "stft.window"),
         ("cnunet", {"model.released_skips": 1}, "model.released_skips"),
         ("cnunet", {"stft.n_fft": 510}, "stft.n_fft"),
-        ("cnunet", {"optim.weight_decay": -1}, "optim.weight_decay"),
     ],
 )
 def test_invalid_value(recipe: str, changes: dict[str, Any], key: str) -> None:
@@ -133,21 +126,14 @@ def test_invalid_value(recipe: str, changes: dict[str, Any], key: str) -> None:
     assert list(problems_of(content)) == [key]
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
-@pytest.mark.parametrize("key", ["beta", "channels"])
-def test_infinite_and_huge_numbers(content: dict[str, Any], key: str, value: float) -> None:
-    content["model"][key] = value
-    assert list(problems_of(content)) == [f"model.{key}"]
-
-
-@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "\x1b[2J", "x" * 1000])
+@pytest.mark.parametrize("name", ["a\u2028b\n\x1b[2J", "x" * 1000])
 def test_keys_with_control_characters_stay_on_their_line(content: dict[str, Any], name: str) -> None:
     content["optim"][name] = content[name] = 1
     shown = repr(name)[1:-1][:60]
     assert problems_of(content) == {shown: "unknown section", f"optim.{shown}": "unknown key"}
 
 
-@pytest.mark.parametrize("wrong", [[], "text", None, 3, {"model": {"name": []}}, {}])
+@pytest.mark.parametrize("wrong", [[], None, {"model": {"name": []}}, {}])
 def test_content_that_is_not_a_configuration(wrong: Any) -> None:
     with pytest.raises(UserError, match=r"^file\.json: "):
         parse_config(wrong, "file.json")
@@ -162,13 +148,6 @@ def test_files_that_are_not_json(tmp_path: Path, text: str, keyword: str) -> Non
     path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(UserError, match=f"config.json: .*{keyword}"):
         load_config(path)
-
-
-def test_settings_outside_the_paper_are_off_by_default(content: dict[str, Any]) -> None:
-    for section, key in (("loss", "si_sdr"), ("optim", "ema_decay"), ("train", "bf16")):
-        del content[section][key]
-    config = parse_config(content, "file.json")
-    assert (config.loss.si_sdr, config.optim.ema_decay, config.train.bf16) == (0.0, 0.0, False)
 
 
 def test_overrides(config: Config) -> None:
@@ -188,7 +167,6 @@ def test_overrides(config: Config) -> None:
     [
         ("optim.learning_rat=1", "optim.learning_rat: "),
         ("optim.learning_rate=fast", "optim.learning_rate: "),
-        ("speed.high=1", "speed: "),
         ("optim.learning_rate", "--set optim.learning_rate: "),
         ("learning_rate=1", "--set learning_rate=1: "),
     ],
@@ -218,7 +196,6 @@ def test_base(tmp_path: Path, content: dict[str, Any]) -> None:
         ({"base": "none.json"}, "none.json: cannot be read"),
         ({"base": "delta.json"}, "delta.json: base: "),
         ({"base": "circle.json"}, "circle.json: base: "),
-        ({"base": "base.json", "optim": 3}, "delta.json: optim: "),
         ({"base": "base.json", "optim": {"lr_decai": 1}}, "delta.json: optim.lr_decai: "),
         ({"base": "list.json"}, "delta.json: model: missing"),
     ],

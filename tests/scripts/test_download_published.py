@@ -42,10 +42,6 @@ def cut_off(handler: BaseHTTPRequestHandler, body: bytes) -> None:
     send(handler, body[: len(body) // 2], len(body))
 
 
-def cut_off_without_length(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-    send(handler, body[: len(body) // 2])
-
-
 def cut_off_in_a_chunk(handler: BaseHTTPRequestHandler, body: bytes) -> None:
     handler.protocol_version = "HTTP/1.1"
     handler.send_response(200)
@@ -61,10 +57,6 @@ def another_file(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 
 def not_found(handler: BaseHTTPRequestHandler, _: bytes) -> None:
     handler.send_error(404, "Not Found")
-
-
-def no_answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
-    handler.close_connection = True
 
 
 def stalled(handler: BaseHTTPRequestHandler, body: bytes) -> None:
@@ -133,17 +125,14 @@ def test_a_correct_file_is_kept_and_a_wrong_one_replaced(server: Server, tmp_pat
     assert contents(tmp_path) == CONTENT
 
 
-@pytest.mark.parametrize("old", [None, b"previous content"])
 @pytest.mark.parametrize(
     ("answer", "keyword"),
     [
         (cut_off, "80000 of 160000 bytes"),
         (cut_off_in_a_chunk, "failed"),
         (stalled, "timed out"),
-        (cut_off_without_length, "SHA-256"),
         (another_file, "SHA-256"),
         (not_found, "404"),
-        (no_answer, "failed"),
     ],
 )
 def test_a_failed_download_leaves_nothing_and_the_others_are_done(
@@ -153,16 +142,16 @@ def test_a_failed_download_leaves_nothing_and_the_others_are_done(
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer,
     keyword: str,
-    old: bytes | None,
 ) -> None:
     monkeypatch.setattr(download_published, "TIMEOUT_SECONDS", 0.5)
     server.answers["one"] = answer
-    if old is not None:
-        (tmp_path / "one").write_bytes(old)
-    assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 1
-    assert contents(tmp_path) == {"two": CONTENT["two"], **({} if old is None else {"one": old})}
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{server.url}/some/place/one " in line and keyword in line
+    for old in ({}, {"one": b"previous content"}):
+        for name, content in old.items():
+            (tmp_path / name).write_bytes(content)
+        assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 1
+        assert contents(tmp_path) == {"two": CONTENT["two"], **old}
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{server.url}/some/place/one " in line and keyword in line
 
 
 @pytest.mark.parametrize("kind", ["a file instead of the folder", "a folder instead of the file"])
@@ -188,7 +177,7 @@ def test_names_select_the_files(server: Server, tmp_path: Path, names: list[str]
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "http://localhost:port", "file:///missing"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1", "file:///missing"])
 def test_an_address_that_cannot_be_reached(tmp_path: Path, url: str) -> None:
     done = call_main(main, "--base_url", url, "--output_dir", tmp_path)
     assert done.returncode == 1
@@ -201,10 +190,3 @@ def test_an_invalid_command_line_exits_with_2(tmp_path: Path, arguments: list[st
     done = run_module("scripts.download_published", *arguments, "--output_dir", tmp_path / "out", cwd=tmp_path)
     assert (done.returncode, keyword in done.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
-
-
-def test_checksums_of_the_released_files() -> None:
-    assert [(published.name, published.sha256[:8]) for published in PUBLISHED] == [
-        ("g_best_pesq_3.373", "575de13b"),
-        ("g_best_pesq_3.399", "c8e21c89"),
-    ]

@@ -1,4 +1,4 @@
-"""Trainers for tests of the training step: a small network, small spectra, given labels."""
+"""Trainers for tests of the training step: the network `tiny` of tests.fixtures.training, given labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import Config, StftConfig
+from config import Config, StftConfig, UNetConfig
 from models.discriminator import HIDDEN
 from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, MakeTrainer
 from training import trainer
@@ -20,6 +20,7 @@ from training.trainer import Trainer
 def step_config(small_config: Config) -> Config:
     return replace(
         small_config,
+        model=UNetConfig("tiny", channels=8, beta=2.0),
         stft=StftConfig(n_fft=126, hop_size=60, win_size=126, compress_factor=0.3),
         data=replace(small_config.data, segment_size=SEGMENT),
     )

@@ -15,34 +15,22 @@ from training.logger import TensorBoardLogger, read_curves
 RATE = 16_000
 
 
-def write_steps(logger: TensorBoardLogger, first: int, last: int, value: float) -> None:
-    for step in range(first, last + 1):
-        logger.scalars("training", {"loss": value, "rate": step}, step)
-
-
-def test_scalars_are_points_of_curves(tmp_path: Path) -> None:
-    assert read_curves(tmp_path / "none") == read_curves(tmp_path) == {}
-    logger = TensorBoardLogger(tmp_path, 0)
-    write_steps(logger, 1, 2, 0.5)
-    logger.scalars("validation", {"pesq": 2.5}, 2)
-    logger.close()
-    assert read_curves(tmp_path) == {
-        "training/loss": [(1, 0.5), (2, 0.5)],
-        "training/rate": [(1, 1), (2, 2)],
-        "validation/pesq": [(2, 2.5)],
-    }
-
-
 def test_resumed_curves_have_no_gap_and_no_overlap(tmp_path: Path) -> None:
+    assert read_curves(tmp_path / "none") == read_curves(tmp_path) == {}
     killed = TensorBoardLogger(tmp_path, 0)
-    write_steps(killed, 1, 15, 1)
+    for step in range(1, 16):
+        killed.scalars("training", {"loss": 1, "rate": step}, step)
     killed.flush()  # killed after step 15, last saved after step 10
     assert len(read_curves(tmp_path)["training/loss"]) == 15
     time.sleep(1.1)  # files are read in the order of the second in which they were created
     resumed = TensorBoardLogger(tmp_path, 10)
-    write_steps(resumed, 11, 20, 3)
+    for step in range(11, 21):
+        resumed.scalars("training", {"loss": 3, "rate": step}, step)
     resumed.close()
-    assert read_curves(tmp_path)["training/loss"] == [(step, 1 if step <= 10 else 3) for step in range(1, 21)]
+    assert read_curves(tmp_path) == {
+        "training/loss": [(step, 1 if step <= 10 else 3) for step in range(1, 21)],
+        "training/rate": [(step, step) for step in range(1, 21)],
+    }
 
 
 def test_example_has_audio_and_spectrograms(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 
 import numpy as np
@@ -15,10 +14,9 @@ import pytest
 
 from metrics.pesq import wideband_pesq
 from metrics.signals import ScoreError
-from tests.fixtures.signals import speech_like, with_noise
 from training.pesq_labels import PesqLabeler
 
-DIE, HANG, BUG, NO_SCORE, HAS_TORCH = 100.0, 200.0, 300.0, 400.0, 500.0
+DIE, HANG, BUG, NO_SCORE = 100.0, 200.0, 300.0, 400.0
 
 
 def score(clean: np.ndarray, enhanced: np.ndarray) -> float:
@@ -32,8 +30,6 @@ def score(clean: np.ndarray, enhanced: np.ndarray) -> float:
         raise ValueError("a bug")
     if label == NO_SCORE:
         raise ScoreError("no PESQ")
-    if label == HAS_TORCH:
-        label = float("torch" in sys.modules or "train" in sys.modules)
     return 1 + 3.5 * label
 
 
@@ -43,6 +39,8 @@ def batch(*labels: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_labels_are_normalized_pesq_and_the_arrays_may_change() -> None:
+    from tests.fixtures.signals import speech_like, with_noise  # here, because SciPy would slow the processes' start
+
     clean = np.stack([speech_like(1, seed=seed) for seed in range(4)]).astype(np.float32)
     enhanced = np.stack([with_noise(crop, 10) for crop in clean]).astype(np.float32)
     clean[3] = 0
@@ -75,20 +73,7 @@ def test_missing_score_is_silent_and_a_bug_is_raised(capsys: pytest.CaptureFixtu
             labeler.collect(labeler.submit(*batch(BUG)))
 
 
-def test_processes_import_neither_pytorch_nor_the_script() -> None:
-    assert "torch" in sys.modules
-    with PesqLabeler(workers=1, score=score) as labeler:
-        assert labeler.collect(labeler.submit(*batch(HAS_TORCH))).tolist() == [0]
-
-
-@pytest.mark.parametrize("shapes", [((8,), (8,)), ((2, 8), (3, 8)), ((2, 8), (2, 9))])
-def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    with PesqLabeler(workers=1) as labeler, pytest.raises(ValueError, match="one shape"):
-        labeler.submit(*map(np.zeros, shapes))
-
-
-def test_closed_labeler_refuses_work() -> None:
-    labeler = PesqLabeler(workers=1, score=score)
-    labeler.close()
-    with pytest.raises(RuntimeError):
-        labeler.submit(*batch(1))
+def test_other_shapes_are_refused() -> None:
+    for shapes in ((8, 8), ((2, 8), (3, 8)), ((2, 8), (2, 9))):
+        with PesqLabeler(workers=1) as labeler, pytest.raises(ValueError, match="one shape"):
+            labeler.submit(*map(np.zeros, shapes))
