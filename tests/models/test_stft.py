@@ -81,22 +81,26 @@ def test_angle_of_zero_is_zero_without_gradient() -> None:
     assert torch.allclose(imaginary.grad, torch.tensor([0, 0, 1, 3 / 25]))
 
 
-def test_parts_below_the_phase_floor_count_as_positive_zero() -> None:
+def test_phase_of_parts_below_the_floor() -> None:
     below, above = 0.99 * PHASE_FLOOR, 1.01 * PHASE_FLOOR
-    phases = {
-        complex(-1, -below): math.pi,
-        complex(-1, below): math.pi,
-        complex(-1, -above): -math.pi,
-        complex(1, -below): 0,
-        complex(-below, 1): math.pi / 2,
-        complex(-below, -below): 0,
-        complex(below, -above): -math.pi / 2,
-        complex(-above, above): 0.75 * math.pi,
-    }
-    frame = torch.tensor(list(phases), dtype=torch.complex128)[None, :, None]
+    bins = [  # zeros of the imaginary part are +0, +0, −0, −0, …
+        (complex(-1, -below), math.pi),
+        (complex(-1, below), math.pi),
+        (complex(-1, below), -math.pi),
+        (complex(-1, -below), -math.pi),
+        (complex(-1, -above), -math.pi),
+        (complex(1, -below), 0),
+        (complex(-1, above), math.pi),
+        (complex(-below, 1), math.pi / 2),
+        (complex(-below, -below), 0),
+        (complex(below, -above), -math.pi / 2),
+        (complex(-above, above), 0.75 * math.pi),
+        (complex(-below, below), 0),
+    ]
+    frame = torch.tensor([value for value, _ in bins], dtype=torch.complex128)[None, :, None]
     # The second frame is the same at another level: the floor is relative to each frame's largest magnitude.
     spectra = Spectra.from_stft(torch.cat([frame, 1e-3 * frame], dim=2), 0.3)
-    expected = torch.tensor(list(phases.values()), dtype=torch.float64)
+    expected = torch.tensor([phase for _, phase in bins], dtype=torch.float64)
     assert (spectra.pha[0] - expected[:, None]).abs().max() < 2 * PHASE_FLOOR
     assert torch.allclose(spectra.mag[0, :, 0], frame[0, :, 0].abs() ** 0.3, rtol=1e-9)
 
