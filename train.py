@@ -161,8 +161,8 @@ def batches_from(
     epoch_steps = steps_per_epoch(len(crops), config.train.batch_size * group.ranks)
     while True:
         epoch, first = divmod(step, epoch_steps)
-        share = {"batch_size": config.train.batch_size, "rank": group.rank, "ranks": group.ranks}
-        with closing(load_batches(crops, config.train.seed, epoch, first, **share, workers=workers)) as batches:
+        options = {"batch_size": config.train.batch_size, "rank": group.rank, "ranks": group.ranks}
+        with closing(load_batches(crops, config.train.seed, epoch, first, **options, workers=workers)) as batches:
             for batch in batches:
                 yield batch
                 step += 1
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack.callback(group.close)
         total_batch = config.train.batch_size * group.ranks
 
-        # Everything that can be wrong with the input shows here, before anything is written.
+        # Check all input before writing anything.
         with exit_code(USAGE_ERROR):
             first_network = None
             if options.fine_tune:
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack.enter_context(exit_code(SOME_FAILED))
         stop = stack.enter_context(GracefulStop())
         protocol = "paper" if options.select_on == "test" else "overlap"
-        validation = Validation(data.held_out, config, protocol, group)
+        validation = Validation(data.validation, config, protocol, group)
         validation_interval = config.train.validation_interval or epoch_steps
         first_step = trainer.global_step
         last_step = min(config.train.epochs * epoch_steps, options.max_steps or sys.maxsize)
@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet = options.quiet or not group.leads
         bar = stack.enter_context(tqdm(total=last_step, initial=first_step, unit="step", disable=quiet))
         try:
+            # Validation and saving come before the step, so that the last step and a stop take the same path.
             while True:
                 step = trainer.global_step
                 stopping = group.any(stop.code != 0)
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         tqdm.write(f"step {step}: {format_scores(result.scores)}{unscored}{mark}", file=sys.stdout)
                         logger.scalars("validation", result.scores, step)
                         for index, enhanced in zip(validation.own[:EXAMPLES], result.enhanced, strict=False):
-                            logger.example(data.held_out[index], enhanced, config.data.sampling_rate, step)
+                            logger.example(data.validation[index], enhanced, config.data.sampling_rate, step)
 
                 if validating or stopping or (step > first_step and step % config.train.save_interval == 0):
                     state = trainer.state_dict() | {

@@ -19,8 +19,8 @@ from utils.atomic import write_text_atomically
 from utils.processes import available_cores
 
 VARIANT_NOTES: dict[Variant, str] = {
-    "published": "composite measures 'published': with the lineage's 1/32768 before the WSS",
-    "loizou": "composite measures 'loizou': without the 1/32768 before the WSS",
+    "published": "composite measures 'published': WSS of signals divided by 32768, as in the code of MP-SENet and IMSE",
+    "loizou": "composite measures 'loizou': WSS of unscaled signals, as in the code of Loizou",
 }
 """One-line description of each variant of the composite measures, for tables and reports."""
 

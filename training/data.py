@@ -19,13 +19,13 @@ class Data:
     """Data of a run.
 
     crops: training crops.
-    held_out: whole utterances that select the best network.
+    validation: whole utterances that select the best network.
     fingerprint: hash of the names of the training files; a resumed run must have the same.
     summary: one line for the user.
     """
 
     crops: CropDataset
-    held_out: Sequence[EvalPair]
+    validation: Sequence[EvalPair]
     fingerprint: str
     summary: str
 

@@ -26,7 +26,7 @@ from models.stft import Spectra, Spectrogram
 from training.pesq_labels import PesqLabeler
 from utils.distributed import Group
 
-# The discriminator's three uses in a step, each with its own dropout.
+# Indices of the discriminator's three passes in a step, each of which has its own dropout.
 _CLEAN, _LABELED, _METRIC = range(3)
 
 
@@ -97,16 +97,16 @@ class Trainer:
         """Train discriminator and generator on one batch.
 
         A network whose gradient is not finite keeps its weights and optimizer state; this is decided on the device. The
-        step waits for the device once, to copy the enhanced waveforms for PESQ (and in `torch.istft`, which checks its
-        window). With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, so the step does
+        step waits for the device only to copy the enhanced waveforms for PESQ, and in `torch.istft`, which checks its
+        window. With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, so the step does
         not wait for PESQ.
 
         Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
         metric term, as in validation), `metric`, `discriminator`, the gradient norms and the learning rate.
         """
         optim = self.config.optim
-        rate = learning_rate(optim, epoch, self.global_step)
-        rows = len(batch.indices)
+        lr = learning_rate(optim, epoch, self.global_step)
+        batch_size = len(batch.indices)
 
         clean_wav, noisy_wav = self._to_device(batch.clean), self._to_device(batch.noisy)
         with torch.no_grad():
@@ -127,22 +127,22 @@ class Trainer:
             if self.config.train.metric_lag == 1:
                 labeled, self.pending_batch = self.pending_batch, labeled
             clean_mags, mags = [clean.spectra.mag], [clean.spectra.mag]
-            dropout = [self.dropout(_CLEAN, rows)]
-            targets = [torch.ones(rows, device=self.group.device)]
-            if labeled:
+            dropout = [self.dropout(_CLEAN, batch_size)]
+            targets = [torch.ones(batch_size, device=self.group.device)]
+            if labeled:  # with metric_lag 1 there is no previous batch in the first step
                 clean_mags.append(labeled.clean_mag)
                 mags.append(labeled.enhanced_mag)
-                dropout.append(self.dropout(_LABELED, rows))
+                dropout.append(self.dropout(_LABELED, batch_size))
                 targets.append(self._labels(labeled))
             d_score = self.ddp_discriminator(torch.cat(clean_mags), torch.cat(mags), torch.cat(dropout))
             target = torch.cat(targets)
             # A crop without a label has no error but counts in the mean, which is then the same in any number of
             # processes.
             target = target.where(target.isfinite(), d_score.detach())
-            d_loss = (d_score - target).square().sum() / rows
+            d_loss = (d_score - target).square().sum() / batch_size
             self.discriminator_optimizer.zero_grad()
             d_loss.backward()
-            d_norm, finite = _update(self.discriminator, self.discriminator_optimizer, rate)
+            d_norm, finite = _update(self.discriminator, self.discriminator_optimizer, lr)
             logs |= {"discriminator": d_loss.detach(), "discriminator_gradient_norm": d_norm}
 
         # Generator
@@ -151,14 +151,14 @@ class Trainer:
         logs |= {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
         if self.discriminator:
             self.discriminator.requires_grad_(False)
-            d_score = self.discriminator(clean.spectra.mag, enhanced.spectra.mag, self.dropout(_METRIC, rows))
+            d_score = self.discriminator(clean.spectra.mag, enhanced.spectra.mag, self.dropout(_METRIC, batch_size))
             self.discriminator.requires_grad_(True)
             metric = functional.mse_loss(d_score, torch.ones_like(d_score))
             loss = loss + self.config.loss.metric * metric
             logs["metric"] = metric.detach()
         self.optimizer.zero_grad()
         loss.backward()
-        norm, updated = _update(self.network, self.optimizer, rate, optim.grad_clip)
+        norm, updated = _update(self.network, self.optimizer, lr, optim.grad_clip)
         if self.ema_model:
             # The first update copies the weights; a skipped step leaves the average as it is.
             weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
@@ -170,13 +170,13 @@ class Trainer:
         self.skipped_steps += ~finite
         self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
         self.global_step += 1
-        return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(lr)}
 
-    def dropout(self, use: int, rows: int) -> Tensor:
-        """Return this process's rows `[rows, HIDDEN]` of the dropout factors of all processes."""
+    def dropout(self, use: int, batch_size: int) -> Tensor:
+        """Return this process's rows `[batch_size, HIDDEN]` of the dropout factors of all processes."""
         seed = np.random.SeedSequence([self.config.train.seed, 3 * self.global_step + use])
-        factors = dropout_factors(rows * self.group.ranks, int(seed.generate_state(1, np.uint64)[0] >> 1))
-        return self._to_device(factors[self.group.rank * rows : (self.group.rank + 1) * rows])
+        factors = dropout_factors(batch_size * self.group.ranks, int(seed.generate_state(1, np.uint64)[0] >> 1))
+        return self._to_device(factors[self.group.rank * batch_size : (self.group.rank + 1) * batch_size])
 
     def _labels(self, batch: PesqBatch) -> Tensor:
         """Wait for the labels of a batch, if they have not been collected yet."""
@@ -247,7 +247,7 @@ def _adamw(network: nn.Module, optim: OptimConfig) -> AdamW:
     return AdamW(network.parameters(), optim.learning_rate, betas, weight_decay=optim.weight_decay, fused=True)
 
 
-def _update(network: nn.Module, optimizer: AdamW, rate: float, grad_clip: float = 0.0) -> tuple[Tensor, Tensor]:
+def _update(network: nn.Module, optimizer: AdamW, lr: float, grad_clip: float = 0.0) -> tuple[Tensor, Tensor]:
     """Take an optimizer step; return the gradient norm before clipping, and whether it is finite (bool tensor).
 
     If not, weights, moments and step counts stay as they are, through `found_inf`, by which `torch.amp.GradScaler`
@@ -258,7 +258,7 @@ def _update(network: nn.Module, optimizer: AdamW, rate: float, grad_clip: float 
     if grad_clip > 0:
         nn.utils.clip_grads_with_norm_(network.parameters(), grad_clip, norm)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
     optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     return norm, finite

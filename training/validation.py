@@ -1,4 +1,4 @@
-"""Validation: enhance whole held-out utterances and score them with PESQ, STOI and the training losses."""
+"""Validation: enhance whole utterances and score them with PESQ, STOI and the training losses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Validated:
 
 
 class Validation:
-    """Held-out utterances, divided over the processes of a run.
+    """Validation utterances, divided over the processes of a run.
 
     PESQ and STOI are those of whole utterances, enhanced with a protocol of `enhance.windows.PROTOCOLS`. The losses
     are comparable with the training losses of the same name: they are computed from the network's own output spectra

@@ -147,8 +147,8 @@ class ReferenceTrainer:
         self.optimizer = AdamW(self.network.parameters(), rate, betas)
         self.discriminator_optimizer = AdamW(self.discriminator.parameters(), rate, betas)
 
-    def dropout(self, use: int, rows: int) -> Tensor:  # noqa: ARG002 (replaced in tests)
-        return functional.dropout(torch.ones(rows, HIDDEN, device=self.device), DROPOUT)
+    def dropout(self, use: int, batch_size: int) -> Tensor:  # noqa: ARG002 (replaced in tests)
+        return functional.dropout(torch.ones(batch_size, HIDDEN, device=self.device), DROPOUT)
 
     def step(self, batch: PlainBatch) -> dict[str, Tensor]:
         """Train on one batch; returns the unweighted loss terms, and their weighted sum without the metric term."""

@@ -60,9 +60,9 @@ def test_no_pair_of_a_held_out_speaker_is_trained_on(tmp_path: Path, plain_confi
     found = read(save_pairs(tmp_path), None, plain_config)
     assert numbers(crop.clean for crop in crops(found.crops)) == {1, 3, 5}
     assert numbers(crop.noisy for crop in crops(found.crops)) == {10, 30, 50}
-    assert [example.id for example in found.held_out] == ["p226_001", "p287_001"]
-    assert numbers(example.clean for example in found.held_out) == {2, 4}
-    assert numbers(example.noisy for example in found.held_out) == {20, 40}
+    assert [example.id for example in found.validation] == ["p226_001", "p287_001"]
+    assert numbers(example.clean for example in found.validation) == {2, 4}
+    assert numbers(example.noisy for example in found.validation) == {20, 40}
     assert found.summary == "training on 3 pairs, selecting on 2 held out"
 
 
@@ -70,7 +70,7 @@ def test_with_a_list_to_select_on_all_pairs_are_trained_on(tmp_path: Path, plain
     pairs = save_pairs(tmp_path)
     found = read(pairs[:4], pairs[4:], plain_config)
     assert numbers(crop.clean for crop in crops(found.crops)) == {1, 2, 3, 4}
-    assert [example.id for example in found.held_out] == ["p300_001"]
+    assert [example.id for example in found.validation] == ["p300_001"]
 
 
 def test_fingerprint_depends_on_the_training_files_alone(tmp_path: Path, plain_config: Config) -> None:
@@ -100,7 +100,7 @@ def test_no_held_out_speech_or_noise_is_trained_on(tmp_path: Path, plain_config:
     folders = tmp_path / "speech", tmp_path / "noise"
     found = read_mixes(*folders, replace(plain_config, mix=MIX), AudioCache(RATE, True), workers=1, quiet=True)
     # Twenty epochs of three files draw both training noises; thirty mixes have the only held-out one.
-    training, held_out = crops(found.crops, epochs=20), list(found.held_out)
+    training, held_out = crops(found.crops, epochs=20), list(found.validation)
     assert numbers(crop.clean for crop in training) == {1, 3, 5}
     assert numbers(example.clean for example in held_out) == {2, 4}
     assert (len(tones(training)), len(tones(held_out))) == (2, 1)
