@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tests.fixtures.training  # noqa: F401 (registers the network `tiny`)
 from config import Config, StftConfig, UNetConfig
 from models.discriminator import HIDDEN
 from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, MakeTrainer
