@@ -183,7 +183,9 @@ def run_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Te
         )
         return y[:, 0].transpose(0, 1), (hidden, cell)
     if x.shape[1] > 1:
-        return lstm(x, state)
+        # float32 on a CPU, also within autocast: oneDNN has no bfloat16 LSTM for CPUs without AVX-512.
+        with torch.autocast("cpu", enabled=False):
+            return lstm(x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x, state)
     # nn.LSTM reorders its weights at each call on a CPU, which takes 20 times as long as one frame.
     hidden, cell = torch.lstm_cell(x[:, 0], (state[0][0], state[1][0]), *lstm.all_weights[0])
     return hidden[:, None], (hidden[None], cell[None])
