@@ -5,7 +5,7 @@
 
 A signal is brought to a mean power of 1 (if the configuration says so), cut into windows by a protocol
 (`enhance.windows`), enhanced, joined and brought back to its own level. `enhance.files` does the same for audio files,
-in blocks, with reading and writing in other threads.
+in blocks, and reads ahead in another thread.
 """
 
 from __future__ import annotations

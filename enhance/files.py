@@ -105,9 +105,8 @@ def _read(jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer, protocol: str) 
             file.windows = PROTOCOLS[protocol](samples, enhancer.segment_size)
             file.gains = np.array([enhancer.level_gain(power) for power in energy / samples], np.float32)
             with AudioReader(file.source) as reader:
-                for window in cut(
-                    (block * file.gains for block in _blocks(reader, enhancer.sampling_rate)), file.windows
-                ):
+                blocks = (block * file.gains for block in _blocks(reader, enhancer.sampling_rate))
+                for window in cut(blocks, file.windows):
                     yield file, window
                     if file.error:
                         break
@@ -135,10 +134,9 @@ def _read_ahead(items: Iterator[T], count: int) -> Generator[T]:
 
 def _enhance(jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer, protocol: str) -> Generator[_Item]:
     """Enhance the windows of all files in order."""
-    # Batches span files, for the sake of a GPU. Whole files differ in length and would only fill the memory.
-    batch_size = 1 if protocol == "whole" else enhancer.batch_size
-    with closing(_read_ahead(_read(jobs, enhancer, protocol), READ_AHEAD + batch_size)) as noisy:
-        while batch := list(islice(noisy, batch_size)):
+    read_ahead = READ_AHEAD + enhancer.batch_size
+    with closing(_read_ahead(_read(jobs, enhancer, protocol), read_ahead)) as noisy:
+        while batch := list(islice(noisy, enhancer.batch_size)):  # of several files, for the sake of a GPU
             try:
                 yield from _enhance_batch(batch, enhancer)
             except (MemoryError, torch.OutOfMemoryError):

@@ -33,14 +33,14 @@ WHOLE_LIMIT = 300 * 16_000
 class Window:
     """One pass of the network; all positions are samples of the signal.
 
-    The input is [start, start + length), zero-padded at the end of the signal, the output [begin, end). The first
-    `fade` output samples are cross-faded with those of the window before.
+    The input starts at `input_start` and has `input_length` samples, zero-padded at the end of the signal. The output
+    is [output_start, output_end), and its first `fade` samples are cross-faded with those of the window before.
     """
 
-    start: int
-    length: int
-    begin: int
-    end: int
+    input_start: int
+    input_length: int
+    output_start: int
+    output_end: int
     fade: int = 0
 
 
@@ -104,7 +104,7 @@ PROTOCOLS: dict[str, Callable[[int, int], list[Window]]] = {
 
 def repeated_length(protocol: str, segment: int) -> int | None:
     """Return the window length of long signals, in samples; None for protocol "whole", which has none."""
-    return None if protocol == "whole" else PROTOCOLS[protocol](10 * segment, segment)[0].length
+    return None if protocol == "whole" else PROTOCOLS[protocol](10 * segment, segment)[0].input_length
 
 
 def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
@@ -113,15 +113,15 @@ def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.
     held: list[np.ndarray] = []
     first, count = 0, 0  # position of the first sample in `held`, and number of samples in it
     for window in windows:
-        while first + count < window.start + window.length and (block := next(source, None)) is not None:
+        while first + count < window.input_start + window.input_length and (block := next(source, None)) is not None:
             held.append(block)
             count += len(block)
         if not held:
             raise ValueError("the signal ended before its first window")
-        joined = np.concatenate(held)[window.start - first :]
-        held, first, count = [joined], window.start, len(joined)
-        piece = joined[: window.length]
-        yield np.pad(piece, ((0, window.length - len(piece)), (0, 0)))
+        joined = np.concatenate(held)[window.input_start - first :]
+        held, first, count = [joined], window.input_start, len(joined)
+        piece = joined[: window.input_length]
+        yield np.pad(piece, ((0, window.input_length - len(piece)), (0, 0)))
 
 
 def join(pieces: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:
@@ -131,7 +131,7 @@ def join(pieces: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np
     """
     tail: np.ndarray | None = None
     for index, (piece, window) in enumerate(zip(pieces, windows, strict=True)):
-        span = piece[window.begin - window.start : window.end - window.start].copy()
+        span = piece[window.output_start - window.input_start : window.output_end - window.input_start].copy()
         if tail is not None and window.fade:
             rise = ((np.arange(window.fade, dtype=np.float32) + 0.5) / window.fade)[:, None]
             span[: window.fade] = tail * (1 - rise) + span[: window.fade] * rise

@@ -28,10 +28,6 @@ class PesqLabeler:
     workers: number of processes.
     timeout: seconds after which a crop counts as hung.
     score: maps a clean and an enhanced crop `[N]` to PESQ, or raises `ScoreError`; an importable function.
-
-    Attributes
-    ----------
-    failed: number of crops without a label so far.
     """
 
     def __init__(
@@ -40,7 +36,6 @@ class PesqLabeler:
         timeout: float = 60.0,
         score: Callable[[np.ndarray, np.ndarray], float] = wideband_pesq,
     ) -> None:
-        self.failed = 0
         self._pool = ProcessPool(score, workers, timeout)
 
     def submit(self, clean: np.ndarray, enhanced: np.ndarray) -> list[Future[float]]:
@@ -64,7 +59,6 @@ class PesqLabeler:
                 labels.append((crop.result() - 1) / 3.5)
             except (ScoreError, LostProcessError) as error:
                 labels.append(math.nan)
-                self.failed += 1
                 if isinstance(error, LostProcessError):
                     tqdm.write(f"PESQ labels: a crop has no label: {error}", file=sys.stderr)
         return np.array(labels, dtype=np.float32)

@@ -47,11 +47,14 @@ def test_overlapping_windows_of_all_lengths() -> None:
     for samples in range(1501, 4500, 61):
         windows = PROTOCOLS["overlap"](samples, SEGMENT)
         for before, after in pairwise(windows):
-            assert before.end == after.begin + after.fade
-            assert WINDOW / 4 <= after.start - before.start <= WINDOW / 2 or len(windows) == 2
-            assert before.begin < after.begin
-        assert (windows[0].begin, windows[-1].end) == (0, samples)
-        assert all(window.start <= window.begin and window.end <= window.start + window.length for window in windows)
+            assert before.output_end == after.output_start + after.fade
+            assert WINDOW / 4 <= after.input_start - before.input_start <= WINDOW / 2 or len(windows) == 2
+            assert before.output_start < after.output_start
+        assert (windows[0].output_start, windows[-1].output_end) == (0, samples)
+        assert all(
+            window.input_start <= window.output_start and window.output_end <= window.input_start + window.input_length
+            for window in windows
+        )
 
 
 def test_whole_signals_have_a_limit() -> None:
@@ -95,4 +98,4 @@ def test_cut_holds_at_most_a_window_and_a_block() -> None:
     windows = PROTOCOLS["overlap"](50_000, SEGMENT)
     for piece, window in zip(cut(source(), windows), windows, strict=True):
         assert len(piece) == WINDOW
-        assert taken <= window.start + WINDOW + 100
+        assert taken <= window.input_start + WINDOW + 100

@@ -51,7 +51,7 @@ def test_labels_are_normalized_pesq_and_the_arrays_may_change() -> None:
         labels = labeler.collect(pending)
     assert labels.dtype == np.float32
     assert labels[:3].tolist() == expected and len(set(expected)) == 3
-    assert np.isnan(labels[3]) and labeler.failed == 1
+    assert np.isnan(labels[3])
 
 
 def test_crash_and_hang_cost_one_label(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,6 @@ def test_crash_and_hang_cost_one_label(capsys: pytest.CaptureFixture[str]) -> No
         assert labeler.collect(pending[2]).tolist() == [5]
         np.testing.assert_array_equal(labeler.collect(pending[1]), [math.nan, 3, 4])
         np.testing.assert_array_equal(labeler.collect(pending[0]), [1, math.nan, 2])
-        assert labeler.failed == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "hung" in lines[0] and "died" in lines[1]
 
@@ -68,7 +67,7 @@ def test_crash_and_hang_cost_one_label(capsys: pytest.CaptureFixture[str]) -> No
 def test_missing_score_is_silent_and_a_bug_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
     with PesqLabeler(workers=1, score=score) as labeler:
         np.testing.assert_array_equal(labeler.collect(labeler.submit(*batch(NO_SCORE, 1))), [math.nan, 1])
-        assert (labeler.failed, capsys.readouterr().err) == (1, "")
+        assert capsys.readouterr().err == ""
         with pytest.raises(ValueError, match="a bug"):
             labeler.collect(labeler.submit(*batch(BUG)))
 

@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
@@ -283,12 +284,12 @@ def measure_folder(options: Namespace) -> list[Row]:
     if len(options.checkpoint_file) != 1:
         raise UserError("--checkpoint_file: give one published checkpoint of IMSE")
     (checkpoint,) = options.checkpoint_file
+    network, config = load_network(checkpoint)
     plain = ReferenceIMSE().eval()
     try:
         plain.load_state_dict(torch.load(checkpoint, "cpu", weights_only=True)["generator"])
-    except Exception as error:  # torch.load raises many types
+    except (UnpicklingError, KeyError, RuntimeError) as error:
         raise UserError(f"{checkpoint}: not a published checkpoint of IMSE, which the plain network needs") from error
-    network, config = load_network(checkpoint)
     enhancer = fast_enhancer(
         network, config, "cpu", "paper", threads=options.threads, bf16=options.bf16, compiled=options.compile
     )
