@@ -344,6 +344,7 @@ def parse_config(content: Any, source: str) -> Config:
     """
     if not isinstance(content, dict):
         raise UserError(f"{source}: should be a JSON object with the sections of a configuration")
+    # Keys of the file, then types and ranges within each section (pydantic), then conditions between sections.
     parsed: dict[str, Any] = {}
     problems = [
         f"{_quote(name)}: unknown section{_suggest(name, SECTIONS)}" for name in content if name not in SECTIONS

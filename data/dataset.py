@@ -22,11 +22,11 @@ from config import DataConfig
 from data.audio import AudioError, AudioReader, read_audio
 from data.file_lists import Utterance
 from data.levels import mean_power, unit_power_gain
+from data.seeds import Stream, generator
 
 _FULL_SCALE = 32_768
 _PROBLEMS_SHOWN = 10
 _BATCHES_AHEAD = 2
-_ORDER_STREAM = 1  # part of the seed: separates the random numbers of `epoch_order` from those of the crops
 
 
 class AudioCache:
@@ -130,9 +130,9 @@ class PairedDataset:
     power of 1. Shorter utterances are padded with zeros.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], recordings: AudioCache, data: DataConfig, seed: int) -> None:
+    def __init__(self, utterances: Sequence[Utterance], cache: AudioCache, data: DataConfig, seed: int) -> None:
         self._utterances = utterances
-        self._recordings = recordings
+        self._cache = cache
         self._data = data
         self._seed = seed
 
@@ -141,38 +141,38 @@ class PairedDataset:
 
     def crop(self, epoch: int, index: int) -> Crop:
         """Return a random crop of pair `index`; raises `AudioError`."""
-        random = np.random.default_rng([self._seed, epoch, index])
-        _, clean, noisy = _read_pair(self._utterances[index], self._recordings)
+        rng = generator(Stream.CROP, self._seed, epoch, index)
+        _, clean, noisy = _read_pair(self._utterances[index], self._cache)
         gain = np.float32(unit_power_gain(mean_power(noisy)) if self._data.normalize_level else 1)
         segment = self._data.segment_size
-        start = random_start(random, len(noisy), segment)
+        start = random_start(rng, len(noisy), segment)
         return Crop(fit_segment(clean[start:], segment) * gain, fit_segment(noisy[start:], segment) * gain)
 
 
 class PairedUtterances(Sequence[EvalPair]):
     """Whole pairs of recordings, read on access; raises `AudioError` then."""
 
-    def __init__(self, utterances: Sequence[Utterance], recordings: AudioCache) -> None:
+    def __init__(self, utterances: Sequence[Utterance], cache: AudioCache) -> None:
         self._utterances = utterances
-        self._recordings = recordings
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self._utterances)
 
     def __getitem__(self, index: int) -> EvalPair:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
-        return _read_pair(self._utterances[index], self._recordings)
+        return _read_pair(self._utterances[index], self._cache)
 
 
-def _read_pair(utterance: Utterance, recordings: AudioCache) -> EvalPair:
-    clean, noisy = recordings.samples(utterance.clean), recordings.samples(utterance.noisy)
+def _read_pair(utterance: Utterance, cache: AudioCache) -> EvalPair:
+    clean, noisy = cache.samples(utterance.clean), cache.samples(utterance.noisy)
     if len(clean) != len(noisy):  # possible after `check_pairs` if a header is wrong
         raise AudioError(f"{utterance.id}: clean and noisy differ in length: {len(clean)} and {len(noisy)} samples")
     return EvalPair(utterance.id, clean, noisy)
 
 
-def random_start(random: np.random.Generator, samples: int, segment: int) -> int:
+def random_start(rng: np.random.Generator, samples: int, segment: int) -> int:
     """Return a random start of a crop of `segment` samples in a signal of `samples`; 0 if the signal is shorter."""
-    return int(random.integers(max(samples - segment, 0) + 1))
+    return int(rng.integers(max(samples - segment, 0) + 1))
 
 
 def fit_segment(signal: np.ndarray, segment: int) -> np.ndarray:
@@ -182,7 +182,7 @@ def fit_segment(signal: np.ndarray, segment: int) -> np.ndarray:
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return the order of the crops in an epoch: a random permutation of `count` indices."""
-    return np.random.default_rng([seed, epoch, 0, _ORDER_STREAM]).permutation(count)
+    return generator(Stream.ORDER, seed, epoch).permutation(count)
 
 
 def steps_per_epoch(crops: int, total_batch: int) -> int:
@@ -251,7 +251,7 @@ def check_pairs(utterances: Sequence[Utterance]) -> None:
         raise UserError(_summary(f"{len(problems)} of {len(utterances)} pairs cannot be used", problems))
 
 
-def check_sound(utterances: Sequence[Utterance], recordings: AudioCache) -> None:
+def check_sound(utterances: Sequence[Utterance], cache: AudioCache) -> None:
     """Raise `UserError` if all clean files are silent. Reads only up to the first that is not."""
-    if not any(recordings.samples(utterance.clean).any() for utterance in utterances):
+    if not any(cache.samples(utterance.clean).any() for utterance in utterances):
         raise UserError(f"every crop is silent: the {len(utterances)} clean files hold nothing but zeros")

@@ -18,6 +18,7 @@ from config import DataConfig, MixConfig
 from data.audio import AudioReader
 from data.dataset import AudioCache, Crop, EvalPair, fit_segment, random_start
 from data.levels import SILENT_POWER, mean_power, unit_power_gain
+from data.seeds import Stream, generator
 
 NEARLY_SILENT = 1e-2
 """A crop with less than this proportion (−20 dB) of its utterance's mean power is drawn again."""
@@ -35,7 +36,6 @@ EARLY_SECONDS = 0.05
 """Reflections up to this delay belong to the target."""
 
 _MAX_REDRAWS = 10
-_VALIDATION_STREAM = 2  # part of the seed: separates the random numbers of validation from those of the crops
 
 
 class MixedDataset:
@@ -49,14 +49,14 @@ class MixedDataset:
         self,
         speech: Sequence[Path],
         noise: Sequence[Path],
-        recordings: AudioCache,
+        cache: AudioCache,
         data: DataConfig,
         mix: MixConfig,
         seed: int,
     ) -> None:
         self._speech = speech
-        self._noise = _NoisePool(noise, recordings)
-        self._recordings = recordings
+        self._noise = _NoisePool(noise, cache)
+        self._cache = cache
         self._data = data
         self._mix = mix
         self._seed = seed
@@ -67,18 +67,18 @@ class MixedDataset:
     def crop(self, epoch: int, index: int) -> Crop:
         """Return a random mix with speech file `index`; raises `AudioError`."""
         mix, segment = self._mix, self._data.segment_size
-        random = np.random.default_rng([self._seed, epoch, index])
-        speech = self._recordings.samples(self._speech[index])
-        start = draw_start(random, speech, segment)
+        rng = generator(Stream.CROP, self._seed, epoch, index)
+        speech = self._cache.samples(self._speech[index])
+        start = draw_start(rng, speech, segment)
         target = voice = fit_segment(speech[start:], segment)
-        if random.random() < mix.reverb_share:
-            decay, ratio = random.uniform(*REVERBERATION_TIME), random.uniform(*DIRECT_TO_REVERBERANT)
-            response, early = room_response(random, self._data.sampling_rate, decay, ratio)
+        if rng.random() < mix.reverb_share:
+            decay, ratio = rng.uniform(*REVERBERATION_TIME), rng.uniform(*DIRECT_TO_REVERBERANT)
+            response, early = room_response(rng, self._data.sampling_rate, decay, ratio)
             before = speech[max(start - len(response) + 1, 0) : start]
             target, voice = in_room(before, voice, response, early)
-        snr = random.uniform(mix.snr_low, mix.snr_high)
-        noisy = add_noise(voice, self._noise.draw(random, segment), snr)
-        gain = np.float32(10 ** (random.uniform(mix.gain_low, mix.gain_high) / 20))
+        snr = rng.uniform(mix.snr_low, mix.snr_high)
+        noisy = add_noise(voice, self._noise.draw(rng, segment), snr)
+        gain = np.float32(10 ** (rng.uniform(mix.gain_low, mix.gain_high) / 20))
         if self._data.normalize_level:
             gain *= np.float32(unit_power_gain(mean_power(noisy)))
         return Crop(target * gain, noisy * gain)
@@ -91,51 +91,51 @@ class MixedUtterances(Sequence[EvalPair]):
     """
 
     def __init__(
-        self, speech: Sequence[Path], noise: Sequence[Path], recordings: AudioCache, mix: MixConfig, seed: int
+        self, speech: Sequence[Path], noise: Sequence[Path], cache: AudioCache, mix: MixConfig, seed: int
     ) -> None:
         self._speech = speech
-        self._noise = _NoisePool(noise, recordings)
-        self._recordings = recordings
+        self._noise = _NoisePool(noise, cache)
+        self._cache = cache
         self._mix = mix
         self._seed = seed
-        self._order = np.random.default_rng([seed, 0, 0, _VALIDATION_STREAM]).permutation(len(speech))
+        self._order = generator(Stream.VALIDATION, seed).permutation(len(speech))
 
     def __len__(self) -> int:
         return self._mix.validation_mixes
 
     def __getitem__(self, index: int) -> EvalPair:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
         index = range(len(self))[index]
-        random = np.random.default_rng([self._seed, 1, index, _VALIDATION_STREAM])
+        rng = generator(Stream.VALIDATION, self._seed, 1, index)
         path = self._speech[self._order[index % len(self._order)]]
-        clean = self._recordings.samples(path)
+        clean = self._cache.samples(path)
         snr = self._mix.snr_low + (index + 0.5) / len(self) * (self._mix.snr_high - self._mix.snr_low)
-        return EvalPair(f"{index}_{path.stem}", clean, add_noise(clean, self._noise.draw(random, len(clean)), snr))
+        return EvalPair(f"{index}_{path.stem}", clean, add_noise(clean, self._noise.draw(rng, len(clean)), snr))
 
 
 class _NoisePool:
     """Noise files, drawn in proportion to their lengths up to `LONGEST_NOISE`."""
 
-    def __init__(self, paths: Sequence[Path], recordings: AudioCache) -> None:
+    def __init__(self, paths: Sequence[Path], cache: AudioCache) -> None:
         self._paths = paths
-        self._recordings = recordings
+        self._cache = cache
         seconds: list[float] = []
         for path in paths:
             with AudioReader(path) as reader:
                 seconds.append(min(reader.frames / reader.format.rate, LONGEST_NOISE))
         self._ends = np.cumsum(seconds)
 
-    def draw(self, random: np.random.Generator, samples: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, samples: int) -> np.ndarray:
         """Return a random piece `[samples]` of a random file; raises `AudioError`."""
 
         def random_files() -> Iterator[np.ndarray]:
             while True:
-                position = random.random() * self._ends[-1]
-                yield self._recordings.samples(self._paths[np.searchsorted(self._ends, position, side="right")])
+                position = rng.random() * self._ends[-1]
+                yield self._cache.samples(self._paths[np.searchsorted(self._ends, position, side="right")])
 
-        return draw_piece(random, random_files(), samples)
+        return draw_piece(rng, random_files(), samples)
 
 
-def draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) -> int:
+def draw_start(rng: np.random.Generator, speech: np.ndarray, segment: int) -> int:
     """Return a random start of a crop of `segment` samples in speech `[N]`; redraw nearly silent crops, up to 10 times.
 
     See `NEARLY_SILENT`.
@@ -143,13 +143,13 @@ def draw_start(random: np.random.Generator, speech: np.ndarray, segment: int) ->
     min_power = NEARLY_SILENT * mean_power(speech)
     start = 0
     for _ in range(1 + _MAX_REDRAWS):
-        start = random_start(random, len(speech), segment)
+        start = random_start(rng, len(speech), segment)
         if mean_power(speech[start : start + segment]) >= min_power:
             break
     return start
 
 
-def draw_piece(random: np.random.Generator, sounds: Iterable[np.ndarray], samples: int) -> np.ndarray:
+def draw_piece(rng: np.random.Generator, sounds: Iterable[np.ndarray], samples: int) -> np.ndarray:
     """Return a random piece `[samples]` of the first of `sounds`, or of a later one if the piece is silent.
 
     At most 11 sounds are tried. A sound shorter than the piece is repeated, from a random position.
@@ -158,7 +158,7 @@ def draw_piece(random: np.random.Generator, sounds: Iterable[np.ndarray], sample
     for sound in islice(sounds, 1 + _MAX_REDRAWS):
         if len(sound) < samples:
             sound = np.resize(sound, samples + len(sound) - 1)  # as many starts as the sound has samples
-        start = random_start(random, len(sound), samples)
+        start = random_start(rng, len(sound), samples)
         piece = sound[start : start + samples]
         if mean_power(piece) > SILENT_POWER:
             break
@@ -189,21 +189,21 @@ def in_room(
     return fftconvolve(dry, early)[span], fftconvolve(dry, response)[span]
 
 
-def room_response(random: np.random.Generator, rate: int, decay: float, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+def room_response(rng: np.random.Generator, rate: int, decay: float, ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """Return a synthetic room response at `rate` Hz, float32 `[N]`, and its early part of 50 ms.
 
     The response is 1 (direct sound) followed by Gaussian noise that decays exponentially by 60 dB over `decay` seconds
     (T60). The energy of the direct sound is `ratio` dB above that of the noise.
     """
     samples = round(decay * rate)
-    tail = random.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
+    tail = rng.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
     tail *= 10 ** (-ratio / 20) / np.linalg.norm(tail)
     response = np.concatenate([[1], tail]).astype(np.float32)
     return response, response[: 1 + round(EARLY_SECONDS * rate)]
 
 
-def check_mix(speech: Sequence[Path], noise: Sequence[Path], recordings: AudioCache) -> None:
+def check_mix(speech: Sequence[Path], noise: Sequence[Path], cache: AudioCache) -> None:
     """Raise `UserError` if all speech or all noise is silent. Reads only up to the first file that is not."""
     for kind, paths in (("speech", speech), ("noise", noise)):
-        if not any(recordings.samples(path).any() for path in paths):
+        if not any(cache.samples(path).any() for path in paths):
             raise UserError(f"every {kind} file is silent: {len(paths)} hold nothing but zeros")

@@ -11,15 +11,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cli import UserError
+from data.seeds import Stream, generator
 
 VOICEBANK_VALIDATION = frozenset(["p226", "p287"])
 """Speakers of VoiceBank+DEMAND's training set that are customarily held out."""
 
 _FRACTION = 10  # one in ten is held out
-_STREAM = 3  # part of the seed: separates these random numbers from others
 
 
 def speaker_of(id_: str) -> str:
@@ -65,7 +63,7 @@ def hold_out_files(paths: Sequence[Path], seed: int) -> tuple[list[int], list[in
 def _choose(names: Collection[Any], seed: int) -> set[Any]:
     """Return a random tenth of the names, at least one."""
     ordered = sorted(names)
-    order = np.random.default_rng([seed, 0, 0, _STREAM]).permutation(len(ordered))
+    order = generator(Stream.SPLIT, seed).permutation(len(ordered))
     return {ordered[index] for index in order[: max(1, len(ordered) // _FRACTION)]}
 
 

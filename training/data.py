@@ -34,7 +34,7 @@ def read_pairs(
     pairs: Sequence[Utterance],
     selected_on: Sequence[Utterance] | None,
     config: Config,
-    recordings: AudioCache,
+    cache: AudioCache,
     workers: int,
     quiet: bool,
 ) -> Data:
@@ -49,11 +49,11 @@ def read_pairs(
     else:
         kept, held = hold_out_speakers([pair.id for pair in pairs], config.train.seed)
         training, held_out, how = [pairs[index] for index in kept], [pairs[index] for index in held], "held out"
-    recordings.load([path for pair in [*training, *held_out] for path in (pair.clean, pair.noisy)], workers, quiet)
-    check_sound(training, recordings)
+    cache.load([path for pair in [*training, *held_out] for path in (pair.clean, pair.noisy)], workers, quiet)
+    check_sound(training, cache)
     return Data(
-        PairedDataset(training, recordings, config.data, config.train.seed),
-        PairedUtterances(held_out, recordings),
+        PairedDataset(training, cache, config.data, config.train.seed),
+        PairedUtterances(held_out, cache),
         _fingerprint([pair.id for pair in training]),
         f"training on {len(training)} pairs, selecting on {len(held_out)} {how}",
     )
@@ -63,7 +63,7 @@ def read_mixes(
     speech_dir: Path,
     noise_dir: Path,
     config: Config,
-    recordings: AudioCache,
+    cache: AudioCache,
     workers: int,
     quiet: bool,
 ) -> Data:
@@ -78,14 +78,14 @@ def read_mixes(
     speech_files, noise_files = list(speech.values()), list(noise.values())
     kept, held = hold_out_speakers(speech_ids, seed)
     kept_noise, held_noise = hold_out_files(noise_files, seed)
-    recordings.load([*speech_files, *noise_files], workers, quiet)
+    cache.load([*speech_files, *noise_files], workers, quiet)
     training = [speech_files[index] for index in kept], [noise_files[index] for index in kept_noise]
     held_out = [speech_files[index] for index in held], [noise_files[index] for index in held_noise]
-    check_mix(*training, recordings)
-    check_mix(*held_out, recordings)
+    check_mix(*training, cache)
+    check_mix(*held_out, cache)
     return Data(
-        MixedDataset(*training, recordings, config.data, mix, seed),
-        MixedUtterances(*held_out, recordings, mix, seed),
+        MixedDataset(*training, cache, config.data, mix, seed),
+        MixedUtterances(*held_out, cache, mix, seed),
         _fingerprint([speech_ids[index] for index in kept] + [noise_ids[index] for index in kept_noise]),
         f"training on {len(kept)} speech and {len(kept_noise)} noise files, "
         f"selecting on {len(held)} and {len(held_noise)} held out",
