@@ -1,8 +1,7 @@
-"""The folder of a run: no run is overwritten by mistake, and files are whole at any moment."""
+"""The folder of a run: no run is overwritten by mistake, and no other state is loaded."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -131,27 +130,3 @@ def test_state_of_another_configuration(run: RunDir, config: Config) -> None:
     for name in ("model.channels", "optim.learning_rate", "train.seed", "mix.snr_low", str(run.path / "config.json")):
         assert name in message
     assert "epochs" not in message
-
-
-@pytest.mark.parametrize("written", [0, 1])
-def test_full_disk_leaves_the_earlier_files(
-    run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch, written: int
-) -> None:
-    """The first or the second of the two files does not fit."""
-    before = {path: path.read_bytes() for path in (run.latest, run.state)}
-    synced: list[int] = []
-
-    def fsync(descriptor: int) -> None:
-        synced.append(descriptor)
-        if len(synced) > written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("utils.atomic.os.fsync", fsync)
-    message = message_of(lambda: run.save(nn.Linear(2, 2), config, STATE | {"global_step": 8}))
-    assert f"{run.path}/latest." in message and "No space left" in message
-    assert {path: path.read_bytes() for path in before} == before
-    assert files_below(run.path) == {"config.json", "latest.pt", "latest.safetensors"}
-    monkeypatch.undo()
-    run.save(nn.Linear(2, 2), config, STATE | {"global_step": 8})
-    assert run.load_state(config)["global_step"] == 8
-    assert run.latest.read_bytes() != before[run.latest]
