@@ -19,13 +19,7 @@ from data.file_lists import (
     read_file_list,
     require_pairs,
 )
-
-
-def make_files(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+from tests.fixtures.recordings import make_files
 
 
 def write_list(tmp_path: Path, text: str) -> Path:
@@ -100,12 +94,6 @@ def test_a_list_may_be_a_pipe_and_begin_with_a_byte_order_mark(tmp_path: Path) -
 def test_fields_that_a_list_cannot_hold_are_rejected(field: str) -> None:
     with pytest.raises(UserError, match="cannot stand in a file list"):
         file_list_line("id", field)
-
-
-def test_a_written_line_is_read_back(tmp_path: Path) -> None:
-    fields = ["тест 'q' \"声\"", "clean dir/a b.wav", "noisy/a.wav"]
-    path = write_list(tmp_path, file_list_line(*fields) + "\n")
-    assert read_file_list(path) == [Utterance(fields[0], Path(fields[1]), Path(fields[2]))]
 
 
 def test_folders_are_paired_by_relative_path_without_extension(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import data.mixing
 from cli import UserError
 from config import DataConfig, MixConfig
-from data.audio import AudioError
 from data.dataset import AudioCache
 from data.levels import mean_power
 from data.mixing import MixedDataset, MixedUtterances, add_noise, check_mix, in_room, room_response
@@ -244,10 +243,3 @@ def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
     for kind, speech, noise in (("speech", silent, sound), ("noise", sound, silent)):
         with pytest.raises(UserError, match=f"every {kind} file is silent"):
             check_mix([speech], [noise, noise], recordings)
-
-
-def test_an_unusable_file_is_named(tmp_path: Path) -> None:
-    source = dataset(tmp_path, [SPEECH], [NOISE])
-    (tmp_path / "speech0.wav").write_text("Dear diary", encoding="utf-8")
-    with pytest.raises(AudioError, match=r"speech0\.wav: "):
-        source.crop(0, 0)
