@@ -28,6 +28,7 @@ from tests.fixtures.training import (
     MIX,
     ONE_THREAD,
     PAPER,
+    RUN_FILES,
     SMALL,
     TINY,
     assert_equal_states,
@@ -47,7 +48,6 @@ from training.trainer import Trainer
 from training.validation import Validation
 from utils.processes import available_cores
 
-RUN_FILES = {"best.safetensors", "latest.safetensors", "latest.pt", "config.json"}
 LOSSES = {"magnitude", "phase", "complex", "metric", "discriminator", "loss"}
 
 # With labels of the previous batch and averaged weights there is more to resume.

@@ -17,7 +17,6 @@ from data.file_lists import (
     find_audio,
     pair_folders,
     read_file_list,
-    require_pairs,
 )
 from tests.fixtures.recordings import make_files
 
@@ -108,14 +107,6 @@ def test_folders_are_paired_by_relative_path_without_extension(tmp_path: Path) -
     ]
     assert pairing.clean_only == [clean / "alone.wav"]
     assert pairing.noisy_only == [noisy / "y/alone.wav"]
-
-
-def test_folders_without_a_pair(tmp_path: Path) -> None:
-    make_files(tmp_path, "clean/a.wav", "noisy/b.wav", "both/a.wav", "both/b.wav")
-    assert not pair_folders(tmp_path / "clean", tmp_path / "noisy").pairs
-    with pytest.raises(UserError, match=f"^{tmp_path}/noisy: .*{tmp_path}/clean$"):
-        require_pairs(tmp_path / "clean", tmp_path / "noisy")
-    assert require_pairs(tmp_path / "clean", tmp_path / "both") == pair_folders(tmp_path / "clean", tmp_path / "both")
 
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:

@@ -47,15 +47,6 @@ def test_begin_writes_the_configuration(tmp_path: Path, config: Config) -> None:
     assert "Not a directory" in message_of(lambda: RunDir(tmp_path / "run/notes.txt/run").begin(config))
 
 
-def test_saved_state_is_loaded(run: RunDir, config: Config) -> None:
-    longer = replace(config.train, epochs=1000, validation_interval=7, save_interval=9)
-    for same in (config, replace(config, train=longer)):
-        state = RunDir(run.path, resume=True).load_state(same)
-        assert state["global_step"] == 7
-        assert torch.equal(state["weights"], STATE["weights"])
-    assert files_below(run.path) == {"config.json", "latest.pt", "latest.safetensors"}
-
-
 @pytest.mark.parametrize("left", ["latest.pt", "best.safetensors"])
 def test_folder_of_another_run_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).touch()
@@ -70,17 +61,6 @@ def test_nothing_to_resume(tmp_path: Path, run: RunDir) -> None:
     assert "leave out --resume" in message_of(lambda: RunDir(tmp_path / "none", resume=True))
     run.state.unlink()
     assert "--overwrite" in message_of(lambda: RunDir(run.path, resume=True))
-
-
-def test_overwriting_removes_the_earlier_run(run: RunDir, config: Config) -> None:
-    run.best.touch()
-    run.tensorboard.mkdir()
-    for name in ("events.out.tfevents.1", "events.out.tfevents.2", "notes.txt"):
-        (run.tensorboard / name).touch()
-    changed = replace(config, train=replace(config.train, seed=7))
-    RunDir(run.path, overwrite=True).begin(changed)
-    assert files_below(run.path) == {"config.json", "tensorboard/notes.txt"}
-    assert load_config(run.path / "config.json") == changed
 
 
 class Hostile:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
-from models import build
 from models.discriminator import MetricDiscriminator
 from models.losses import Speech, loss_terms, weighted_sum
 from tests.fixtures.steps import (
@@ -30,7 +29,6 @@ from tests.fixtures.steps import (
     weights,
 )
 from training.trainer import Trainer, learning_rate
-from utils.distributed import Group
 
 NAN_LABELS = (math.nan, math.nan)
 
@@ -249,16 +247,6 @@ def test_initial_weights_depend_on_the_seed_alone(make: MakeTrainer) -> None:
     assert not torch.equal(weights(one.network), weights(make(seed=1).network))
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_load_weights(make: MakeTrainer, decay: float, config: Config) -> None:
-    trainer, other = make(ema_decay=decay), make(seed=1)
-    trainer.load_weights(other.network)
-    assert torch.equal(weights(trainer.network), weights(other.network))
-    assert torch.equal(weights(trainer.eval_model), weights(other.network))
-    with pytest.raises(RuntimeError):
-        trainer.load_weights(build(config))
-
-
 def test_bfloat16_has_about_the_same_loss(step_config: Config, config: Config) -> None:
     # At 16 channels: oneDNN's bfloat16 convolutions read past their memory at odd multiples of 8.
     wide = replace(step_config, model=config.model)
@@ -322,15 +310,3 @@ def test_each_use_of_the_discriminator_has_its_own_dropout(make: MakeTrainer, no
     for batch in BATCHES[:2]:
         trainer.step(batch, 0)
     assert len(no_dropout) == len(set(no_dropout)) == 6
-
-
-def test_dropout_of_a_crop_does_not_depend_on_the_number_of_processes(
-    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make()
-    together = trainer.dropout(1, 4)
-    parts = []
-    for rank in range(2):
-        monkeypatch.setattr(trainer, "group", Group(rank, 2, torch.device("cpu")))
-        parts.append(trainer.dropout(1, 2))
-    assert torch.equal(torch.cat(parts), together)
