@@ -273,12 +273,6 @@ def test_failing_process_ends_all(pairs: Path, tmp_path: Path) -> None:
     assert "noisy/s_5.wav" in result.stderr
 
 
-def test_weights_do_not_depend_on_workers_or_cache(pairs: Path, tmp_path: Path) -> None:
-    for name, *options in (("one", "--num_workers=1"), ("three", "--num_workers=3", "--no_cache")):
-        assert train_here(pairs, *SHORT, *options, "--checkpoint_path", tmp_path / name).returncode == 0
-    assert_equal_states(tmp_path / "three", tmp_path / "one")
-
-
 def test_fine_tuning_starts_from_a_checkpoint(pairs: Path, tmp_path: Path, whole: tuple[Path, Result]) -> None:
     checkpoint, run = whole[0] / "latest.safetensors", tmp_path / "run"
     options = [*SHORT, f"--fine_tune={checkpoint}", *settings(optim_learning_rate=1e-8, optim_ema_decay=0.5)]
