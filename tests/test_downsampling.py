@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 import downsampling
-from data.audio import AudioError, read_audio
+from data.audio import read_audio
 from tests.fixtures.commands import Result, call_main, run_script
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import files_below
 
 SOURCE_RATE = 48_000
@@ -46,17 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert in the process of the test: starting others takes longer than a few small files."""
-
-    def run(function: Callable, items: Sequence, workers: int) -> Iterator[tuple[int, object]]:
-        assert workers >= 1
-        for index, item in enumerate(items):
-            try:
-                yield index, function(item)
-            except AudioError as error:
-                yield index, error
-
-    monkeypatch.setattr(downsampling, "run_in_processes", run)
+    stay_in_one_process(monkeypatch)
 
 
 def downsample(root: Path, *arguments: object) -> Result:

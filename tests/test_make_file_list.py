@@ -11,19 +11,13 @@ import make_file_list
 from cli import Main
 from data.file_lists import Utterance, read_file_list
 from tests.fixtures.commands import Result, call_main, run_script
+from tests.fixtures.recordings import make_files
 
 DEFAULT = Path("VoiceBank+DEMAND/16k")
 DEFAULT_FOLDERS = {
     "training.txt": ("clean_trainset_28spk_wav", "noisy_trainset_28spk_wav"),
     "test.txt": ("clean_testset_wav", "noisy_testset_wav"),
 }
-
-
-def make_files(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 def make_list(folder: Path, *arguments: object, command: Main = make_file_list.main) -> Result:

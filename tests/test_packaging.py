@@ -68,11 +68,6 @@ def test_dev_includes_the_extras_that_tests_need() -> None:
     assert {*EXTRAS["train"], *EXTRAS["report"], *EXTRAS["onnx"]} <= set(EXTRAS["dev"])
 
 
-def test_no_package_is_installed() -> None:
-    """Names such as `data` and `models` must not appear in the user's environment."""
-    assert PROJECT["tool"]["setuptools"]["packages"] == []
-
-
 def test_modules_of_the_core_import_only_required_packages_when_loaded() -> None:
     paths = [
         path for name in ("cli", "config", "utils", "data", "metrics", "models", "enhance") for path in modules_of(name)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import train
+from config import load_config
 from data.splits import hold_out_speakers
 from models.checkpoint import load_checkpoint
 from tests.fixtures.commands import Result, run_script
@@ -21,6 +22,7 @@ from tests.fixtures.training import (
     MIX,
     ONE_THREAD,
     PAPER,
+    RUN_FILES,
     SMALL,
     TINY,
     curves_of,
@@ -81,18 +83,6 @@ def missing_files(_: Path) -> list[str]:
     return [*GOOD, *(f"missing_{index}" for index in range(6))]
 
 
-def other_length(folder: Path) -> list[str]:
-    save(folder / "clean/s_longer.wav", load(folder / "clean/s_0.wav"))
-    save(folder / "noisy/s_longer.wav", load(folder / "noisy/s_0.wav")[:-1])
-    return [*GOOD, "s_longer"]
-
-
-def other_rate(folder: Path) -> list[str]:
-    save(folder / "clean/s_slower.wav", load(folder / "clean/s_0.wav"))
-    save(folder / "noisy/s_slower.wav", load(folder / "noisy/s_0.wav"), 8000)
-    return [*GOOD, "s_slower"]
-
-
 def silent(folder: Path) -> list[str]:
     for name in ("s_silent_0", "s_silent_1"):
         save(folder / f"clean/{name}.wav", np.zeros(24_000))
@@ -117,33 +107,28 @@ def damaged(folder: Path) -> list[str]:
     return [*GOOD, "s_cut"]
 
 
-# Found in the headers, before anything is decoded.
-IN_HEADERS = (missing_files, other_length, other_rate, no_sound)
-
-
 @pytest.mark.parametrize(
     ("listed", "words"),
     [
         (missing_files, ["12 of 18 files", "clean/missing_0.wav", "noisy/missing_0.wav"]),
-        (other_length, ["1 of 4 pairs", "s_longer"]),
-        (other_rate, ["1 of 4 pairs", "s_slower"]),
         (no_sound, ["1 of 4 pairs", "clean/s_text.wav"]),
         (damaged, ["1 of 8 files", "clean/s_cut.wav"]),
         (silent, ["silent"]),
         (lambda _: [], ["list.txt"]),
         (lambda _: GOOD[:1], ["too few"]),
     ],
-    ids=["missing", "length", "rate", "no sound", "damaged", "silent", "empty", "one"],
+    ids=["missing", "no sound", "damaged", "silent", "empty", "one"],
 )
 def test_unusable_lists(folder: Path, listed: Callable[[Path], list[str]], words: list[str]) -> None:
+    """tests/data/test_dataset.py has more of them."""
     write_list(folder / "list.txt", listed(folder))
-    # A list that is scored at the end is checked at the start.
-    for option in ("--input_training_file=list.txt", "--input_validation_file=list.txt"):
+    options = ["--input_training_file=list.txt"]
+    if listed in (missing_files, no_sound):  # a list that is scored at the end is checked at the start
+        options.append("--input_validation_file=list.txt")
+    for option in options:
         lines = refused(folder, option)
         assert len(lines) == (11 if listed is missing_files else len(words))
         assert all(word in line for line, word in zip(lines, words, strict=False)), lines
-        if listed not in IN_HEADERS:
-            break
 
 
 @pytest.mark.parametrize(
@@ -155,7 +140,6 @@ def test_unusable_lists(folder: Path, listed: Callable[[Path], list[str]], words
         (["--fine_tune=training.txt"], ["training.txt"]),
         (["--resume"], ["run/latest.pt", "--resume"]),
         (settings(train_batch_size=3), ["imse.json", "train.batch_size"]),
-        (settings(optim_learning_rat=1), ["imse.json", "optim.learning_rat"]),
         (settings(data_sampling_rate=8000), ["imse.json", "data.sampling_rate"]),
         (["--training_epochs=0"], ["imse.json", "train.epochs"]),
         (["--validation_interval=-1"], ["imse.json", "train.validation_interval"]),
@@ -183,13 +167,10 @@ def test_missing_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "word"),
     [
         (["--input_clean_wavs_dir=speech"], "--input_noise_dir"),
-        (["--input_clean_wavs_dir=speech", "--input_noise_dir=none"], "none"),
         (["--input_clean_wavs_dir=speech", "--input_noise_dir=quiet"], "silent"),
-        (["--input_clean_wavs_dir=speech", "--input_noise_dir=one"], "too few"),
     ],
 )
 def test_impossible_mixes(folder: Path, arguments: list[str], word: str) -> None:
-    write_noises(folder / "one", 1)
     for index in range(2):
         save(folder / f"quiet/{index}.wav", np.zeros(4000))
         save(folder / f"speech/{index}.wav", NOISE)
@@ -201,10 +182,13 @@ def test_impossible_mixes(folder: Path, arguments: list[str], word: str) -> None
 def test_folder_of_another_run(holding: Path) -> None:
     (line,) = refused(holding)
     assert all(word in line for word in ("latest.pt", "--resume", "--overwrite"))
-    ended = train_here(holding, *OPTIONS, "--max_steps=2", "--overwrite")
-    assert ended.returncode == 0
+    (holding / "run/tensorboard/notes.txt").touch()
+    changed = settings(train_seed=7)
+    assert train_here(holding, *OPTIONS, *changed, "--max_steps=2", "--overwrite").returncode == 0
     assert state_of(holding / "run")["/global_step"] == 2
-    assert len(files_below(holding / "run")) == 5
+    assert load_config(holding / "run/config.json").train.seed == 7
+    (events,) = files_below(holding / "run") - RUN_FILES - {"tensorboard/notes.txt"}
+    assert events.startswith("tensorboard/events.")
     assert [step for step, _ in curves_of(holding / "run")["validation/pesq"]] == [2]
 
 

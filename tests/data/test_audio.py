@@ -183,14 +183,6 @@ def test_resampling_in_blocks_equals_resampling_at_once(source: int, target: int
         np.testing.assert_allclose(whole[middle, channel], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [96_000, 8000, RATE])
-def test_one_sample_survives_resampling(rate: int) -> None:
-    result = np.concatenate(list(resample_blocks(iter([np.full((1, 2), 0.5, np.float32)]), rate, RATE, 2)))
-    assert result.shape[1] == 2
-    assert len(result) >= 1
-    assert np.isfinite(result).all()
-
-
 def test_fit_length_cuts_and_pads() -> None:
     blocks = [np.ones((4, 2), np.float32), np.full((4, 2), 2, np.float32)]
     cut = np.concatenate(list(fit_length(iter(blocks), 5)))
@@ -232,14 +224,6 @@ def test_lossy_formats_clip(tmp_path: Path, kind: str, error: float) -> None:
     assert found == audio_format
     assert len(samples) == len(tone)
     np.testing.assert_allclose(samples[500:-500], np.clip(tone, -1, 1)[500:-500], rtol=0, atol=error)
-
-
-def test_channels_stay_apart(tmp_path: Path) -> None:
-    surround = np.arange(60, dtype=np.float32).reshape(10, 6) / 64
-    write_audio(tmp_path / "surround.wav", surround, AudioFormat(48_000, 6, "WAV", "PCM_24"))
-    samples, found = read_audio(tmp_path / "surround.wav")
-    assert np.array_equal(samples, surround)
-    assert (found.rate, found.channels) == (48_000, 6)
 
 
 def test_encoders_get_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,15 +17,8 @@ from data.file_lists import (
     find_audio,
     pair_folders,
     read_file_list,
-    require_pairs,
 )
-
-
-def make_files(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+from tests.fixtures.recordings import make_files
 
 
 def write_list(tmp_path: Path, text: str) -> Path:
@@ -102,12 +95,6 @@ def test_fields_that_a_list_cannot_hold_are_rejected(field: str) -> None:
         file_list_line("id", field)
 
 
-def test_a_written_line_is_read_back(tmp_path: Path) -> None:
-    fields = ["тест 'q' \"声\"", "clean dir/a b.wav", "noisy/a.wav"]
-    path = write_list(tmp_path, file_list_line(*fields) + "\n")
-    assert read_file_list(path) == [Utterance(fields[0], Path(fields[1]), Path(fields[2]))]
-
-
 def test_folders_are_paired_by_relative_path_without_extension(tmp_path: Path) -> None:
     clean, noisy = tmp_path / "clean", tmp_path / "noisy"
     make_files(clean, "b.wav", "a.flac", "x/a.wav", "alone.wav", ".hidden.wav", ".cache/a.wav", "notes.txt")
@@ -120,14 +107,6 @@ def test_folders_are_paired_by_relative_path_without_extension(tmp_path: Path) -
     ]
     assert pairing.clean_only == [clean / "alone.wav"]
     assert pairing.noisy_only == [noisy / "y/alone.wav"]
-
-
-def test_folders_without_a_pair(tmp_path: Path) -> None:
-    make_files(tmp_path, "clean/a.wav", "noisy/b.wav", "both/a.wav", "both/b.wav")
-    assert not pair_folders(tmp_path / "clean", tmp_path / "noisy").pairs
-    with pytest.raises(UserError, match=f"^{tmp_path}/noisy: .*{tmp_path}/clean$"):
-        require_pairs(tmp_path / "clean", tmp_path / "noisy")
-    assert require_pairs(tmp_path / "clean", tmp_path / "both") == pair_folders(tmp_path / "clean", tmp_path / "both")
 
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:

@@ -16,14 +16,12 @@ from config import Config, StftConfig
 from data.dataset import AudioCache, Batch, PairedDataset, load_batches
 from data.file_lists import Utterance
 from models import build
-from models.losses import Speech, phase
 from models.published import translate_published
-from models.stft import Spectra, Spectrogram
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from tests.fixtures.steps import ALONE, GivenLabels
 from tests.reference import training as reference
-from tests.reference.training import ReferenceTrainer, new_pool, pesq_labels, phase_loss, plain_loader
+from tests.reference.training import ReferenceTrainer, plain_loader, waveform
 from tests.reference.training import spectra as reference_spectra
 from training.trainer import Trainer
 
@@ -112,24 +110,9 @@ def test_steps_have_the_reference_losses_gradients_and_weights(
 
 
 def test_both_loaders_give_the_same_crops(tiny_config: Config, tmp_path: Path) -> None:
-    for (wav, clean_mag, _, noisy_mag, _), batch in batches_of_both(tmp_path, tiny_config):
+    # Compare waveforms: compression amplifies the rounding errors of small magnitudes.
+    stft = tiny_config.stft
+    for (wav, clean_mag, clean_pha, noisy_mag, noisy_pha), batch in batches_of_both(tmp_path, tiny_config):
         assert np.array_equal(wav.numpy(), batch.clean)
-        for mag, crops in ((clean_mag, batch.clean), (noisy_mag, batch.noisy)):
-            expected = Spectrogram(tiny_config.stft)(torch.from_numpy(crops)).mag
-            torch.testing.assert_close(mag, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.usefixtures("double")
-def test_difference_matrices_give_the_phase_loss(tiny_config: Config) -> None:
-    clean, enhanced = torch.empty(2, 2, 64, 20).uniform_(-4, 4, generator=torch.Generator().manual_seed(0))
-    speech = [Speech(torch.empty(0), Spectra(torch.empty(0), pha)) for pha in (clean, enhanced)]
-    torch.testing.assert_close(phase_loss(clean, enhanced), phase(speech[0], speech[1], Spectrogram(tiny_config.stft)))
-
-
-def test_one_crop_without_pesq_costs_the_reference_all_labels_of_the_batch() -> None:
-    speech = np.random.default_rng(0).standard_normal((2, 16_000))
-    with new_pool(2) as pool:
-        labels = pesq_labels(pool, speech, speech)
-        assert labels is not None and labels.shape == (2,)
-        speech[1] = 0
-        assert pesq_labels(pool, speech, speech) is None
+        np.testing.assert_allclose(waveform(clean_mag, clean_pha, stft), batch.clean, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(waveform(noisy_mag, noisy_pha, stft), batch.noisy, rtol=0, atol=1e-4)

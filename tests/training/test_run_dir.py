@@ -1,8 +1,7 @@
-"""The folder of a run: no run is overwritten by mistake, and files are whole at any moment."""
+"""The folder of a run: no run is overwritten by mistake, and no other state is loaded."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,15 +47,6 @@ def test_begin_writes_the_configuration(tmp_path: Path, config: Config) -> None:
     assert "Not a directory" in message_of(lambda: RunDir(tmp_path / "run/notes.txt/run").begin(config))
 
 
-def test_saved_state_is_loaded(run: RunDir, config: Config) -> None:
-    longer = replace(config.train, epochs=1000, validation_interval=7, save_interval=9)
-    for same in (config, replace(config, train=longer)):
-        state = RunDir(run.path, resume=True).load_state(same)
-        assert state["global_step"] == 7
-        assert torch.equal(state["weights"], STATE["weights"])
-    assert files_below(run.path) == {"config.json", "latest.pt", "latest.safetensors"}
-
-
 @pytest.mark.parametrize("left", ["latest.pt", "best.safetensors"])
 def test_folder_of_another_run_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).touch()
@@ -71,17 +61,6 @@ def test_nothing_to_resume(tmp_path: Path, run: RunDir) -> None:
     assert "leave out --resume" in message_of(lambda: RunDir(tmp_path / "none", resume=True))
     run.state.unlink()
     assert "--overwrite" in message_of(lambda: RunDir(run.path, resume=True))
-
-
-def test_overwriting_removes_the_earlier_run(run: RunDir, config: Config) -> None:
-    run.best.touch()
-    run.tensorboard.mkdir()
-    for name in ("events.out.tfevents.1", "events.out.tfevents.2", "notes.txt"):
-        (run.tensorboard / name).touch()
-    changed = replace(config, train=replace(config.train, seed=7))
-    RunDir(run.path, overwrite=True).begin(changed)
-    assert files_below(run.path) == {"config.json", "tensorboard/notes.txt"}
-    assert load_config(run.path / "config.json") == changed
 
 
 class Hostile:
@@ -131,27 +110,3 @@ def test_state_of_another_configuration(run: RunDir, config: Config) -> None:
     for name in ("model.channels", "optim.learning_rate", "train.seed", "mix.snr_low", str(run.path / "config.json")):
         assert name in message
     assert "epochs" not in message
-
-
-@pytest.mark.parametrize("written", [0, 1])
-def test_full_disk_leaves_the_earlier_files(
-    run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch, written: int
-) -> None:
-    """The first or the second of the two files does not fit."""
-    before = {path: path.read_bytes() for path in (run.latest, run.state)}
-    synced: list[int] = []
-
-    def fsync(descriptor: int) -> None:
-        synced.append(descriptor)
-        if len(synced) > written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("utils.atomic.os.fsync", fsync)
-    message = message_of(lambda: run.save(nn.Linear(2, 2), config, STATE | {"global_step": 8}))
-    assert f"{run.path}/latest." in message and "No space left" in message
-    assert {path: path.read_bytes() for path in before} == before
-    assert files_below(run.path) == {"config.json", "latest.pt", "latest.safetensors"}
-    monkeypatch.undo()
-    run.save(nn.Linear(2, 2), config, STATE | {"global_step": 8})
-    assert run.load_state(config)["global_step"] == 8
-    assert run.latest.read_bytes() != before[run.latest]
