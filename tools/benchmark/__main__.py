@@ -1,6 +1,6 @@
 """Benchmarks; run from the project's root, since they compare with the plain transcriptions in `tests.reference`.
 
-    python -m tools.benchmark {network,lengths,stream,folder,train,metrics,peers} [--json FILE] …
+    python -m tools.benchmark {network,lengths,stream,train,metrics,peers} [--json FILE] …
 
 Alternatives take turns within a run, so that other load on the machine affects all of them; compare ratios of medians
 rather than times of different runs. Each prints a table; `--json FILE` writes it with a description of the machine.
@@ -42,7 +42,6 @@ REQUIRED = object()
 OPTIONS: dict[str, dict[str, Any]] = {
     "clean_wav_dir": {"type": Path, "metavar": "CLEAN", "help": "clean files"},
     "noisy_wav_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
-    "input_noisy_wavs_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
     "checkpoint_file": {"type": Path, "nargs": "+", "metavar": "CKPT", "help": "checkpoints"},
     "files": {"type": positive, "metavar": "N", "help": "number of files, evenly spaced"},
     "config": {"type": Path, "nargs": "+", "help": "configurations of the networks"},
@@ -89,8 +88,6 @@ def make_parser() -> ArgumentParser:
     lengths = {"protocols": list(PROTOCOLS), "lengths": [1, 10, 60], "limit": 120.0}
     add("lengths", inference.measure_lengths, **networks, **lengths)
     add("stream", inference.measure_stream, config=[CONFIGS / "lite_rtse.json"], hops=2000, threads=1, device="cpu")
-    files = {"input_noisy_wavs_dir": REQUIRED, "checkpoint_file": REQUIRED, "files": 40}
-    add("folder", inference.measure_folder, **files, compile=False, bf16=False, threads=threads)
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
     add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
     add("metrics", scoring.measure_metrics, **pairs, files=60, jobs=available_cores())

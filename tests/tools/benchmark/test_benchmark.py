@@ -21,7 +21,6 @@ from models.stft import Spectra
 from tests.fixtures.commands import call_main
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
-from tests.reference.imse import ReferenceIMSE
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import inference, scoring
 from tools.benchmark.__main__ import CONFIGS, as_table
@@ -184,16 +183,6 @@ def test_new_process_has_its_own_peak_memory() -> None:
     assert 0 < inference.call_in_new_process(inference.peak_memory) < 5000
 
 
-@pytest.mark.slow
-def test_folder(measure: Measure, tmp_path: Path) -> None:
-    save(tmp_path / "noisy/a.wav", with_noise(speech_like(0.2), 5))
-    torch.manual_seed(0)
-    torch.save({"generator": ReferenceIMSE().state_dict()}, tmp_path / "published")
-    rows = measure("folder", "--input_noisy_wavs_dir", "noisy", "--checkpoint_file", "published", "--threads", 1)
-    assert [(row["form"], row["files"]) for row in rows] == [("plain", 1), ("ours", 1)]
-    assert rows[0]["s"] / rows[1]["s"] == pytest.approx(rows[1]["speed-up"])
-
-
 def test_metrics(measure: Measure, tmp_path: Path) -> None:
     write_pairs(tmp_path, 1)
     rows = measure("metrics", *PAIRS, "--jobs", 2)
@@ -239,7 +228,7 @@ def test_rnnoise_has_no_delay() -> None:
         ("network --config nothing.json", "nothing.json"),
         ("network --forms fast", "--forms"),
         (f"stream --config {CONFIGS / 'imse.json'}", "stream"),
-        ("folder --input_noisy_wavs_dir noisy --checkpoint_file clean/0.wav", "clean/0.wav"),
+        ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file clean/0.wav", "clean/0.wav"),
         ("peers --clean_wav_dir nowhere --noisy_wav_dir noisy", "nowhere"),
         ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file eight.safetensors", "8000 Hz"),
     ],
