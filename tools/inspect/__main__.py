@@ -129,23 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     trace_ = trace(network, config, wavs["noisy"])
     points = query_points(options, trace_)
     shown = {"noisy": wavs["noisy"], "enhanced": trace_.enhanced_wav} | wavs
-    drawn: dict[str, Any] = {}
+    drawn: dict[str, bytes] = {}
     numbers: dict[str, Any] = {}
     with matplotlib.rc_context(figures.STYLE | figures.TRANSPARENT_STYLE):
-        drawn["spectrograms"] = spectrogram_figure(shown, config.data.sampling_rate, options.start)
+        figure = spectrogram_figure(shown, config.data.sampling_rate, options.start)
+        drawn["spectrograms"] = figures.to_png(figure, transparent=True)
     with matplotlib.rc_context(figures.STYLE):
-        drawn["mask"], numbers["mask"] = figures.mask_figure(trace_, config, options.start)
+        figure, numbers["mask"] = figures.mask_figure(trace_, config, options.start)
+        drawn["mask"] = figures.to_png(figure)
         if trace_.attentions:
-            result = figures.attention_figure(trace_, points, config, options.start)
-            drawn["attention"], numbers["attention"] = result
+            figure, numbers["attention"] = figures.attention_figure(trace_, points, config, options.start)
+            drawn["attention"] = figures.to_png(figure)
         if any(isinstance(stage.local, IDConv) for stage, _ in trace_.stages.values()):
-            drawn["idconv"], numbers["idconv"] = figures.idconv_figure(trace_)
+            figure, numbers["idconv"] = figures.idconv_figure(trace_)
+            drawn["idconv"] = figures.to_png(figure)
     try:
         for name in FIGURES:
             path = options.output_dir / f"{name}.png"
             if name in drawn:
                 with atomic_open(path) as stream:
-                    drawn[name].savefig(stream, format="png", dpi=figures.DPI, transparent=name == "spectrograms")
+                    stream.write(drawn[name])
             else:
                 path.unlink(missing_ok=True)  # that of an earlier network
                 print(f"{name}.png: left out: {config.model.name} has no {name}", file=sys.stderr)

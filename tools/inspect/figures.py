@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,13 @@ NEAR_SECONDS, NEAR_HERTZ = 0.1, 500.0
 """The neighborhood of a query for `mean_near`."""
 
 Numbers = dict[str, Any]
+
+
+def to_png(figure: Figure, transparent: bool = False) -> bytes:
+    """Return a figure as PNG; call in the same rc context as its drawing."""
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI, transparent=transparent)
+    return stream.getvalue()
 
 
 def draw_map(axes: Axes, values: np.ndarray, trace: Trace, start: float, **options: Any) -> AxesImage:

@@ -174,7 +174,6 @@ class Material:
         if (kind, index, samples) in self._noises:
             return self._noises[kind, index, samples]
         random = np.random.default_rng([self.seed, index, _NOISE])
-        piece = None
         if kind == "white":
             piece = random.standard_normal(samples)
         elif kind == "pink":
@@ -188,15 +187,11 @@ class Material:
             ids = list(self.pool.noise) if kind == ALL else self.categories[kind]
             order = np.random.default_rng([self.seed, _NOISE]).permutation(len(ids))
             # Files in turn, so that each is used equally often; the next one if a file is unusable.
-            for step in range(len(ids)):
-                noise = self._read(self.pool.noise[ids[order[(index + step) % len(ids)]]])
-                if noise is not None:
-                    piece = draw_piece(random, repeat(noise), samples)
-                    if mean_power(piece) > SILENT_POWER:
-                        break
-                    piece = None
-        if piece is None:
-            raise UserError(f"no noise file of '{kind}' can be used")
+            files = (self._read(self.pool.noise[ids[place]]) for place in np.roll(order, -index))
+            noise = next((noise for noise in files if noise is not None), None)
+            if noise is None:
+                raise UserError(f"no noise file of '{kind}' can be used")
+            piece = draw_piece(random, repeat(noise), samples)
         return self._noises.setdefault((kind, index, samples), piece)
 
     def _choose(self, ids: Sequence[str]) -> list[str]:
