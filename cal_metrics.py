@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except UserError as error:
                 print(f"no index.html: {error}", file=sys.stderr)
             else:
-                from tools.report.page import Content, write_page  # late: scores do not wait for matplotlib
-                from tools.report.versions import Version
+                from tools.report.page import Content, Version, write_page  # late: scores do not wait for matplotlib
 
                 folder = options.noisy_wav_dir
                 versions = [

@@ -19,7 +19,6 @@ from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from data.file_lists import Utterance, audio_by_id, make_output_dir
 from metrics.composite import VARIANTS
 from metrics.score import PairScores, score_pairs
-from tools.report.versions import Version, common_ids
 from utils.plots import check_plotting
 from utils.processes import available_cores
 
@@ -61,13 +60,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse_arguments(argv)
+    from tools.report.page import Content, Version, write_page  # late: matplotlib is slow to import
+
     versions = [Version("noisy", "noisy", audio_by_id(options.input_noisy_wavs_dir))]
     versions += [Version(name, "enhanced", audio_by_id(folder)) for name, folder in options.enhanced.items()]
     results: list[list[PairScores] | None] = [None] * len(versions)
     if options.input_clean_wavs_dir:
         versions.append(Version("clean", "clean", audio_by_id(options.input_clean_wavs_dir)))
     names = [version.name for version in versions]
-    ids, left_out = common_ids(versions)
+    ids = [id_ for id_ in versions[0].files if all(id_ in version.files for version in versions)]
+    left_out: list[str] = []
+    for version in versions:
+        for id_, path in version.files.items():
+            if missing := [f"'{other.name}'" for other in versions if id_ not in other.files]:
+                left_out.append(f"{path}: left out: has no partner in {' and '.join(missing)}")
     if not ids:
         quoted = ", ".join(f"'{name}'" for name in names)
         raise UserError(f"{options.input_noisy_wavs_dir}: no file name is common to all of {quoted}")
@@ -76,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs = [Utterance(id_, clean.files[id_], version.files[id_]) for version in scored for id_ in ids]
         scores = score_pairs(pairs, options.composite, options.jobs, progress=not options.quiet)
         results = [*(scores[start : start + len(ids)] for start in range(0, len(scores), len(ids))), None]
-
-    from tools.report.page import Content, write_page  # late: matplotlib is slow to import
 
     subject = f"{len(ids)} recordings: {', '.join(names)}"
     content = Content(subject, versions, ids, results, options.composite, left_out)

@@ -20,7 +20,6 @@ from metrics.summary import summarise
 
 CHART_INCHES = (3.6, 2.5)
 HISTOGRAM_BINS = 24
-MARKERS = "osD^vP*X"
 CHART_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # equal scores give an equal file
@@ -122,26 +121,12 @@ def html_table(caption: str, head: Sequence[str], rows: dict[str, list[str]]) ->
     )
 
 
-def charts(noisy: Scored | None, systems: Sequence[Scored], snr_db: Sequence[float]) -> str:
-    """Return the legend, a scatter plot of PESQ gain against input SNR `[files]`, and a histogram of each metric.
-
-    Charts without any value are left out; empty if all are. The charts contain no names of versions.
-    """
-    scored = [*([noisy] if noisy else []), *systems]
+def charts(versions: Sequence[Scored]) -> str:
+    """Return a legend and a histogram of each metric that has values; empty if none has."""
     images: dict[str, Figure] = {}
     with matplotlib.rc_context(CHART_STYLE):
-        if noisy:
-            gains = [system.values("pesq") - noisy.values("pesq") for system in systems]
-            if any(np.isfinite(gain + np.asarray(snr_db)).any() for gain in gains):
-                figure = Figure(CHART_INCHES, layout="constrained")
-                axes = figure.add_subplot(xlabel="input SNR, dB", ylabel="PESQ gain")
-                axes.axhline(0, color="#555555", linewidth=0.8)
-                for index, (system, gain) in enumerate(zip(systems, gains, strict=True)):
-                    marker = MARKERS[index % len(MARKERS)]
-                    axes.scatter(snr_db, gain, s=18, c=system.color, marker=marker, alpha=0.6, linewidths=0)
-                images["PESQ gain over noisy, of each file, against input SNR"] = figure
         for name, metric in METRICS.items():
-            values = [version.values(name) for version in scored]
+            values = [version.values(name) for version in versions]
             values = [each[~np.isnan(each)] for each in values]
             if not any(map(len, values)):
                 continue
@@ -149,7 +134,7 @@ def charts(noisy: Scored | None, systems: Sequence[Scored], snr_db: Sequence[flo
             figure = Figure(CHART_INCHES, layout="constrained")
             axes = figure.add_subplot(xlabel=metric.label, ylabel="files")
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-            for version, each in zip(scored, values, strict=True):
+            for version, each in zip(versions, values, strict=True):
                 axes.hist(each, edges, histtype="stepfilled", color=version.color, alpha=0.18)
                 axes.hist(each, edges, histtype="step", color=version.color, linewidth=1.4)
             images[f"Histogram of {metric.label} of the files"] = figure
@@ -158,5 +143,5 @@ def charts(noisy: Scored | None, systems: Sequence[Scored], snr_db: Sequence[flo
             svg = BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None})
             parts.append(f'<img src="data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}" alt="{alt}">')
-    legend = "".join(f"<li>{version.label}</li>" for version in scored)
+    legend = "".join(f"<li>{version.label}</li>" for version in versions)
     return f'<ul class="legend">{legend}</ul><div class="charts">{"".join(parts)}</div>' if parts else ""

@@ -13,8 +13,7 @@ from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import RATE, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.report import __main__ as report
-from tools.report.page import MAX_EMBEDDED_RECORDINGS, Content, write_page
-from tools.report.versions import Role, Version
+from tools.report.page import MAX_EMBEDDED_RECORDINGS, Content, Role, Version, write_page
 
 SECONDS = 4.0
 # Each version is a chirp in a band of its own, so that the frequency tells version and position.
@@ -117,7 +116,7 @@ def test_list_is_sorted_by_any_column_both_ways(browser: Browser, scored: Path) 
     assert set(NASTY) < set(ids)
     assert [head.get_attribute("aria-sort") for head in browser.all("#table th[aria-sort]")] == ["ascending"]
     browser.select("#version", NASTY_SYSTEM)
-    for label in ("PESQ", "input SNR"):
+    for label in ("PESQ", "SSNR dB"):
         (button,) = [button for button in browser.all("#table thead button") if button.text == label]
         for order in ("descending", "ascending"):
             button.click()
@@ -339,7 +338,7 @@ def test_elements_have_names_for_screen_readers(browser: Browser, chirps: Path) 
     ]
     assert nameless == []
     assert all(image.get_attribute("alt") for image in browser.some("img"))
-    assert browser.texts("#table thead th") == ["file", "seconds", "input SNR"]
+    assert browser.texts("#table thead th") == ["file", "seconds"]
 
 
 def test_page_fits_a_phone(browser: Browser, scored: Path) -> None:
