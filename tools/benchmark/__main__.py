@@ -1,6 +1,6 @@
 """Benchmarks; run from the project's root, since they compare with the plain transcriptions in `tests.reference`.
 
-    python -m tools.benchmark {network,lengths,stream,train,metrics,peers} [--json FILE] …
+    python -m tools.benchmark {network,lengths,stream,train,peers} [--json FILE] …
 
 Alternatives take turns within a run, so that other load on the machine affects all of them; compare ratios of medians
 rather than times of different runs. Each prints a table; `--json FILE` writes it with a description of the machine.
@@ -25,7 +25,6 @@ from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
 from tools.benchmark import inference, scoring, training
 from tools.benchmark.inference import FORMS
 from utils.atomic import write_text_atomically
-from utils.processes import available_cores
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL_CONFIGS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
@@ -56,7 +55,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compile": {"action": "store_true", "help": "use torch.compile"},
     "bf16": {"action": "store_true", "help": "compute in bfloat16"},
     "threads": {"type": positive, "help": "CPU threads of PyTorch"},
-    "jobs": {"type": positive, "help": "scoring processes"},
     "device": {"help": "cpu or cuda"},
 }
 
@@ -83,16 +81,15 @@ def make_parser() -> ArgumentParser:
 
     threads = torch.get_num_threads()
     networks = {"config": ALL_CONFIGS, "forms": ["plain", "eager"], "threads": threads}
-    pairs = {"clean_wav_dir": REQUIRED, "noisy_wav_dir": REQUIRED}
     add("network", inference.measure_networks, **networks, rounds=15, device="cpu")
     lengths = {"protocols": list(PROTOCOLS), "lengths": [1, 10, 60], "limit": 120.0}
     add("lengths", inference.measure_lengths, **networks, **lengths)
     add("stream", inference.measure_stream, config=[CONFIGS / "lite_rtse.json"], hops=2000, threads=1, device="cpu")
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
     add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
-    add("metrics", scoring.measure_metrics, **pairs, files=60, jobs=available_cores())
     checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]
-    add("peers", scoring.measure_peers, **pairs, files=1000, checkpoint_file=checkpoints, threads=threads)
+    pairs = {"clean_wav_dir": REQUIRED, "noisy_wav_dir": REQUIRED, "files": 1000}
+    add("peers", scoring.measure_peers, **pairs, checkpoint_file=checkpoints, threads=threads)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Time of the metrics; speed and scores of this project's checkpoints and other packages."""
+"""Speed and scores of this project's checkpoints and other packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -20,15 +19,11 @@ from cli import UserError
 from data.audio import AudioFormat, read_audio, write_audio
 from data.file_lists import Utterance, evenly_spaced, require_pairs
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
-from metrics.pesq import wideband_pesq
-from metrics.score import score_pair, score_pairs
-from metrics.si_sdr import si_sdr
+from metrics.score import score_pairs
 from metrics.signals import RATE
-from metrics.stoi import estoi, stoi
 from metrics.summary import summarise
-from tests.reference.composite import plain_composite, plain_llr, plain_ssnr, plain_wss
 from tools.benchmark.inference import Row
-from utils.processes import available_cores, run_in_processes
+from utils.processes import available_cores
 
 RNNOISE_RATE = 48_000
 RNNOISE_DELAY = 960
@@ -36,52 +31,6 @@ RNNOISE_DELAY = 960
 
 System = Callable[[np.ndarray], np.ndarray]
 """Maps noisy samples `[N]` at 16 kHz to enhanced ones `[N]`."""
-
-
-def measure_metrics(options: Namespace) -> list[Row]:
-    """Time scoring, in processes and one file after another, against plain loops over frames (LLR, WSS, SSNR).
-
-    Times are for all files, reading and starting processes included. Raises `UserError`.
-    """
-    pairs = evenly_spaced(require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs, options.files)
-    fast = partial(score_pair, variant="published")
-    cases: dict[str, tuple[Callable[[Utterance], object], int]] = {
-        "plain loops": (plain_scores, 1),
-        "one process": (fast, 1),
-        f"{options.jobs} processes": (fast, options.jobs),
-        "PESQ alone, one process": (pesq_alone, 1),
-    }
-    rows: list[Row] = []
-    for name, (task, workers) in cases.items():
-        start = perf_counter()
-        for index, result in run_in_processes(task, pairs, workers):
-            if isinstance(result, BaseException):
-                raise UserError(f"{pairs[index].id}: {result}", exit_code=1) from result
-        seconds = perf_counter() - start
-        plain = rows[0]["s"] if rows else seconds
-        rows.append({"form": name, "files": len(pairs), "s": seconds, "speed-up": plain / seconds})
-    return rows
-
-
-def read_pair(pair: Utterance) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first channels `[N]` at 16 kHz, cut to the shorter."""
-    clean, noisy = (read_audio(path, RATE)[0][:, 0].astype(np.float64) for path in (pair.clean, pair.noisy))
-    samples = min(len(clean), len(noisy))
-    return clean[:samples], noisy[:samples]
-
-
-def plain_scores(pair: Utterance) -> tuple[float, float, float]:
-    """Compute all metrics, the composite measures by loops over frames; return CSIG, CBAK and COVL."""
-    clean, noisy = read_pair(pair)
-    for metric in (stoi, estoi, si_sdr):
-        metric(clean, noisy)
-    llr, wss = plain_llr(clean, noisy), plain_wss(clean, noisy, divide=True)
-    return plain_composite(wideband_pesq(clean, noisy), llr, wss, plain_ssnr(clean, noisy))
-
-
-def pesq_alone(pair: Utterance) -> float:
-    """Read a pair and compute its PESQ."""
-    return wideband_pesq(*read_pair(pair))
 
 
 def measure_peers(options: Namespace) -> list[Row]:

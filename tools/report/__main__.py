@@ -4,7 +4,7 @@
                            --enhanced NAME=DIR [--enhanced NAME=DIR ...] --output_dir OUT
 
 OUT/index.html opens from disk and needs no network. Versions are matched by file name. With a clean folder the page has
-the scores of `cal_metrics.py`, their distributions and paired tests. Needs pip install -e '.[report]'. Exit codes: 0
+the scores of `cal_metrics.py`, their means and paired tests. Needs pip install -e '.[report]'. Exit codes: 0
 all done; 1 some files were left out, unreadable or could not be scored (each is named); 2 invalid command line.
 """
 

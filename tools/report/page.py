@@ -26,7 +26,7 @@ from metrics.composite import Variant
 from metrics.score import METRICS, PairScores
 from metrics.summary import VARIANT_NOTES
 from tools.report.recording import Prepared, prepare
-from tools.report.statistics import Scored, charts, paired_tables, summary_table
+from tools.report.statistics import Scored, paired_tables, summary_table
 from utils.atomic import write_text_atomically
 from utils.plots import COLOR_MAP, RANGE_DB, check_plotting
 from utils.processes import LostProcessError, run_in_processes
@@ -189,7 +189,6 @@ def page_html(
         note = VARIANT_NOTES[content.variant]
         summary = f'{summary_table(scored)}<p class="note">{note[0].upper()}{note[1:]}.</p>'
         sections["summary"] = ("Summary", summary)
-        sections["distributions"] = ("Distributions", charts(scored))
         sections["paired"] = ("Paired tests", paired_tables(noisy, systems))
     sections = {name: section for name, section in sections.items() if section[1]}
     links = {"files": "Files"} | {name: title for name, (title, _) in sections.items()}

@@ -39,7 +39,6 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
         return enumerate(map(function, items))
 
     monkeypatch.setattr(inference, "call_in_new_process", lambda function, *args: function(*args))
-    monkeypatch.setattr(scoring, "run_in_processes", here)
     monkeypatch.setattr("metrics.score.run_in_processes", here)
 
     def run(*arguments: object) -> list[dict[str, Any]]:
@@ -181,13 +180,6 @@ def test_lengths(measure: Measure) -> None:
 @pytest.mark.slow
 def test_new_process_has_its_own_peak_memory() -> None:
     assert 0 < inference.call_in_new_process(inference.peak_memory) < 5000
-
-
-def test_metrics(measure: Measure, tmp_path: Path) -> None:
-    write_pairs(tmp_path, 1)
-    rows = measure("metrics", *PAIRS, "--jobs", 2)
-    assert [row["form"] for row in rows] == ["plain loops", "one process", "2 processes", "PESQ alone, one process"]
-    assert rows[0]["speed-up"] == 1
 
 
 def test_peers(measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:

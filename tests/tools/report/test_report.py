@@ -89,8 +89,8 @@ def test_summary_equals_that_of_cal_metrics(folders: Path) -> None:
         assert len(shown) == len(METRICS)
     assert [version["name"] for version in data_of("scores")["versions"]] == ["enhanced", "clean"]
     # The players come first, the statistics below them.
-    assert sections_of() == ["files", "summary", "distributions", "paired"]
-    assert sections_of("scores") == ["files", "summary", "distributions"]
+    assert sections_of() == ["files", "summary", "paired"]
+    assert sections_of("scores") == ["files", "summary"]
 
 
 @pytest.mark.usefixtures("folders")
