@@ -135,7 +135,7 @@ def test_times_of_queries_count_from_the_start_of_the_file() -> None:
 
 
 def test_statistics_of_weights_by_hand() -> None:
-    weights = torch.zeros(20, 20)
+    weights = torch.zeros(20, 20, dtype=torch.float64)
     weights[9:12, 5:16] = 2.0  # within 0.1 s and 500 Hz of frame 10 and bin 10
     weights[0, 0] = -1.0
     trace = replace(flat_trace(20, 20), enhanced=Spectra((3 - weights.T)[None], torch.zeros(1, 20, 20)))
