@@ -27,7 +27,7 @@ from typing import Any
 
 import inference
 import train
-from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, call, run
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, call, positive, run
 from config import load_config, load_json
 from data.file_lists import Utterance, evenly_spaced, require_pairs
 from metrics.score import METRICS, PairScores, score_pairs
@@ -115,18 +115,16 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     )
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, metavar="OUT")
-    add("--steps", type=int, required=True, help="training steps of each variant")
+    add("--steps", type=positive, required=True, help="training steps of each variant")
     add("--base", type=Path, default=ROOT / "configs/imse.json", help="default: configs/imse.json")
     add("--variants", type=Path, nargs="*", help="changes to the base; default: configs/ablation/*.json")
     add("--clean_wav_dir", type=Path, required=True, metavar="CLEAN", help="clean test files")
     add("--noisy_wav_dir", type=Path, required=True, metavar="NOISY", help="noisy test files")
-    add("--files", type=int, metavar="N", help="number of test files, evenly spaced; default: all")
+    add("--files", type=positive, metavar="N", help="number of test files, evenly spaced; default: all")
     add("--quiet", action="store_true", help="no progress bars")
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:end])
     options.train = list(arguments[end + 1 :])
-    if options.steps < 1 or (options.files is not None and options.files < 1):
-        parser.error("--steps, --files: must be 1 or more")
     if options.variants is None:
         options.variants = sorted((ROOT / "configs/ablation").glob("*.json"))
     return options

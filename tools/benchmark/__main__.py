@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cli import DONE, ArgumentParser, run
+from cli import DONE, ArgumentParser, positive, run
 from config import MODEL_CONFIGS
 from enhance.windows import PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
@@ -28,13 +27,6 @@ from utils.atomic import write_text_atomically
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL_CONFIGS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
-
-
-def positive(text: str) -> int:
-    """Parse a command-line argument as an integer of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text}: must be 1 or more")
-    return int(text)
 
 
 REQUIRED = object()

@@ -27,7 +27,7 @@ import numpy as np
 
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from config import Config
-from data.audio import AudioError, AudioReader, resample_blocks
+from data.audio import AudioError, read_audio
 from data.file_lists import make_output_dir
 from data.levels import SILENT_POWER, mean_power
 from metrics.score import MAX_LENGTH_DIFFERENCE
@@ -75,15 +75,8 @@ def read_excerpt(path: Path, options: argparse.Namespace, config: Config) -> np.
     Raises `AudioError`, also if it is silent or shorter than one STFT frame.
     """
     rate = config.data.sampling_rate
-    first, wanted = round(options.start * rate), round(options.seconds * rate)
-    blocks: list[np.ndarray] = []
-    with AudioReader(path) as reader:
-        mono = (block.mean(axis=1, keepdims=True) for block in reader.blocks())
-        for block in resample_blocks(mono, reader.format.rate, rate, 1):
-            blocks.append(block[:, 0])
-            if sum(map(len, blocks)) >= first + wanted:
-                break
-    wav = np.concatenate(blocks)[first : first + wanted]
+    samples, _ = read_audio(path, rate)
+    wav = samples.mean(axis=1)[round(options.start * rate) :][: round(options.seconds * rate)]
     if len(wav) < config.stft.n_fft:
         excerpt = f"from {options.start:g} to {options.start + options.seconds:g} s there are {len(wav) / rate:g} s"
         raise AudioError(f"{path}: too short: {excerpt} of audio; at least {config.stft.n_fft / rate:g} s are needed")

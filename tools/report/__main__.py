@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
 from data.file_lists import Utterance, audio_by_id, make_output_dir
 from metrics.composite import VARIANTS
 from metrics.score import PairScores, score_pairs
@@ -35,11 +35,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--enhanced", action="append", default=[], metavar="NAME=DIR", help="name and folder of a system; repeatable")
     add("--output_dir", type=Path, required=True, metavar="OUT", help="folder for index.html")
     add("--composite", choices=VARIANTS, default="published", help="CSIG, CBAK and COVL as in cal_metrics.py")
-    add("--jobs", type=int, default=available_cores(), help="number of processes (default: all cores)")
+    add("--jobs", type=positive, default=available_cores(), help="number of processes (default: all cores)")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"argument --jobs: must be at least 1, not {options.jobs}")
     systems: dict[str, Path] = {}
     for text in options.enhanced:
         name, equals, folder = (part.strip() for part in text.partition("="))
@@ -50,10 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         systems[name] = Path(folder)
     options.enhanced = systems
     check_plotting()
-    try:
-        make_output_dir(options.output_dir)
-    except UserError as error:
-        parser.error(f"argument --output_dir: {error}")
+    make_output_dir(options.output_dir)
     return options
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
 from data.file_lists import audio_by_id, evenly_spaced, make_output_dir
 from enhance.enhancer import Enhancer
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
@@ -89,13 +89,14 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--output_dir", type=Path, required=True, metavar="OUT")
     add("--checkpoint_file", type=Path, nargs="+", default=[DEFAULT_CHECKPOINT], metavar="CKPT")
     add("--held_out", action="store_true", help="use only what training on these folders holds out")
-    add("--files", type=int, default=16, metavar="N", help="utterances per condition, evenly spaced; default: 16")
+    add("--files", type=positive, default=16, metavar="N", help="utterances per condition, evenly spaced; default: 16")
     add("--seconds", type=float, default=5.0, metavar="S", help="longest crop of an utterance; default: 5")
     add("--conditions", nargs="+", choices=AXES, default=AXES, metavar="AXIS", help=f"{', '.join(AXES)}; default: all")
     add("--seed", type=int, default=0, help="of crops, noises and rooms; default: 0")
     add("--device", help="cpu or cuda; default: cuda if available")
-    add("--num_threads", type=int, metavar="N", help="CPU threads of the network; default: all cores")
-    add("--jobs", type=int, metavar="N", help="scoring processes; default: all cores")
+    threads = torch.get_num_threads()
+    add("--num_threads", type=positive, default=threads, metavar="N", help="CPU threads; default: all cores")
+    add("--jobs", type=positive, default=available_cores(), metavar="N", help="scoring processes; default: all cores")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     mixed = options.input_clean_wavs_dir, options.input_noise_dir
@@ -104,10 +105,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     package, extra = ("speechmos", "dnsmos") if options.input_noisy_wavs_dir else ("matplotlib", "report")
     if find_spec(package) is None:
         parser.error(f"needs {package}: pip install -e '.[{extra}]'")
-    options.num_threads = torch.get_num_threads() if options.num_threads is None else options.num_threads
-    options.jobs = available_cores() if options.jobs is None else options.jobs
-    if min(options.files, options.num_threads, options.jobs) < 1 or not 1 <= options.seconds <= 40:
-        parser.error("--files, --num_threads, --jobs: must be 1 or more; --seconds: from 1 to 40")
+    if not 1 <= options.seconds <= 40:
+        parser.error("--seconds: must be from 1 to 40")
     if options.seed < 0:
         parser.error("--seed: must not be negative")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from models import build
 from models.checkpoint import save_checkpoint
 from models.stft import Spectra
 from tests.fixtures.commands import call_main
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.benchmark import __main__ as benchmark
@@ -34,12 +35,8 @@ PAIRS = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy")
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     """Run the command in `tmp_path`, in this process; return the rows of its JSON."""
 
-    def here(function: Callable, items: Sequence, workers: int) -> Iterator[tuple[int, object]]:
-        assert workers >= 1
-        return enumerate(map(function, items))
-
     monkeypatch.setattr(inference, "call_in_new_process", lambda function, *args: function(*args))
-    monkeypatch.setattr("metrics.score.run_in_processes", here)
+    stay_in_one_process(monkeypatch)
 
     def run(*arguments: object) -> list[dict[str, Any]]:
         done = call_main(benchmark.main, *arguments, "--json", "rows.json", cwd=tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from metrics.score import score_signals
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.fixtures.commands import ROOT, Result, call_main, run_module
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import files_below, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.robustness import __main__ as robustness
-from tools.robustness import scoring
 from tools.robustness.conditions import BASE
 from tools.robustness.mixes import Material, find_pool, make_mix
 
@@ -54,11 +54,7 @@ def folder(tmp_path: Path, checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -
         save(tmp_path / f"noisy/{number}.wav", with_noise(speech_like(1), 5))
     (tmp_path / "small.safetensors").write_bytes(checkpoint)
 
-    def here(function: Callable, items: Sequence, workers: int) -> Iterator[tuple[int, object]]:
-        assert workers >= 1
-        return ((index, function(items[index])) for index in range(len(items)))
-
-    monkeypatch.setattr(scoring, "run_in_processes", here)
+    stay_in_one_process(monkeypatch)
     monkeypatch.setattr("tools.robustness.chart.draw", lambda *_: b"a plot")
     return tmp_path
 
