@@ -72,6 +72,7 @@ def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
     ("name", "form", "samples", "published"),
     [
         ("imse", "plain", 30_700, 4.54e9),
+        ("imse", "eager", 30_700, 5.09e9),  # as in docs/PERFORMANCE.md
         ("muse", "plain", 30_700, 9.98e9),
         ("lite_rtse", "eager", 62 * 256, 0.642e9),  # 63 frames
         ("cnunet", "eager", 162 * 100, 7.576e9),  # 163 frames
@@ -80,20 +81,9 @@ def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
 @pytest.mark.slow
 def test_macs(name: str, form: str, samples: int, published: float) -> None:
     config = load_config(CONFIGS / f"{name}.json", [f"data.segment_size={samples}"])
-    networks = make_networks(config)
-    macs = count_macs(networks[form], config)
+    macs = count_macs(make_networks(config)[form], config)
     seconds = samples / 16_000 if name == "imse" else 1
     assert macs / seconds == pytest.approx(published, rel=0.02)
-    if name != "imse":
-        return
-    # Ours leaves out the unread half of two 1×1 convolutions and the fusions (a squeeze to 4, 4 and 6 channels and
-    # back), and computes MALA's products for all heads at once.
-    expected = macs - 2 * (2 * 16 * 16) * 308 * 128
-    for width, stages, positions, squeezed in ((16, 4, 308 * 128, 4), (32, 2, 154 * 64, 4), (48, 1, 77 * 32, 6)):
-        expected -= stages * 2 * width * squeezed
-        per_head, all_heads = (1 + 8 + 8) * width, 5 * width * width
-        expected += 4 * stages * (positions * (all_heads - per_head) + 2 * width**3)
-    assert count_macs(networks["eager"], config) == expected
 
 
 @pytest.mark.parametrize("frames", [1, 4, 7])
