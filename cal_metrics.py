@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
 from data.file_lists import make_output_dir, read_file_list, require_pairs
 from metrics.composite import VARIANTS
 from metrics.score import score_pairs
@@ -36,11 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--input_test_file", type=Path, help="file list with lines id, id|clean or id|clean|noisy")
     add("--composite", choices=VARIANTS, default="published", help="variant of CSIG, CBAK, COVL; default: %(default)s")
     add("--report", type=Path, metavar="DIR", help="folder for scores.csv, summary.json and the listening page")
-    add("--jobs", type=int, default=available_cores(), help="processes; default: one per core")
+    add("--jobs", type=positive, default=available_cores(), help="processes; default: one per core")
     add("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"--jobs: must be 1 or more, not {options.jobs}")
 
     unpaired: dict[Path, list[Path]] = {}
     if options.input_test_file:
@@ -77,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except UserError as error:
                 print(f"no index.html: {error}", file=sys.stderr)
             else:
-                from tools.report.page import Content, write_page  # late: scores do not wait for matplotlib
-                from tools.report.versions import Version
+                from tools.report.page import Content, Version, write_page  # late: scores do not wait for matplotlib
 
                 folder = options.noisy_wav_dir
                 versions = [

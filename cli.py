@@ -44,6 +44,13 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"--device {device}: cannot be used ({str(error).splitlines()[0]})")
 
 
+def positive(text: str) -> int:
+    """Parse a command-line argument as an integer of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return int(text)
+
+
 def call(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return its exit code; print a `UserError` on standard error."""
     try:

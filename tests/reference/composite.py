@@ -1,6 +1,6 @@
 """Slow frame-by-frame implementation of the composite measures, which shares no code with `metrics.composite`.
 
-The tests compare both; `python -m tools.benchmark metrics` times both.
+The tests compare both.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ Each variant is the base configuration with one file of `configs/ablation/` appl
 for all variants. `other_seed` is the base with another seed: what chance changes.
 
 Each variant is trained in OUT/NAME/run, from its last state if it has one, and its last network enhances the test
-files. OUT/ablation.md and .json hold the means of the base and the paired differences to it with 95 % confidence
-intervals, which cover the choice of files, not the choice of the seed. Exit codes: 0 all done, 1 a variant failed
-(named), 2 wrong command line.
+files into OUT/NAME/enhanced. OUT/ablation.md and .json hold the means of the base and the paired differences to it with
+95 % confidence intervals, which cover the choice of files, not the choice of the seed. Exit codes: 0 all done, 1 a
+variant failed (named), 2 wrong command line.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import inference
 import train
-from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, call, run
+from cli import DONE, SOME_FAILED, USAGE_ERROR, ArgumentParser, UserError, call, positive, run
 from config import load_config, load_json
-from data.file_lists import Utterance, evenly_spaced, require_pairs
+from data.file_lists import evenly_spaced, require_pairs
+from enhance.files import enhance_files
+from enhance.runtimes import fast_enhancer, load_network
 from metrics.score import METRICS, PairScores, score_pairs
 from metrics.stats import paired_test
 from metrics.summary import json_number, summarise, write_report
-from models import build
 from utils.atomic import write_text_atomically
 from utils.processes import available_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "base"
-NOISY = "noisy"
-"""Folder of links to the test files."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,43 +53,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs
     pairs = evenly_spaced(pairs, options.files or len(pairs))
     configs = write_configs(options)
-    links = {pair.id: f"{pair.id}{pair.noisy.suffix}" for pair in pairs}  # for inference.py, below OUT/noisy
-    shutil.rmtree(options.output_dir / NOISY, ignore_errors=True)
-    for pair in pairs:
-        link = options.output_dir / NOISY / links[pair.id]
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(pair.noisy.resolve())
-
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     problems: list[str] = []
     rows: dict[str, dict[str, Any]] = {}
     base: list[PairScores] = []
     for name, path in configs.items():
         folder = path.parent
-        training = ["--config", path, "--checkpoint_path", folder / "run", "--max_steps", options.steps, *options.train]
-        if (folder / "run" / "latest.pt").exists():
-            training.append("--resume")
-        shutil.rmtree(folder / "enhanced", ignore_errors=True)
-        enhancing = ["--input_noisy_wavs_dir", options.output_dir / NOISY, "--output_dir", folder / "enhanced"]
-        enhancing += ["--checkpoint_file", folder / "run" / "latest.safetensors"]
+        run_dir = folder / "run"
+        training = ["--config", path, "--checkpoint_path", run_dir, "--max_steps", options.steps, *options.train]
+        training += ["--resume"] * (run_dir / "latest.pt").exists() + ["--quiet"] * options.quiet
         print(f"{name}: training", file=sys.stderr)
-        for script, command, given in (("train.py", train.main, training), ("inference.py", inference.main, enhancing)):
-            with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
-                code = call(command, [*map(str, given), *["--quiet"] * options.quiet])
-            if code not in (DONE, SOME_FAILED, USAGE_ERROR):
-                return code  # interrupted
-            if code != DONE:
-                problems.append(f"{name}: {script} ended with exit code {code}")
-                break
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
+            code = call(train.main, [str(each) for each in training])
+        if code not in (DONE, SOME_FAILED, USAGE_ERROR):
+            return code  # interrupted
         if code != DONE:
+            problems.append(f"{name}: train.py ended with exit code {code}")
             if name == BASE:
                 break
             continue
-        enhanced = [Utterance(pair.id, pair.clean, folder / "enhanced" / links[pair.id]) for pair in pairs]
+        shutil.rmtree(folder / "enhanced", ignore_errors=True)
+        enhanced = [replace(pair, noisy=folder / "enhanced" / f"{pair.id}{pair.noisy.suffix}") for pair in pairs]
+        network, config = load_network(run_dir / "latest.safetensors")
+        parameters = sum(each.numel() for each in network.parameters())
+        jobs = [(pair.noisy, target.noisy) for pair, target in zip(pairs, enhanced, strict=True)]
+        enhance_files(jobs, fast_enhancer(network, config, device), "overlap", options.quiet, report=False)
         scores = score_pairs(enhanced, "published", available_cores(), progress=not options.quiet)
         write_report(folder, scores, "published")
         problems += [f"{name}: {pair.id}: {pair.reason}" for pair in scores if pair.reason is not None]
         base = base or scores
-        parameters = sum(each.numel() for each in build(load_config(path)).parameters())
         rows[name] = {"parameters": parameters, "metrics": {}, "differences": {}}
         for metric, mean in summarise(scores).items():
             test = paired_test([pair.values[metric] for pair in base], [pair.values[metric] for pair in scores])
@@ -115,18 +108,16 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     )
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, metavar="OUT")
-    add("--steps", type=int, required=True, help="training steps of each variant")
+    add("--steps", type=positive, required=True, help="training steps of each variant")
     add("--base", type=Path, default=ROOT / "configs/imse.json", help="default: configs/imse.json")
     add("--variants", type=Path, nargs="*", help="changes to the base; default: configs/ablation/*.json")
     add("--clean_wav_dir", type=Path, required=True, metavar="CLEAN", help="clean test files")
     add("--noisy_wav_dir", type=Path, required=True, metavar="NOISY", help="noisy test files")
-    add("--files", type=int, metavar="N", help="number of test files, evenly spaced; default: all")
+    add("--files", type=positive, metavar="N", help="number of test files, evenly spaced; default: all")
     add("--quiet", action="store_true", help="no progress bars")
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:end])
     options.train = list(arguments[end + 1 :])
-    if options.steps < 1 or (options.files is not None and options.files < 1):
-        parser.error("--steps, --files: must be 1 or more")
     if options.variants is None:
         options.variants = sorted((ROOT / "configs/ablation").glob("*.json"))
     return options
@@ -139,7 +130,7 @@ def write_configs(options: Namespace) -> dict[str, Path]:
     """
     contents: dict[str, Any] = {BASE: {}}
     for path in options.variants:
-        if path.stem in (*contents, NOISY):
+        if path.stem in contents:
             raise UserError(f"{path}: the name {path.stem} is taken; rename the file")
         contents[path.stem] = load_json(path)
         if not isinstance(contents[path.stem], dict):

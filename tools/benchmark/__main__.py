@@ -1,6 +1,6 @@
 """Benchmarks; run from the project's root, since they compare with the plain transcriptions in `tests.reference`.
 
-    python -m tools.benchmark {network,lengths,stream,folder,train,metrics,peers} [--json FILE] …
+    python -m tools.benchmark {network,lengths,stream,train} [--json FILE] …
 
 Alternatives take turns within a run, so that other load on the machine affects all of them; compare ratios of medians
 rather than times of different runs. Each prints a table; `--json FILE` writes it with a description of the machine.
@@ -11,40 +11,24 @@ from __future__ import annotations
 import json
 import os
 import platform
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cli import DONE, ArgumentParser, run
+from cli import DONE, ArgumentParser, positive, run
 from config import MODEL_CONFIGS
 from enhance.windows import PROTOCOLS
-from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
-from tools.benchmark import inference, scoring, training
+from tools.benchmark import inference, training
 from tools.benchmark.inference import FORMS
 from utils.atomic import write_text_atomically
-from utils.processes import available_cores
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL_CONFIGS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
 
 
-def positive(text: str) -> int:
-    """Parse a command-line argument as an integer of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text}: must be 1 or more")
-    return int(text)
-
-
-REQUIRED = object()
 OPTIONS: dict[str, dict[str, Any]] = {
-    "clean_wav_dir": {"type": Path, "metavar": "CLEAN", "help": "clean files"},
-    "noisy_wav_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
-    "input_noisy_wavs_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
-    "checkpoint_file": {"type": Path, "nargs": "+", "metavar": "CKPT", "help": "checkpoints"},
-    "files": {"type": positive, "metavar": "N", "help": "number of files, evenly spaced"},
     "config": {"type": Path, "nargs": "+", "help": "configurations of the networks"},
     "forms": {"choices": FORMS, "nargs": "+", "metavar": "FORM", "help": ", ".join(FORMS)},
     "protocols": {"choices": PROTOCOLS, "nargs": "+", "metavar": "NAME", "help": ", ".join(PROTOCOLS)},
@@ -57,14 +41,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compile": {"action": "store_true", "help": "use torch.compile"},
     "bf16": {"action": "store_true", "help": "compute in bfloat16"},
     "threads": {"type": positive, "help": "CPU threads of PyTorch"},
-    "jobs": {"type": positive, "help": "scoring processes"},
     "device": {"help": "cpu or cuda"},
 }
 
 
 def make_parser() -> ArgumentParser:
     """Return the parser; `measure` of its result is the function that measures."""
-    parser = ArgumentParser(prog="python -m tools.benchmark", description="Measure speed, memory and scores.")
+    parser = ArgumentParser(prog="python -m tools.benchmark", description="Measure speed and memory.")
     subparsers = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, measure: object, **defaults: Any) -> None:
@@ -73,9 +56,7 @@ def make_parser() -> ArgumentParser:
         subparser.set_defaults(measure=measure)
         for option, default in defaults.items():
             settings = dict(OPTIONS[option])
-            if default is REQUIRED:
-                settings["required"] = True
-            elif default is not False:
+            if default is not False:
                 shown = [Path(each).name for each in map(str, default if isinstance(default, list) else [default])]
                 settings["help"] += f"; default: {' '.join(shown)}"
                 settings["default"] = default
@@ -84,18 +65,12 @@ def make_parser() -> ArgumentParser:
 
     threads = torch.get_num_threads()
     networks = {"config": ALL_CONFIGS, "forms": ["plain", "eager"], "threads": threads}
-    pairs = {"clean_wav_dir": REQUIRED, "noisy_wav_dir": REQUIRED}
     add("network", inference.measure_networks, **networks, rounds=15, device="cpu")
     lengths = {"protocols": list(PROTOCOLS), "lengths": [1, 10, 60], "limit": 120.0}
     add("lengths", inference.measure_lengths, **networks, **lengths)
     add("stream", inference.measure_stream, config=[CONFIGS / "lite_rtse.json"], hops=2000, threads=1, device="cpu")
-    files = {"input_noisy_wavs_dir": REQUIRED, "checkpoint_file": REQUIRED, "files": 40}
-    add("folder", inference.measure_folder, **files, compile=False, bf16=False, threads=threads)
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
     add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
-    add("metrics", scoring.measure_metrics, **pairs, files=60, jobs=available_cores())
-    checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]
-    add("peers", scoring.measure_peers, **pairs, files=1000, checkpoint_file=checkpoints, threads=threads)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of inference: one segment, recordings of several lengths, live hops, a folder of files."""
+"""Time and memory of inference: one segment, recordings of several lengths, live hops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,12 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from cli import UserError
 from config import Config, load_config
-from data.audio import AudioFormat, read_audio, write_audio
-from data.file_lists import evenly_spaced, plan_outputs
+from data.audio import AudioFormat, write_audio
 from enhance.enhancer import Enhancer
-from enhance.files import enhance_file, enhance_files
+from enhance.files import enhance_file
 from enhance.onnx_export import export
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from enhance.streaming import Stream
@@ -35,7 +32,6 @@ from enhance.windows import WHOLE_LIMIT
 from models import build
 from models.published import translate_published
 from models.stft import Spectra, Spectrogram
-from tests.reference.imse import ReferenceIMSE, plain_paper_protocol
 from tests.reference.muse import has_reference_network, plain_network
 
 Row = dict[str, Any]
@@ -46,8 +42,6 @@ Arguments = ParamSpec("Arguments")
 
 FORMS = ("plain", "eager", "compiled", "bf16", "onnxruntime")
 """The plain transcription of IMSE and MUSE, and this project's networks as inference.py runs them."""
-
-FILES_PER_TURN = 10
 
 
 class Plain(nn.Module):
@@ -268,56 +262,4 @@ def measure_stream(options: Namespace) -> list[Row]:
             ms = 1e3 * float(np.percentile(times[warm_up:], quantile))
             row = {"network": config.model.name, "statistic": name, "ms": ms, "hop ms": hop_ms, "RTF": ms / hop_ms}
             rows.append({**row, "latency ms": 1e3 * stream.latency})
-    return rows
-
-
-# A folder
-
-
-def measure_folder(options: Namespace) -> list[Row]:
-    """Time a folder of files through inference.py's code against the plain IMSE, both with the protocol "paper".
-
-    Raises `UserError` if the checkpoint is not a published IMSE or a file cannot be enhanced.
-    """
-    tune_malloc()
-    torch.set_num_threads(options.threads)
-    if len(options.checkpoint_file) != 1:
-        raise UserError("--checkpoint_file: give one published checkpoint of IMSE")
-    (checkpoint,) = options.checkpoint_file
-    network, config = load_network(checkpoint)
-    plain = ReferenceIMSE().eval()
-    try:
-        plain.load_state_dict(torch.load(checkpoint, "cpu", weights_only=True)["generator"])
-    except (UnpicklingError, KeyError, RuntimeError) as error:
-        raise UserError(f"{checkpoint}: not a published checkpoint of IMSE, which the plain network needs") from error
-    enhancer = fast_enhancer(
-        network, config, "cpu", "paper", threads=options.threads, bf16=options.bf16, compiled=options.compile
-    )
-    seconds = {"plain": 0.0, "ours": 0.0}
-    difference = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        jobs, plain_jobs = (
-            evenly_spaced(plan_outputs(options.input_noisy_wavs_dir, Path(folder, name)), options.files)
-            for name in ("ours", "plain")
-        )
-        for start in tqdm(range(0, len(jobs), FILES_PER_TURN), leave=False):
-            turn = slice(start, start + FILES_PER_TURN)
-            before = perf_counter()
-            failures = enhance_files(jobs[turn], enhancer, "paper")
-            seconds["ours"] += perf_counter() - before
-            if failures:
-                raise UserError("\n".join(failures.values()), exit_code=1)
-            before = perf_counter()
-            with torch.inference_mode():
-                for source, target in plain_jobs[turn]:
-                    noisy, audio_format = read_audio(source)
-                    channels = [plain_paper_protocol(plain, torch.from_numpy(channel.copy())) for channel in noisy.T]
-                    write_audio(target, torch.stack(channels, dim=1).numpy(), audio_format)
-            seconds["plain"] += perf_counter() - before
-        for (_, ours), (_, other) in zip(jobs, plain_jobs, strict=True):
-            difference = max(difference, float(np.abs(read_audio(ours)[0] - read_audio(other)[0]).max()))
-    rows: list[Row] = []
-    for name, taken in seconds.items():
-        row = {"form": name, "files": len(jobs), "s": taken, "speed-up": seconds["plain"] / taken}
-        rows.append({**row, "16-bit steps": round(2**15 * difference) if name == "ours" else 0})
     return rows

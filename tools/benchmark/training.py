@@ -73,23 +73,18 @@ def measure_training(options: Namespace) -> list[Row]:
     return rows
 
 
-def variants(config: Config, compiled: bool, bf16: bool) -> dict[str, Config]:
-    """Return the configurations of this project's forms by name."""
-
-    def variant(lag: int = 0, bf16: bool = False, compiled: bool = False) -> Config:
-        return replace(config, train=replace(config.train, metric_lag=lag, bf16=bf16, compile=compiled))
-
-    forms = {"ours": variant()}
-    if config.loss.metric > 0:
-        forms["ours, lag 1"] = variant(lag=1)
-        forms["ours, no labels"] = replace(variant(), loss=replace(config.loss, metric=0.0))
-    lag = 1 if config.loss.metric > 0 else 0
-    if bf16:
-        forms["ours, bf16"] = variant(lag, bf16=True)
-    if compiled:
-        forms["ours, compiled"] = variant(lag, compiled=True)
-    if bf16 and compiled:
-        forms["ours, bf16, compiled"] = variant(lag, bf16=True, compiled=True)
+def variants(config: Config, options: Namespace) -> dict[str, Config]:
+    """Return the configurations of this project's forms by name; `--bf16` and `--compile` add one with both."""
+    plain = replace(config, train=replace(config.train, metric_lag=0, bf16=False, compile=False))
+    forms = {"ours": plain}
+    labels = config.loss.metric > 0
+    if labels:
+        forms["ours, lag 1"] = replace(plain, train=replace(plain.train, metric_lag=1))
+        forms["ours, no labels"] = replace(plain, loss=replace(config.loss, metric=0.0))
+    if options.bf16 or options.compile:
+        name = "ours" + ", bf16" * options.bf16 + ", compiled" * options.compile
+        fast = replace(plain.train, metric_lag=int(labels), bf16=options.bf16, compile=options.compile)
+        forms[name] = replace(plain, train=fast)
     return forms
 
 
@@ -123,7 +118,7 @@ def train_forms(config: Config, options: Namespace) -> dict[str, Form]:
                 batches = iter(plain_loader(utterances, config, order, device))
                 forms[name] = Form(lambda trainer=reference, batches=batches: trainer.step(next(batches)))
         labeler = stack.enter_context(PesqLabeler(max(1, min(available_cores(), batch_size))))
-        for name, variant in variants(config, options.compile, options.bf16).items():
+        for name, variant in variants(config, options).items():
             trainer = Trainer(variant, Group(0, 1, device), labeler if variant.loss.metric > 0 else None)
             trainer.load_weights(network)
             batches = load_batches(dataset, seed, 0, 0, batch_size=batch_size, rank=0, ranks=1, workers=workers)

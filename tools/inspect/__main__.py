@@ -1,18 +1,17 @@
 """Draw the computation of a network on one utterance, and its kernels.
 
     python -m tools.inspect --input_noisy_wav FILE [--input_clean_wav FILE] [--checkpoint_file CKPT]
-                            [--run_dir RUN] [--query SECONDS,HERTZ ...] --output_dir OUT
+                            [--query SECONDS,HERTZ ...] --output_dir OUT
 
 spectrograms.png    noisy, enhanced and clean
 mask.png            magnitude mask and phase change
 attention.png       attention weights of chosen queries (IMSE and MUSE)
 idconv.png          kernels of IDConv and their frequency responses (IMSE)
-curves.png          losses and validation scores of the run in RUN
 numbers.json        numbers behind the figures
 
 The utterance is enhanced in one pass. Figures that a network does not have are left out, and standard error says so.
-Needs pip install -e '.[report]', and '.[train]' for --run_dir. Exit codes: 0 all done; 1 the figures cannot be written;
-2 invalid command line, or a file named there is unusable.
+Needs pip install -e '.[report]'. Exit codes: 0 all done; 1 the figures cannot be written; 2 invalid command line, or a
+file named there is unusable.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,18 @@ import numpy as np
 
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from config import Config
-from data.audio import AudioError, AudioReader, resample_blocks
+from data.audio import AudioError, read_audio
 from data.file_lists import make_output_dir
 from data.levels import SILENT_POWER, mean_power
 from metrics.score import MAX_LENGTH_DIFFERENCE
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from models.idconv import IDConv
 from tools.inspect.trace import TFPoint, Trace, default_points, trace
-from utils.atomic import atomic_open
+from utils.atomic import atomic_open, write_text_atomically
 from utils.plots import check_plotting, spectrogram_figure
 
-FIGURES = ("spectrograms.png", "mask.png", "attention.png", "idconv.png", "curves.png")
+FIGURES = ("spectrograms", "mask", "attention", "idconv")
 MAX_SECONDS = 30.0
-MAX_QUERIES = 4
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,8 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--input_noisy_wav", type=Path, required=True, metavar="FILE", help="any rate; channels are averaged")
     add("--input_clean_wav", type=Path, metavar="FILE", help="its clean version, shown beside it")
-    add("--checkpoint_file", type=Path, metavar="CKPT", help="default: RUN/best.safetensors, or the embedded one")
-    add("--run_dir", type=Path, metavar="RUN", help="folder of a training run: draws its curves too")
+    add("--checkpoint_file", type=Path, default=DEFAULT_CHECKPOINT, metavar="CKPT", help="default: the embedded one")
     add("--output_dir", type=Path, required=True, metavar="OUT", help="folder for the figures")
     add("--start", type=float, default=0.0, metavar="SECONDS", help="start of the excerpt (default: 0)")
     add("--seconds", type=float, default=10.0, help=f"length of the excerpt, up to {MAX_SECONDS:g} (default: 10)")
@@ -64,15 +61,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --seconds: must be above 0 and at most {MAX_SECONDS:g}, not {options.seconds:g}")
     if not 0 <= options.start < float("inf"):
         parser.error(f"argument --start: must be 0 or more, not {options.start:g}")
-    if len(options.query) > MAX_QUERIES:
-        parser.error(f"argument --query: at most {MAX_QUERIES} times")
     try:
         options.query = [(float(seconds), float(hertz)) for seconds, hertz in (q.split(",") for q in options.query)]
     except ValueError:
         parser.error("argument --query: expected SECONDS,HERTZ, such as 1.25,400")
     check_plotting()
-    if options.run_dir and find_spec("tensorboard") is None:
-        parser.error("argument --run_dir: needs TensorBoard: pip install -e '.[train]'")
     return options
 
 
@@ -82,37 +75,14 @@ def read_excerpt(path: Path, options: argparse.Namespace, config: Config) -> np.
     Raises `AudioError`, also if it is silent or shorter than one STFT frame.
     """
     rate = config.data.sampling_rate
-    first, wanted = round(options.start * rate), round(options.seconds * rate)
-    blocks: list[np.ndarray] = []
-    with AudioReader(path) as reader:
-        mono = (block.mean(axis=1, keepdims=True) for block in reader.blocks())
-        for block in resample_blocks(mono, reader.format.rate, rate, 1):
-            blocks.append(block[:, 0])
-            if sum(map(len, blocks)) >= first + wanted:
-                break
-    wav = np.concatenate(blocks)[first : first + wanted]
+    samples, _ = read_audio(path, rate)
+    wav = samples.mean(axis=1)[round(options.start * rate) :][: round(options.seconds * rate)]
     if len(wav) < config.stft.n_fft:
         excerpt = f"from {options.start:g} to {options.start + options.seconds:g} s there are {len(wav) / rate:g} s"
         raise AudioError(f"{path}: too short: {excerpt} of audio; at least {config.stft.n_fft / rate:g} s are needed")
     if mean_power(wav) <= SILENT_POWER:
         raise AudioError(f"{path}: is silent; choose a file with speech or another --start")
     return wav
-
-
-def read_wavs(options: argparse.Namespace, config: Config) -> dict[str, np.ndarray]:
-    """Read the noisy excerpt, and the clean one if given; raise `UserError` if a file is unusable."""
-    rate = config.data.sampling_rate
-    try:
-        wavs = {"noisy": read_excerpt(options.input_noisy_wav, options, config)}
-        if options.input_clean_wav:
-            wavs["clean"] = read_excerpt(options.input_clean_wav, options, config)
-    except AudioError as error:
-        raise UserError(str(error)) from error
-    lengths = {name: len(wav) for name, wav in wavs.items()}
-    if max(lengths.values()) - min(lengths.values()) > MAX_LENGTH_DIFFERENCE:
-        seconds = f"{lengths['clean'] / rate:.2f} s, {options.input_noisy_wav} {lengths['noisy'] / rate:.2f} s"
-        raise UserError(f"{options.input_clean_wav}: not the clean version: it has {seconds}")
-    return wavs
 
 
 def query_points(options: argparse.Namespace, trace_: Trace) -> dict[str, TFPoint]:
@@ -136,49 +106,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tools.inspect import figures
 
-    default = options.run_dir / "best.safetensors" if options.run_dir else DEFAULT_CHECKPOINT
-    network, config = load_checkpoint(options.checkpoint_file or default)
-    wavs = read_wavs(options, config)
-    curves: figures.Curves = {}
-    if options.run_dir:
-        from training.logger import read_curves  # late: needs TensorBoard
-
-        curves = read_curves(options.run_dir / "tensorboard")
-        if not curves:
-            raise UserError(f"{options.run_dir / 'tensorboard'}: no curves; give the folder of a run of train.py")
+    network, config = load_checkpoint(options.checkpoint_file)
+    try:
+        wavs = {"noisy": read_excerpt(options.input_noisy_wav, options, config)}
+        if options.input_clean_wav:
+            wavs["clean"] = read_excerpt(options.input_clean_wav, options, config)
+    except AudioError as error:
+        raise UserError(str(error)) from error
+    if abs(len(wavs["noisy"]) - len(wavs.get("clean", wavs["noisy"]))) > MAX_LENGTH_DIFFERENCE:
+        seconds = [f"{len(wavs[name]) / config.data.sampling_rate:.2f} s" for name in ("clean", "noisy")]
+        clean, noisy = options.input_clean_wav, options.input_noisy_wav
+        raise UserError(f"{clean}: not the clean version: it has {seconds[0]}, {noisy} {seconds[1]}")
     make_output_dir(options.output_dir)
 
     trace_ = trace(network, config, wavs["noisy"])
     points = query_points(options, trace_)
     shown = {"noisy": wavs["noisy"], "enhanced": trace_.enhanced_wav} | wavs
+    drawn: dict[str, bytes] = {}
+    numbers: dict[str, Any] = {}
     with matplotlib.rc_context(figures.STYLE | figures.TRANSPARENT_STYLE):
         figure = spectrogram_figure(shown, config.data.sampling_rate, options.start)
-        files = {"spectrograms.png": figures.to_png(figure, transparent=True)}
-    numbers: dict[str, Any] = {}
+        drawn["spectrograms"] = figures.to_png(figure, transparent=True)
     with matplotlib.rc_context(figures.STYLE):
-        drawn = {
-            "mask": figures.mask_figure(trace_, config, options.start),
-            "attention": figures.attention_figure(trace_, points, config, options.start),
-            "idconv": figures.idconv_figure(trace_),
-        }
-        for name, result in drawn.items():
-            if result is None:
-                missing = {"attention": "attention over the whole map", "idconv": "IDConv"}[name]
-                print(f"{name}.png: left out: {config.model.name} has no {missing}", file=sys.stderr)
-                continue
-            figure, numbers[name] = result
-            files[f"{name}.png"] = figures.to_png(figure)
-        if curves:
-            files["curves.png"] = figures.to_png(figures.curves_figure(curves))
-    files["numbers.json"] = (json.dumps(numbers, indent=1) + "\n").encode()
-
+        figure, numbers["mask"] = figures.mask_figure(trace_, config, options.start)
+        drawn["mask"] = figures.to_png(figure)
+        if trace_.attentions:
+            figure, numbers["attention"] = figures.attention_figure(trace_, points, config, options.start)
+            drawn["attention"] = figures.to_png(figure)
+        if any(isinstance(stage.local, IDConv) for stage, _ in trace_.stages.values()):
+            figure, numbers["idconv"] = figures.idconv_figure(trace_)
+            drawn["idconv"] = figures.to_png(figure)
     try:
-        for name in FIGURES:  # remove those of an earlier network
-            if name not in files:
-                (options.output_dir / name).unlink(missing_ok=True)
-        for name, content in files.items():
-            with atomic_open(options.output_dir / name) as stream:
-                stream.write(content)
+        for name in FIGURES:
+            path = options.output_dir / f"{name}.png"
+            if name in drawn:
+                with atomic_open(path) as stream:
+                    stream.write(drawn[name])
+            else:
+                path.unlink(missing_ok=True)  # that of an earlier network
+                print(f"{name}.png: left out: {config.model.name} has no {name}", file=sys.stderr)
+        write_text_atomically(options.output_dir / "numbers.json", json.dumps(numbers, indent=1) + "\n")
     except OSError as error:
         print(f"{options.output_dir}: cannot be written: {error.strerror}", file=sys.stderr)
         return SOME_FAILED

@@ -1,8 +1,8 @@
-"""Figures of a traced network, each with the numbers behind it; curves of a training run."""
+"""Figures of a traced network, each with the numbers behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -18,8 +18,6 @@ from tools.inspect.trace import TFPoint, Trace, frequency_response, sharpest_hea
 from utils.plots import draw_spectrogram
 
 DPI = 110
-PALETTE = 160
-"""Colors per PNG: a third of the bytes without a visible difference."""
 STYLE: dict[Any, Any] = {"font.family": "sans-serif", "font.size": 9, "axes.titlesize": 10, "axes.linewidth": 0.6}
 TRANSPARENT_STYLE: dict[Any, Any] = dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"), "#7d8590"
@@ -36,27 +34,13 @@ SHOWN_PERCENTILE = 99.5
 NEAR_SECONDS, NEAR_HERTZ = 0.1, 500.0
 """The neighborhood of a query for `mean_near`."""
 
-SCORES = ("pesq", "stoi")
-NOT_LOSSES = ("gradient_norm", "discriminator_gradient_norm", "learning_rate", "skipped_steps", "crops_without_label")
-
-Curves = Mapping[str, Sequence[tuple[int, float]]]
-"""Points (step, value) by the name of the curve, `training/NAME` or `validation/NAME`."""
 Numbers = dict[str, Any]
 
 
 def to_png(figure: Figure, transparent: bool = False) -> bytes:
-    """Return a figure as a PNG of `PALETTE` colors."""
-    from PIL import Image  # a dependency of matplotlib
-
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, transparent=transparent)
-    with Image.open(drawn) as image:
-        # Only FASTOCTREE keeps transparency; MAXCOVERAGE has better colors.
-        method = Image.Quantize.FASTOCTREE if transparent else Image.Quantize.MAXCOVERAGE
-        rgb = image.convert("RGBA" if transparent else "RGB")
-        small = rgb.quantize(PALETTE, method, kmeans=1, dither=Image.Dither.NONE)
+    """Return a figure as PNG; call in the same rc context as its drawing."""
     stream = BytesIO()
-    small.save(stream, "PNG", optimize=True)
+    figure.savefig(stream, format="png", dpi=DPI, transparent=transparent)
     return stream.getvalue()
 
 
@@ -102,14 +86,12 @@ def mask_figure(trace: Trace, config: Config, start: float) -> tuple[Figure, Num
 
 def attention_figure(
     trace: Trace, points: Mapping[str, TFPoint], config: Config, start: float
-) -> tuple[Figure, list[Numbers]] | None:
-    """Draw the weights of queries at `points` in the sharpest head of each stage; None without known attentions.
+) -> tuple[Figure, list[Numbers]]:
+    """Draw the weights of queries at `points` in the sharpest head of each stage.
 
     Each query has a row per kind of attention and a column per stage, after a spectrogram with the query.
     """
     stages = list(dict.fromkeys(attention.stage for attention in trace.attentions))
-    if not stages:
-        return None
     heads = {stage: sharpest_head(trace, stage, list(points.values())) for stage in stages}
     kinds = list(heads[stages[0]].weights)
     rows = len(points) * len(kinds)
@@ -167,15 +149,13 @@ def weight_statistics(weights: torch.Tensor, upsampled: torch.Tensor, point: TFP
     }
 
 
-def idconv_figure(trace: Trace) -> tuple[Figure, list[Numbers]] | None:
-    """Draw the kernels of IDConv and the frequency responses of the band kernels; None without IDConv.
+def idconv_figure(trace: Trace) -> tuple[Figure, list[Numbers]]:
+    """Draw the kernels of IDConv and the frequency responses of the band kernels.
 
     Frequencies are in Hz along time (modulation frequency) and in ms along frequency (quefrency: a ripple with a
     period of 1 kHz is at 1 ms).
     """
     stages = {name: stage.local for name, (stage, _) in trace.stages.items() if isinstance(stage.local, IDConv)}
-    if not stages:
-        return None
     numbers: list[Numbers] = []
     figure = Figure((14, 0.4 + 2.5 * len(stages)))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
@@ -225,32 +205,3 @@ def idconv_figure(trace: Trace) -> tuple[Figure, list[Numbers]] | None:
         row[4].set(facecolor="#b0b0b0", xticks=[], yticks=[], xlabel="time →", ylabel="frequency →")
         figure.colorbar(image, ax=row[4], pad=0.02, label="weight")
     return figure, numbers
-
-
-def curves_figure(curves: Curves) -> Figure:
-    """Draw the losses of a run in one panel (lines: training, dots: validation), each validation score in another."""
-    scores = {name: curves[f"validation/{name}"] for name in SCORES if f"validation/{name}" in curves}
-    losses = sorted({name.partition("/")[2] for name in curves} - {*SCORES, *NOT_LOSSES})
-    figure = Figure((5.2 + 3.4 * len(scores), 3.6), layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(scores), squeeze=False)[0]
-    for number, name in enumerate(losses):
-        color = f"C{number % 10}"
-        training, validation = (curves.get(f"{group}/{name}", []) for group in ("training", "validation"))
-        if training:
-            first.plot(*zip(*training, strict=True), color=color, linewidth=1, label=name)
-        if validation:
-            label = None if training else name
-            first.plot(*zip(*validation, strict=True), "o--", color=color, markersize=4, linewidth=0.8, label=label)
-    values = [value for name, points in curves.items() if name.partition("/")[2] in losses for _, value in points]
-    if min(values, default=0) > 0:
-        first.set_yscale("log")
-    first.set_title("losses (lines: training, dots: validation)")
-    if losses:
-        first.legend(fontsize=8, ncols=2)
-    for axes, (name, points) in zip(others, scores.items(), strict=True):
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        axes.set_title(f"{name.upper()}, validation")
-    for axes in (first, *others):
-        axes.set_xlabel("step")
-        axes.grid(color="#e3e3e3", linewidth=0.6)
-    return figure

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -24,9 +25,8 @@ from tqdm import tqdm
 from metrics.composite import Variant
 from metrics.score import METRICS, PairScores
 from metrics.summary import VARIANT_NOTES
-from tools.report.recording import Prepared, Recording, prepare
-from tools.report.statistics import Scored, charts, paired_tables, summary_table
-from tools.report.versions import Role, Version
+from tools.report.recording import Prepared, prepare
+from tools.report.statistics import Scored, paired_tables, summary_table
 from utils.atomic import write_text_atomically
 from utils.plots import COLOR_MAP, RANGE_DB, check_plotting
 from utils.processes import LostProcessError, run_in_processes
@@ -40,9 +40,19 @@ MEDIA_FOLDER = "index_files"
 MIN_DIGITS = 2
 """Decimals in the list of files, whose single scores differ by less than those of a mean that is given with one."""
 
+Role = Literal["noisy", "enhanced", "clean"]
 ROLE_COLORS: Mapping[Role, str] = {"noisy": "#6e7781", "clean": "#1c2128"}
 SYSTEM_COLORS = ("#0b5cad", "#b3450b", "#007a5a", "#9a3d8f", "#7a6200", "#00758f")
 """After Okabe and Ito, safe for color-blind readers, dark enough for white text."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of all recordings: its display name, its role, and its files by recording id."""
+
+    name: str
+    role: Role
+    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,7 @@ def write_page(folder: Path, content: Content, jobs: int, progress: bool = False
     for path in (folder / MEDIA_FOLDER).glob("[0-9][0-9][0-9][0-9]*.js"):
         path.unlink()
 
-    roles = [version.role for version in content.versions]
-    noisy, clean = (roles.index(role) if role in roles else None for role in ("noisy", "clean"))
-    tasks = [Recording(tuple(version.files[id_] for version in content.versions), noisy, clean) for id_ in content.ids]
+    tasks = [tuple(version.files[id_] for version in content.versions) for id_ in content.ids]
     prepared: dict[int, Prepared] = {}
     embedded: dict[int, str] = {}
     embed = len(tasks) <= MAX_EMBEDDED_RECORDINGS
@@ -114,7 +122,7 @@ def write_page(folder: Path, content: Content, jobs: int, progress: bool = False
             bar.update()
             if isinstance(result, BaseException):
                 kind = "" if isinstance(result, LostProcessError) else f"{type(result).__name__}: "
-                result = Prepared(math.nan, math.nan, None, (f"{content.ids[index]}: {kind}{result}",))
+                result = Prepared(math.nan, None, (f"{content.ids[index]}: {kind}{result}",))
             prepared[index] = replace(result, media=None)
             if result.media is not None:
                 embedded[index] = result.media
@@ -150,7 +158,6 @@ def page_html(
             {
                 "name": id_,
                 "seconds": json_number(recording.seconds),
-                "snr": json_number(recording.snr_db),
                 "scores": [
                     results and [json_number(results[index].values[metric]) for metric in METRICS]
                     for results in content.results
@@ -182,7 +189,6 @@ def page_html(
         note = VARIANT_NOTES[content.variant]
         summary = f'{summary_table(scored)}<p class="note">{note[0].upper()}{note[1:]}.</p>'
         sections["summary"] = ("Summary", summary)
-        sections["distributions"] = ("Distributions", charts(noisy, systems, [each.snr_db for each in recordings]))
         sections["paired"] = ("Paired tests", paired_tables(noisy, systems))
     sections = {name: section for name, section in sections.items() if section[1]}
     links = {"files": "Files"} | {name: title for name, (title, _) in sections.items()}

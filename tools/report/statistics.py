@@ -1,38 +1,16 @@
-"""The statistics of the listening page as HTML: means, paired tests, and charts of the scores as SVG."""
+"""The statistics of the listening page as HTML: means and paired tests."""
 
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
-from typing import Any, NamedTuple
-
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import NamedTuple
 
 from metrics.score import METRICS, PairScores
 from metrics.stats import paired_test
 from metrics.summary import summarise
 
-CHART_INCHES = (3.6, 2.5)
-HISTOGRAM_BINS = 24
-MARKERS = "osD^vP*X"
-CHART_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",  # equal scores give an equal file
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-}
 PAIRED_NOTE = """<p class="note">The p-values are two-sided and not corrected for multiple comparisons: of twenty
 comparisons without any difference, one is below 0.05 by chance.</p>"""
 
@@ -44,9 +22,9 @@ class Scored(NamedTuple):
     color: str
     results: Sequence[PairScores]
 
-    def values(self, metric: str) -> np.ndarray:
-        """Return the values `[files]` of a metric, NaN for a file without one."""
-        return np.array([result.values[metric] for result in self.results])
+    def values(self, metric: str) -> list[float]:
+        """Return the values of a metric, NaN for a file without one."""
+        return [result.values[metric] for result in self.results]
 
     @property
     def label(self) -> str:
@@ -80,7 +58,7 @@ def paired_tables(noisy: Scored | None, systems: Sequence[Scored]) -> str:
     for first, second in pairs:
         rows: dict[str, list[str]] = {}
         for name, metric in METRICS.items():
-            test = paired_test(first.values(name).tolist(), second.values(name).tolist())
+            test = paired_test(first.values(name), second.values(name))
             low, high = signed(test.mean - test.ci95), signed(test.mean + test.ci95)
             rows[metric.label] = [
                 signed(test.mean),
@@ -120,43 +98,3 @@ def html_table(caption: str, head: Sequence[str], rows: dict[str, list[str]]) ->
         f'<table class="figures"><caption>{caption}</caption><thead><tr>{columns}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def charts(noisy: Scored | None, systems: Sequence[Scored], snr_db: Sequence[float]) -> str:
-    """Return the legend, a scatter plot of PESQ gain against input SNR `[files]`, and a histogram of each metric.
-
-    Charts without any value are left out; empty if all are. The charts contain no names of versions.
-    """
-    scored = [*([noisy] if noisy else []), *systems]
-    images: dict[str, Figure] = {}
-    with matplotlib.rc_context(CHART_STYLE):
-        if noisy:
-            gains = [system.values("pesq") - noisy.values("pesq") for system in systems]
-            if any(np.isfinite(gain + np.asarray(snr_db)).any() for gain in gains):
-                figure = Figure(CHART_INCHES, layout="constrained")
-                axes = figure.add_subplot(xlabel="input SNR, dB", ylabel="PESQ gain")
-                axes.axhline(0, color="#555555", linewidth=0.8)
-                for index, (system, gain) in enumerate(zip(systems, gains, strict=True)):
-                    marker = MARKERS[index % len(MARKERS)]
-                    axes.scatter(snr_db, gain, s=18, c=system.color, marker=marker, alpha=0.6, linewidths=0)
-                images["PESQ gain over noisy, of each file, against input SNR"] = figure
-        for name, metric in METRICS.items():
-            values = [version.values(name) for version in scored]
-            values = [each[~np.isnan(each)] for each in values]
-            if not any(map(len, values)):
-                continue
-            edges = np.histogram_bin_edges(np.concatenate(values), HISTOGRAM_BINS).tolist()
-            figure = Figure(CHART_INCHES, layout="constrained")
-            axes = figure.add_subplot(xlabel=metric.label, ylabel="files")
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-            for version, each in zip(scored, values, strict=True):
-                axes.hist(each, edges, histtype="stepfilled", color=version.color, alpha=0.18)
-                axes.hist(each, edges, histtype="step", color=version.color, linewidth=1.4)
-            images[f"Histogram of {metric.label} of the files"] = figure
-        parts: list[str] = []
-        for alt, figure in images.items():
-            svg = BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-            parts.append(f'<img src="data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}" alt="{alt}">')
-    legend = "".join(f"<li>{version.label}</li>" for version in scored)
-    return f'<ul class="legend">{legend}</ul><div class="charts">{"".join(parts)}</div>' if parts else ""

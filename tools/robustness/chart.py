@@ -20,8 +20,6 @@ COLUMNS = 3
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "robustness",  # the same scores give the same file
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,8 +29,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(axes: Sequence[Axis], results: Results, names: Sequence[str], file_format: str) -> bytes:
-    """Return the plot as "png" or "svg"."""
+def draw(axes: Sequence[Axis], results: Results, names: Sequence[str]) -> bytes:
+    """Return the plot as PNG."""
     columns = min(COLUMNS, len(axes))
     rows = 2 * -(-len(axes) // columns)
     stream = BytesIO()
@@ -77,5 +75,5 @@ def draw(axes: Sequence[Axis], results: Results, names: Sequence[str], file_form
                     panel.set_title(f"{axis.title} (*{NOT_HELD_OUT.strip(' ()')})" if starred else axis.title)
         legend = panels[0, 0].get_legend_handles_labels()
         figure.legend(*legend, loc="outside upper center", ncols=len(names) + 1, frameon=False)
-        figure.savefig(stream, format=file_format, dpi=100, metadata={"Date": None} if file_format == "svg" else None)
+        figure.savefig(stream, format="png", dpi=100)
     return stream.getvalue()

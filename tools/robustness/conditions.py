@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 ALL = "all"
 """As a noise: the files of the noise folder in turn. As a group: all speakers."""
@@ -37,11 +36,6 @@ class Condition:
     band: str = "full"
     codec: str = ""
     group: str = ALL
-
-    @property
-    def key(self) -> str:
-        """All properties as JSON: a unique name."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 BASE = Condition()
@@ -95,9 +89,3 @@ def make_axes(
     return [
         axis for axis in axes if axis.name.removesuffix("_alone") in names and set(axis.conditions.values()) != {BASE}
     ]
-
-
-def all_conditions(axes: Sequence[Axis]) -> list[Condition]:
-    """Return each condition of the axes once, the base first if it is among them."""
-    unique = list(dict.fromkeys(condition for axis in axes for condition in axis.conditions.values()))
-    return sorted(unique, key=lambda condition: condition != BASE)

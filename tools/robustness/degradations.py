@@ -17,7 +17,7 @@ import soxr
 from scipy.signal import fftconvolve, firwin
 
 from cli import UserError
-from data.levels import SILENT_POWER, mean_power
+from data.levels import mean_power, unit_power_gain
 
 RATE = 16_000
 """Sampling rate in Hz of all signals here."""
@@ -51,12 +51,11 @@ CODECS = {
 
 
 def gain_to(signal: np.ndarray, level: float) -> float:
-    """Return the factor that scales a signal to an RMS of `level` dBFS; 1 for silence.
+    """Return the factor that scales a signal to an RMS of `level` dBFS, over all samples, pauses included.
 
-    The RMS is over all samples, pauses included; 0 dBFS is an RMS of 1. The result may exceed full scale.
+    0 dBFS is an RMS of 1; the result may exceed full scale. Silence counts as an RMS of 1.
     """
-    power = mean_power(signal)
-    return float(10 ** (level / 20) / power**0.5) if power > SILENT_POWER else 1.0
+    return 10 ** (level / 20) * unit_power_gain(mean_power(signal))
 
 
 def clip_share(signal: np.ndarray, share: float) -> np.ndarray:
@@ -146,17 +145,3 @@ def shift(signal: np.ndarray, delay: int, samples: int) -> np.ndarray:
     """Advance a signal by `delay` samples and cut or zero-pad it to `samples`."""
     moved = signal[delay:] if delay >= 0 else np.concatenate([np.zeros(-delay), signal])
     return np.pad(moved[:samples], (0, max(samples - len(moved), 0)))
-
-
-def available_codecs() -> tuple[dict[str, Codec], list[str]]:
-    """Return the codecs that this libsndfile has, and a message for each that it lacks."""
-    available: dict[str, Codec] = {}
-    missing: list[str] = []
-    tone = 0.1 * np.sin(np.arange(RATE) / 5)
-    for name, codec in CODECS.items():
-        try:
-            encode_decode(tone, codec)
-            available[name] = codec
-        except UserError as error:
-            missing.append(f"{name}: left out: {error}")
-    return available, missing

@@ -10,7 +10,6 @@ import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from data.audio import AudioError, read_audio
 from enhance.enhancer import Enhancer
 from metrics.signals import RATE, ScoreError
 from tools.robustness.scoring import Scores
-from tools.robustness.summary import format_gain, gain_of, noisy_mean, rounded, table_head
+from tools.robustness.summary import format_gain, gain_of, noisy_mean, table_head
 
 DNSMOS = {"ovrl_mos": "overall", "sig_mos": "speech", "bak_mos": "background", "p808_mos": "P.808"}
 """Labels of the scores, which range from 1 to 5."""
@@ -66,17 +65,10 @@ def measure_recordings(
     return scores, problems
 
 
-def summarise_dnsmos(scores: Sequence[Scores], names: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return the Markdown table and the JSON content of mean scores and gains."""
+def summarise_dnsmos(scores: Sequence[Scores], names: Sequence[str]) -> str:
+    """Return the Markdown table of mean scores and gains."""
     lines = table_head(f"DNSMOS of {len(scores)} files", names, columns=1)
-    content: dict[str, Any] = {"files": len(scores), "noisy": {}} | {name: {} for name in names}
     for metric, label in DNSMOS.items():
-        mean = noisy_mean(scores, metric)
-        content["noisy"][metric] = rounded(mean)
-        cells = [label, f"{mean:.2f}"]
-        for name in names:
-            gain = gain_of(scores, name, metric)
-            cells.append(format_gain(gain, digits=2))
-            content[name][metric] = {"gain": rounded(gain.mean), "ci95": rounded(gain.ci95)}
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n", content
+        gains = [format_gain(gain_of(scores, name, metric), digits=2) for name in names]
+        lines.append(f"| {' | '.join([label, f'{noisy_mean(scores, metric):.2f}', *gains])} |")
+    return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from data.audio import AudioError
 from data.dataset import AudioCache
 from data.file_lists import audio_by_id, evenly_spaced
 from data.levels import SILENT_POWER, mean_power
-from data.mixing import NEARLY_SILENT, add_noise, draw_piece, draw_start, in_room, room_response
+from data.mixing import add_noise, draw_piece, draw_start, in_room, room_response
 from data.splits import hold_out_files, hold_out_speakers, speaker_of
 from tools.robustness.conditions import ALL, SYNTHETIC_NOISES, Condition
 from tools.robustness.degradations import (
@@ -150,9 +150,6 @@ class Material:
         whole = self._cache.samples(self.pool.speech[id_]).astype(np.float64)
         length = self._crop_samples
         start = draw_start(np.random.default_rng([self.seed, index, _SPEECH]), whole, length)
-        if mean_power(whole[start : start + length]) < NEARLY_SILENT * mean_power(whole):
-            # All draws were nearly silent: centre the crop on the largest sample.
-            start = max(min(int(np.argmax(np.abs(whole))) - length // 2, len(whole) - length), 0)
         return Crop(id_, whole[max(start - context, 0) : start], whole[start : start + length])
 
     def read_noises(self) -> None:
@@ -174,7 +171,6 @@ class Material:
         if (kind, index, samples) in self._noises:
             return self._noises[kind, index, samples]
         random = np.random.default_rng([self.seed, index, _NOISE])
-        piece = None
         if kind == "white":
             piece = random.standard_normal(samples)
         elif kind == "pink":
@@ -188,15 +184,11 @@ class Material:
             ids = list(self.pool.noise) if kind == ALL else self.categories[kind]
             order = np.random.default_rng([self.seed, _NOISE]).permutation(len(ids))
             # Files in turn, so that each is used equally often; the next one if a file is unusable.
-            for step in range(len(ids)):
-                noise = self._read(self.pool.noise[ids[order[(index + step) % len(ids)]]])
-                if noise is not None:
-                    piece = draw_piece(random, repeat(noise), samples)
-                    if mean_power(piece) > SILENT_POWER:
-                        break
-                    piece = None
-        if piece is None:
-            raise UserError(f"no noise file of '{kind}' can be used")
+            files = (self._read(self.pool.noise[ids[place]]) for place in np.roll(order, -index))
+            noise = next((noise for noise in files if noise is not None), None)
+            if noise is None:
+                raise UserError(f"no noise file of '{kind}' can be used")
+            piece = draw_piece(random, repeat(noise), samples)
         return self._noises.setdefault((kind, index, samples), piece)
 
     def _choose(self, ids: Sequence[str]) -> list[str]:

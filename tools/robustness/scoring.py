@@ -1,17 +1,10 @@
-"""Enhance and score the mixes of all conditions, keeping finished conditions on disk.
-
-Each finished condition is a file in the folder `parts`, with a fingerprint of the settings, files and checkpoints it
-was made with; an interrupted run continues with the others.
-"""
+"""Enhance and score the mixes of all conditions."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +15,7 @@ from metrics.score import METRICS, score_signals
 from metrics.signals import ScoreError
 from tools.robustness.conditions import Condition
 from tools.robustness.mixes import Mix
-from utils.atomic import write_text_atomically
 from utils.processes import run_in_processes
-
-VERSION = 1
-"""Increment when the same settings give other mixes or scores."""
 
 
 @dataclass(frozen=True)
@@ -94,45 +83,21 @@ def measure(
     conditions: Mapping[Condition, int],
     make: Callable[[Condition, int], Mix],
     enhancers: Mapping[str, Enhancer],
-    parts: Path,
-    settings: object,
     workers: int,
     quiet: bool,
 ) -> dict[Condition, list[Scores]]:
     """Return the scores of each condition, which has the given number of utterances.
 
-    `settings` (JSON) is all that the scores depend on besides the condition. This process mixes and enhances while
-    `workers` processes score. Raises `OSError` if a part cannot be written, and the exceptions of `make`.
+    This process mixes and enhances while `workers` processes score. Raises the exceptions of `make`.
     """
-    paths: dict[Condition, Path] = {}
-    fingerprints: dict[Condition, str] = {}
-    done: dict[Condition, list[Scores]] = {}
-    for condition in conditions:
-        content = json.dumps([VERSION, condition.key, settings], sort_keys=True)
-        fingerprints[condition] = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
-        paths[condition] = parts / f"{hashlib.sha256(condition.key.encode()).hexdigest()[:16]}.json"
-        try:
-            part = json.loads(paths[condition].read_text(encoding="utf-8"))
-            if part["fingerprint"] == fingerprints[condition]:
-                done[condition] = [Scores(**row) for row in part["rows"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # missing, cut short, or of another version
-
-    places = [(condition, index) for condition in conditions if condition not in done
-              for index in range(conditions[condition])]  # fmt: skip
-    found: dict[Condition, dict[int, Scores]] = {condition: {} for condition in conditions}
-    with tqdm(total=sum(conditions.values()), unit="mix", disable=quiet) as bar:
-        bar.update(bar.total - len(places))
+    places = [(condition, index) for condition, count in conditions.items() for index in range(count)]
+    scores: dict[tuple[Condition, int], Scores] = {}
+    with tqdm(total=len(places), unit="mix", disable=quiet) as bar:
         for number, result in run_in_processes(score, Jobs(places, make, enhancers), workers):
-            condition, index = places[number]
             if isinstance(result, BaseException):
                 nothing = dict.fromkeys(METRICS, math.nan)
                 reason = " ".join(str(result).split())
-                result = Scores(make(condition, index).id, nothing, dict.fromkeys(enhancers, nothing), reason)
-            found[condition][index] = result
+                result = Scores(make(*places[number]).id, nothing, dict.fromkeys(enhancers, nothing), reason)
+            scores[places[number]] = result
             bar.update()
-            if len(found[condition]) == conditions[condition]:
-                done[condition] = [row for _, row in sorted(found[condition].items())]
-                part = {"fingerprint": fingerprints[condition], "rows": [asdict(row) for row in done[condition]]}
-                write_text_atomically(paths[condition], json.dumps(part) + "\n")
-    return {condition: done[condition] for condition in conditions}
+    return {condition: [scores[condition, index] for index in range(count)] for condition, count in conditions.items()}

@@ -14,9 +14,11 @@ from data.file_lists import pair_folders
 from metrics.score import METRICS, score_pairs
 from metrics.stats import paired_test
 from models import build
+from models.checkpoint import save_checkpoint
 from tests.fixtures.commands import ROOT, Result, call_main
+from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import load, save
-from tests.fixtures.training import SMALL, write_pairs
+from tests.fixtures.training import write_pairs
 from tools.ablation import __main__ as ablation
 
 SMALL_BASE = {
@@ -35,8 +37,7 @@ FOR_TRAIN = ("--", "--input_training_file", "training.txt", "--device", "cpu")
 
 @pytest.fixture(autouse=True)
 def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting processes takes longer than scoring."""
-    monkeypatch.setattr("metrics.score.run_in_processes", lambda function, items, _: enumerate(map(function, items)))
+    stay_in_one_process(monkeypatch)
 
 
 @pytest.fixture
@@ -54,22 +55,21 @@ def done(folder: Path) -> Path:
     """The folder after the command, without training; the variant amplifies noise a little."""
 
     def train(argv: list[str]) -> int:
-        path = Path(argv[argv.index("--checkpoint_path") + 1], "latest.pt")
-        path.parent.mkdir(parents=True)
-        path.touch()
+        config = load_config(Path(argv[argv.index("--config") + 1]))
+        run = Path(argv[argv.index("--checkpoint_path") + 1])
+        save_checkpoint(run / "latest.safetensors", build(config), config)
+        (run / "latest.pt").touch()
         return 0
 
-    def enhance(argv: list[str]) -> int:
-        noisy, enhanced = (Path(argv[argv.index(name) + 1]) for name in ("--input_noisy_wavs_dir", "--output_dir"))
-        gain = 0.1 if "no_gate" in str(enhanced) else 0.0
-        for path in noisy.iterdir():
-            hiss = np.random.default_rng(0).standard_normal(len(samples := load(path)))
-            save(enhanced / path.name, samples + gain * 0.1 * hiss[:, None])
-        return 0
+    def enhance(jobs: list[tuple[Path, Path]], *_: object, **__: object) -> None:
+        for noisy, enhanced in jobs:
+            hiss = np.random.default_rng(0).standard_normal(len(samples := load(noisy)))
+            gain = 0.1 if "no_gate" in str(enhanced) else 0.0
+            save(enhanced, samples + gain * 0.1 * hiss[:, None])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation.train, "main", train)
-        patch.setattr(ablation.inference, "main", enhance)
+        patch.setattr(ablation, "enhance_files", enhance)
         ended = call_ablation(folder, "--steps", "1", *FOR_TRAIN)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == (folder / "out/ablation.md").read_text()
@@ -122,20 +122,14 @@ def test_table() -> None:
 
 def test_more_steps_resume_and_enhance_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
-
-    def record(argv: list[str]) -> int:
-        calls.append(argv)
-        return 0
-
-    monkeypatch.setattr(ablation.train, "main", record)
-    monkeypatch.setattr(ablation.inference, "main", record)
+    monkeypatch.setattr(ablation.train, "main", lambda argv: calls.append(argv) or 0)
+    monkeypatch.setattr(ablation, "enhance_files", lambda *_, **__: {})
     ended = call_ablation(done, "--steps", "2", *FOR_TRAIN)
     assert ended.returncode == 1  # nothing was enhanced
     assert "no_gate: s_4" in ended.stderr
-    for name, (training, enhancing) in zip(("base", "no_gate"), (calls[:2], calls[2:]), strict=True):
+    for name, training in zip(("base", "no_gate"), calls, strict=True):
         paths = ["--config", f"out/{name}/config.json", "--checkpoint_path", f"out/{name}/run"]
         assert training == [*paths, "--max_steps", "2", *FOR_TRAIN[1:], "--resume", "--quiet"]
-        assert enhancing[-3:] == ["--checkpoint_file", f"out/{name}/run/latest.safetensors", "--quiet"]
         assert not (done / "out" / name / "enhanced").exists()
 
 
@@ -143,24 +137,23 @@ def test_more_steps_resume_and_enhance_again(done: Path, monkeypatch: pytest.Mon
     ("codes", "code", "calls"),
     [
         ({"base": 2}, 1, ["base"]),  # nothing to compare with
-        ({"no_gate": 1}, 1, ["base", "base", "no_gate"]),
+        ({"no_gate": 1}, 1, ["base", "no_gate"]),
         ({"base": 143}, 143, ["base"]),  # stopped
     ],
 )
 def test_failures(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int], code: int, calls: list[str]
+    done: Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int], code: int, calls: list[str]
 ) -> None:
     called: list[str] = []
 
     def end(argv: list[str]) -> int:
-        name = argv[1].split("/")[1] if argv[0] == "--config" else called[-1]
-        called.append(name)
-        return codes.get(name, 0)
+        called.append(argv[1].split("/")[1])
+        return codes.get(called[-1], 0)
 
     monkeypatch.setattr(ablation.train, "main", end)
-    monkeypatch.setattr(ablation.inference, "main", end)
+    monkeypatch.setattr(ablation, "enhance_files", lambda *_, **__: {})
     monkeypatch.setattr(ablation, "score_pairs", lambda *_, **__: [])
-    ended = call_ablation(folder, "--steps", "2", *FOR_TRAIN)
+    ended = call_ablation(done, "--steps", "2", *FOR_TRAIN)
     assert (ended.returncode, called) == (code, calls)
     assert code == 143 or f"{calls[-1]}: train.py ended" in ended.stderr
 
@@ -172,14 +165,13 @@ def test_failures(
         (["--steps", "0"], "--steps"),
         (["--steps", "2", "--base", "none.json"], "none.json"),
         (["--steps", "2", "--variants", "list.json"], "list.json"),
-        (["--steps", "2", "--variants", "noisy.json"], "noisy.json"),
+        (["--steps", "2", "--variants", "base.json"], "base.json: the name base is taken"),
         (["--steps", "2", "--variants", "odd.json"], "odd/config.json: model.channels"),
         (["--steps", "2", "--noisy_wav_dir", "empty"], "empty"),
     ],
 )
 def test_wrong_command_line(folder: Path, options: list[str], words: str) -> None:
     (folder / "list.json").write_text("[]")
-    (folder / "noisy.json").write_text("{}")
     (folder / "odd.json").write_text('{"model": {"channels": 9}}')
     (folder / "empty").mkdir(exist_ok=True)
     ended = call_ablation(folder, *options, *FOR_TRAIN)
@@ -193,17 +185,10 @@ def test_training_for_real(folder: Path) -> None:
     ended = call_ablation(folder, "--steps", "1", *FOR_TRAIN)
     assert (ended.returncode, ended.stdout) == (0, (folder / "out/ablation.md").read_text())
     assert (folder / "out/no_gate/run/latest.pt").exists()
+    assert len(list((folder / "out/no_gate/enhanced").iterdir())) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablation").glob("*.json")), ids=lambda path: path.stem)
-def test_each_variant_trains_and_enhances(path: Path, tmp_path: Path) -> None:
-    write_pairs(tmp_path)
-    small = [option for option in SMALL if "channels" not in option]
-    options = ("--config", path, *small, "--checkpoint_path=run", "--max_steps=2", "--quiet")
-    trained = call_main(ablation.main, "train", *options, cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    options = ("--output_dir", "enhanced", "--checkpoint_file", "run/best.safetensors", "--quiet")
-    enhanced = call_main(ablation.main, "inference", "--input_noisy_wavs_dir", "noisy", *options, cwd=tmp_path)
-    assert (enhanced.returncode, enhanced.stderr) == (0, "")
-    assert len(list((tmp_path / "enhanced").glob("*.wav"))) == 9
+@pytest.mark.parametrize("script", ["train", "inference"])
+def test_commands_for_a_single_variant(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr(getattr(ablation, script), "main", lambda argv: print(*argv) or 3)
+    assert call_main(ablation.main, script, "--config", "a.json") == (3, "--config a.json\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,33 +21,9 @@ from tests.fixtures.commands import ROOT
 from tools.ablation.networks import ImseAblationConfig, make_attention, make_local
 
 FILES = sorted((ROOT / "configs/ablation").glob("*.json"))
-BASE = 430_139
-WIDTHS = 4 * 16 + 2 * 32 + 48
-"""Channels of all seven stages: four of 16, two of 32, one of 48. Each stage has one IDConv and four blocks."""
-SQUARES = 4 * 16**2 + 2 * 32**2 + 48**2
-PARAMETERS = {
-    "mala_without_magnitude": BASE,
-    "mala_without_rotation": BASE,
-    "softmax_bottleneck": BASE,
-    "other_seed": BASE,
-    "mala_without_lepe": BASE - 4 * (25 + 1) * WIDTHS,
-    "mala_without_gate": BASE - 4 * (SQUARES + WIDTHS),
-    # Each kernel has a bias and filters an eighth of the channels.
-    "idconv_without_square": BASE - (9 + 1) * WIDTHS // 8,
-    "idconv_without_frequency": BASE - (11 + 1) * WIDTHS // 8,
-    "idconv_without_time": BASE - (11 + 1) * WIDTHS // 8,
-    "idconv_band_7": BASE - 2 * 4 * WIDTHS // 8,
-    "idconv_band_15": BASE + 2 * 4 * WIDTHS // 8,
-    "depthwise_3x3": BASE + (9 + 1) * WIDTHS - (10 + 12 + 12) * WIDTHS // 8,
-    # Offsets by a 3×3 and a 1×1 convolution with 18 outputs, 3×3 deformable kernel; the mix is in both.
-    "deformable_embedding": BASE + (9 + 18 + 9) * WIDTHS - (10 + 12 + 12) * WIDTHS // 8,
-    # MUSE has 510 159 with the deformable embedding.
-    "taylor_attention": 510_159 - (9 + 18 + 9) * WIDTHS + (10 + 12 + 12) * WIDTHS // 8,
-    # As in docs/ABLATIONS.md.
-    "magnitude_only": 385_301,
-    "width_8": 122_165,
-    "width_24": 922_673,
-}
+ROWS = re.findall(r"^\| `(\w+)` \|.*\| ([\d ]+) \|$", (ROOT / "docs/ABLATIONS.md").read_text(), re.MULTILINE)
+PARAMETERS = {name: int(count.replace(" ", "")) for name, count in ROWS}
+"""Of each variant, in the table of the documentation."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -61,8 +38,28 @@ def test_parameters(path: Path) -> None:
     assert [name for name, each in network.named_parameters() if each.grad is None] == []
 
 
-def test_every_variant_is_counted() -> None:
-    assert {path.stem for path in FILES} == PARAMETERS.keys()
+def test_every_variant_is_documented() -> None:
+    assert {"base", *(path.stem for path in FILES)} == PARAMETERS.keys()
+
+
+def test_parameters_of_parts_by_hand() -> None:
+    # Channels of all seven stages: four of 16, two of 32, one of 48. Each stage has one IDConv and four blocks.
+    widths, squares = 4 * 16 + 2 * 32 + 48, 4 * 16**2 + 2 * 32**2 + 48**2
+    square, band = (9 + 1) * widths // 8, (11 + 1) * widths // 8  # kernels with a bias, for an eighth of the channels
+    # Offsets by a 3×3 and a 1×1 convolution with 18 outputs, and a 3×3 deformable kernel.
+    deformable = (9 + 18 + 9) * widths - square - 2 * band
+    changes = {
+        "mala_without_lepe": -4 * (25 + 1) * widths,
+        "mala_without_gate": -4 * (squares + widths),
+        "idconv_without_square": -square,
+        "idconv_without_frequency": -band,
+        "idconv_without_time": -band,
+        "idconv_band_7": -2 * 4 * widths // 8,
+        "depthwise_3x3": (9 + 1) * widths - square - 2 * band,
+        "deformable_embedding": deformable,
+        "taylor_attention": 510_159 - deformable - PARAMETERS["base"],  # MUSE has both
+    }
+    assert {name: PARAMETERS[name] - PARAMETERS["base"] for name in changes} == changes
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "width" not in path.stem], ids=lambda path: path.stem)
@@ -81,13 +78,13 @@ def test_shared_parameters_have_the_initial_values_of_imse(config: Config, path:
 
 
 def test_defaults_are_imse(config: Config) -> None:
-    paper = build(config).eval()
-    same = build(replace(config, model=ImseAblationConfig("imse_ablation", channels=16, beta=2.0))).eval()
+    paper = build(config).eval().double()
+    same = build(replace(config, model=ImseAblationConfig("imse_ablation", channels=16, beta=2.0))).eval().double()
     same.load_state_dict(paper.state_dict())
-    noisy = Spectra(torch.rand(1, 256, 6), torch.rand(1, 256, 6))
+    noisy = Spectra(*torch.rand(2, 1, 256, 6, dtype=torch.float64))
     with torch.inference_mode():
-        assert torch.equal(same(noisy).mag, paper(noisy).mag)
-        assert torch.equal(same(noisy).pha, paper(noisy).pha)
+        (mag, pha), (paper_mag, paper_pha) = same(noisy), paper(noisy)
+    torch.testing.assert_close(torch.polar(mag, pha), torch.polar(paper_mag, paper_pha), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -149,27 +146,26 @@ def test_softmax_is_in_the_bottleneck_only() -> None:
 @pytest.mark.parametrize(("kind", "part"), [("without_lepe", "lepe"), ("without_gate", "output_gate")])
 def test_without_a_part_equals_a_neutral_part(kind: str, part: str) -> None:
     torch.manual_seed(0)
-    whole, without = MALA(16), make_attention(kind, 0, 16)
+    whole, without = MALA(16).double(), make_attention(kind, 0, 16).double()
     neutral = getattr(whole, part)
     with torch.no_grad():
         neutral.weight.zero_()
         neutral.bias.fill_(float(kind == "without_gate"))
     without.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith(part)})
-    x = torch.randn(2, 16, 6, 5)
+    x = torch.randn(2, 16, 6, 5, dtype=torch.float64)
     rotary = rotary_tables(6, 5, 16, x)
-    assert torch.allclose(without(x, rotary), whole(x, rotary), atol=1e-6)
+    torch.testing.assert_close(without(x, rotary), whole(x, rotary), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "first"), [("without_square", 10), ("without_frequency", 12), ("without_time", 14)])
 def test_channels_of_a_missing_branch_pass(kind: str, first: int) -> None:
     torch.manual_seed(0)
-    whole, without = IDConv(16), make_local(kind, 11, 16)
+    whole, without = IDConv(16).double(), make_local(kind, 11, 16).double()
     without.load_state_dict(whole.state_dict(), strict=False)
-    x = torch.randn(1, 16, 12, 13)
-    mixed, ours, full = whole.mix(x), without(x), whole(x)
-    for channel in range(16):
-        missing = channel in (first, first + 1)
-        assert torch.equal(ours[:, channel], (mixed if missing else full)[:, channel])
+    x = torch.randn(1, 16, 12, 13, dtype=torch.float64)
+    expected = whole(x).clone()
+    expected[:, first : first + 2] = whole.mix(x)[:, first : first + 2]
+    torch.testing.assert_close(without(x), expected, rtol=0, atol=1e-10)
 
 
 def test_depthwise_filters_every_channel_by_a_square() -> None:
@@ -188,10 +184,10 @@ def test_depthwise_filters_every_channel_by_a_square() -> None:
 
 def test_magnitude_only_ignores_and_keeps_the_phase() -> None:
     torch.manual_seed(0)
-    network = build(load_config(ROOT / "configs/ablation/magnitude_only.json")).eval()
-    mag, pha, other = torch.rand(3, 1, 256, 5)
+    network = build(load_config(ROOT / "configs/ablation/magnitude_only.json")).eval().double()
+    mag, pha, other = torch.rand(3, 1, 256, 5, dtype=torch.float64)
     with torch.inference_mode():
         first, second = network(Spectra(mag, pha)), network(Spectra(mag, other))
         assert torch.equal(first.pha, pha) and torch.equal(second.pha, other)
-        assert torch.equal(first.mag, second.mag)
+        torch.testing.assert_close(first.mag, second.mag, rtol=0, atol=1e-10)
         assert not torch.allclose(network(Spectra(other, pha)).mag, first.mag)

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from config import Config, load_config
-from metrics.score import METRICS, score_signals
 from models import build
-from models.checkpoint import save_checkpoint
 from models.stft import Spectra
 from tests.fixtures.commands import call_main
-from tests.fixtures.recordings import save
-from tests.fixtures.signals import speech_like, with_noise
-from tests.reference.imse import ReferenceIMSE
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import inference, scoring
+from tools.benchmark import inference
 from tools.benchmark.__main__ import CONFIGS, as_table
 from tools.benchmark.inference import Plain, count_macs, make_networks
 
 Measure = Callable[..., list[dict[str, Any]]]
-PAIRS = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy")
 
 
 @pytest.fixture
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     """Run the command in `tmp_path`, in this process; return the rows of its JSON."""
-
-    def here(function: Callable, items: Sequence, workers: int) -> Iterator[tuple[int, object]]:
-        assert workers >= 1
-        return enumerate(map(function, items))
-
     monkeypatch.setattr(inference, "call_in_new_process", lambda function, *args: function(*args))
-    monkeypatch.setattr(scoring, "run_in_processes", here)
-    monkeypatch.setattr("metrics.score.run_in_processes", here)
 
     def run(*arguments: object) -> list[dict[str, Any]]:
         done = call_main(benchmark.main, *arguments, "--json", "rows.json", cwd=tmp_path)
@@ -61,21 +47,6 @@ def small(tmp_path: Path, small_config: Config) -> Path:
     path = tmp_path / "small.json"
     path.write_text(json.dumps(config.to_dict()))
     return path
-
-
-@pytest.fixture
-def lite(tmp_path: Path) -> Path:
-    """Checkpoint of Lite-RTSE with random weights: the fastest network."""
-    config = load_config(CONFIGS / "lite_rtse.json")
-    save_checkpoint(tmp_path / "lite.safetensors", build(config), config)
-    return tmp_path / "lite.safetensors"
-
-
-def write_pairs(folder: Path, count: int) -> None:
-    for number in range(count):
-        clean = speech_like(1, seed=number)
-        save(folder / f"clean/{number}.wav", clean, subtype="FLOAT")
-        save(folder / f"noisy/{number}.wav", with_noise(clean, 5), subtype="FLOAT")
 
 
 def test_network(measure: Measure, small: Path) -> None:
@@ -101,6 +72,7 @@ def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
     ("name", "form", "samples", "published"),
     [
         ("imse", "plain", 30_700, 4.54e9),
+        ("imse", "eager", 30_700, 5.09e9),  # as in docs/PERFORMANCE.md
         ("muse", "plain", 30_700, 9.98e9),
         ("lite_rtse", "eager", 62 * 256, 0.642e9),  # 63 frames
         ("cnunet", "eager", 162 * 100, 7.576e9),  # 163 frames
@@ -109,20 +81,9 @@ def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
 @pytest.mark.slow
 def test_macs(name: str, form: str, samples: int, published: float) -> None:
     config = load_config(CONFIGS / f"{name}.json", [f"data.segment_size={samples}"])
-    networks = make_networks(config)
-    macs = count_macs(networks[form], config)
+    macs = count_macs(make_networks(config)[form], config)
     seconds = samples / 16_000 if name == "imse" else 1
     assert macs / seconds == pytest.approx(published, rel=0.02)
-    if name != "imse":
-        return
-    # Ours leaves out the unread half of two 1×1 convolutions and the fusions (a squeeze to 4, 4 and 6 channels and
-    # back), and computes MALA's products for all heads at once.
-    expected = macs - 2 * (2 * 16 * 16) * 308 * 128
-    for width, stages, positions, squeezed in ((16, 4, 308 * 128, 4), (32, 2, 154 * 64, 4), (48, 1, 77 * 32, 6)):
-        expected -= stages * 2 * width * squeezed
-        per_head, all_heads = (1 + 8 + 8) * width, 5 * width * width
-        expected += 4 * stages * (positions * (all_heads - per_head) + 2 * width**3)
-    assert count_macs(networks["eager"], config) == expected
 
 
 @pytest.mark.parametrize("frames", [1, 4, 7])
@@ -184,50 +145,6 @@ def test_new_process_has_its_own_peak_memory() -> None:
     assert 0 < inference.call_in_new_process(inference.peak_memory) < 5000
 
 
-@pytest.mark.slow
-def test_folder(measure: Measure, tmp_path: Path) -> None:
-    save(tmp_path / "noisy/a.wav", with_noise(speech_like(0.2), 5))
-    torch.manual_seed(0)
-    torch.save({"generator": ReferenceIMSE().state_dict()}, tmp_path / "published")
-    rows = measure("folder", "--input_noisy_wavs_dir", "noisy", "--checkpoint_file", "published", "--threads", 1)
-    assert [(row["form"], row["files"]) for row in rows] == [("plain", 1), ("ours", 1)]
-    assert rows[0]["s"] / rows[1]["s"] == pytest.approx(rows[1]["speed-up"])
-
-
-def test_metrics(measure: Measure, tmp_path: Path) -> None:
-    write_pairs(tmp_path, 1)
-    rows = measure("metrics", *PAIRS, "--jobs", 2)
-    assert [row["form"] for row in rows] == ["plain loops", "one process", "2 processes", "PESQ alone, one process"]
-    assert rows[0]["speed-up"] == 1
-
-
-def test_peers(measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(f"No module named '{name}'")
-
-    write_pairs(tmp_path, 3)
-    monkeypatch.setattr(scoring.importlib, "import_module", missing)
-    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite, "--threads", 1)
-    assert (first["system"], first["files"], last["system"]) == ("noisy", 2, "lite")
-    # The first and the last file, quantised to 16 bits.
-    scores = [
-        score_signals(clean, np.rint(with_noise(clean, 5) * 2**15) / 2**15, "published")[0]
-        for clean in (speech_like(1, seed=0), speech_like(1, seed=2))
-    ]
-    for metric in METRICS:
-        assert first[metric] == pytest.approx(np.mean([each[metric] for each in scores]), abs=2e-3), metric
-
-
-def test_rnnoise_has_no_delay() -> None:
-    pytest.importorskip("pyrnnoise.rnnoise")
-    clean = speech_like(1).astype(np.float32)[:15_999]
-    enhanced = scoring.make_rnnoise()(clean)
-    assert enhanced.shape == clean.shape
-    lags = range(-100, 101)
-    products = [float(np.dot(enhanced[200:-200], clean[200 + lag : len(clean) - 200 + lag])) for lag in lags]
-    assert abs(lags[int(np.argmax(products))]) <= 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -239,19 +156,12 @@ def test_rnnoise_has_no_delay() -> None:
         ("network --config nothing.json", "nothing.json"),
         ("network --forms fast", "--forms"),
         (f"stream --config {CONFIGS / 'imse.json'}", "stream"),
-        ("folder --input_noisy_wavs_dir noisy --checkpoint_file clean/0.wav", "clean/0.wav"),
-        ("peers --clean_wav_dir nowhere --noisy_wav_dir noisy", "nowhere"),
-        ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file eight.safetensors", "8000 Hz"),
     ],
 )
 def test_wrong_command_line(tmp_path: Path, small_config: Config, arguments: str, words: str) -> None:
-    for name in ("clean/0", "noisy/0"):
-        save(tmp_path / f"{name}.wav", speech_like(0.5))
     eight = replace(small_config, data=replace(small_config.data, sampling_rate=8000))
     (tmp_path / "other_rate.json").write_text(json.dumps(eight.to_dict()))
-    if "eight" in arguments:
-        save_checkpoint(tmp_path / "eight.safetensors", build(eight), eight)
     done = call_main(benchmark.main, *arguments.split(), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = [line for line in done.stderr.splitlines() if "left out" not in line]
+    (line,) = done.stderr.splitlines()
     assert words in line

@@ -104,7 +104,7 @@ def test_weights_of_two_positions_by_hand() -> None:
 
 
 def test_responses_of_a_moving_average_and_a_difference() -> None:
-    kernels = torch.tensor([[0.5, 0.5], [1.0, -1.0]])
+    kernels = torch.tensor([[0.5, 0.5], [1.0, -1.0]], dtype=torch.float64)
     frequencies, gains = frequency_response(kernels, rate=160, points=5)
     assert frequencies.tolist() == [0, 20, 40, 60, 80]
     angles = [math.pi * hertz / 160 for hertz in (0, 20, 40, 60, 80)]
@@ -118,9 +118,9 @@ def trace_of(noisy: Spectra, enhanced: Spectra) -> Trace:
 
 
 def test_mask_and_phase_change_by_hand() -> None:
-    noisy = Spectra(torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[3.0, -1.0]]]))
-    enhanced = Spectra(torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[-3.0, 1.0]]]))
-    trace_ = trace_of(noisy, enhanced)
+    values = torch.tensor([[2.0, 0.0], [3.0, -1.0], [1.0, 5.0], [-3.0, 1.0]], dtype=torch.float64)
+    noisy_mag, noisy_pha, mag, pha = values[:, None, None]
+    trace_ = trace_of(Spectra(noisy_mag, noisy_pha), Spectra(mag, pha))
     assert trace_.mask.tolist() == [[0.5, 0.0]]
     assert trace_.phase_change[0].tolist() == pytest.approx([2 * math.pi - 6, 2])
 

@@ -28,9 +28,8 @@ from tests.fixtures.recordings import RATE, files_below, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.report import __main__ as report
 from tools.report import page, recording
-from tools.report.page import Content, write_page
-from tools.report.recording import Prepared, Recording, prepare, waveform_image
-from tools.report.versions import Version
+from tools.report.page import Content, Version, write_page
+from tools.report.recording import Prepared, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +89,8 @@ def test_summary_equals_that_of_cal_metrics(folders: Path) -> None:
         assert len(shown) == len(METRICS)
     assert [version["name"] for version in data_of("scores")["versions"]] == ["enhanced", "clean"]
     # The players come first, the statistics below them.
-    assert sections_of() == ["files", "summary", "distributions", "paired"]
-    assert sections_of("scores") == ["files", "summary", "distributions"]
+    assert sections_of() == ["files", "summary", "paired"]
+    assert sections_of("scores") == ["files", "summary"]
 
 
 @pytest.mark.usefixtures("folders")
@@ -111,7 +110,6 @@ def test_paired_tests_are_those_of_the_scores() -> None:
     assert float(wilcoxon_p) == test.wilcoxon_p == 0.25
     assert (improved, files) == ("100.0 %", "3")
     assert [each["seconds"] for each in recordings] == [0.6] * 3
-    assert [each["snr"] for each in recordings] == pytest.approx([0, 5, 10], abs=0.05)
 
 
 @pytest.mark.usefixtures("folders")
@@ -119,7 +117,6 @@ def test_without_clean_files_there_are_no_scores() -> None:
     assert make("--enhanced", "system=enhanced").returncode == 0
     data = data_of()
     assert [version["scored"] for version in data["versions"]] == [False, False]
-    assert [each["snr"] for each in data["recordings"]] == [None] * 3
     assert [each["name"] for each in data["recordings"]] == ["p0", "p1", "p2"]
     assert sections_of() == ["files"]
 
@@ -174,7 +171,7 @@ def test_bad_files_are_named_and_the_others_are_shown(folders: Path) -> None:
         (["--enhanced", "enhanced"], "--enhanced: expected NAME=DIR"),
         (["--enhanced", "clean=enhanced"], "--enhanced: the name 'clean' is taken"),
         (["--enhanced", "a=enhanced", "--enhanced", "a=enhanced"], "--enhanced: the name 'a' is taken"),
-        (["--output_dir", "noisy/p0.wav"], "--output_dir: noisy/p0.wav"),
+        (["--output_dir", "noisy/p0.wav"], "noisy/p0.wav: cannot be written"),
         (["--jobs", "0"], "--jobs"),
     ],
 )
@@ -252,64 +249,35 @@ def brightness(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(content)).convert("L")).astype(float)
 
 
-def test_waveform_reaches_as_far_as_the_signal() -> None:
-    signal = np.concatenate([np.full(500, 0.5), np.full(500, -0.25)]).astype(np.float32)
-    ink = brightness(waveform_image(signal, 2000, peak=1.0)) < 128
-    height = len(ink)
-    up, down, padding = (np.flatnonzero(ink[:, column]) - height // 2 for column in (100, 400, 900))
-    assert (up.min(), up.max()) == (-24, 0)
-    assert (down.min(), down.max()) == (0, 12)
-    assert (padding.min(), padding.max()) == (0, 0)
-
-
 def test_versions_share_the_scales_of_the_images(tmp_path: Path) -> None:
     save(tmp_path / "loud.wav", tone(1000))
     save(tmp_path / "quiet.wav", tone(1000, 0.5, level=0.05))
-    versions = media_of(prepare(Recording((tmp_path / "loud.wav", tmp_path / "quiet.wav"), None, None)))
+    versions = media_of(prepare((tmp_path / "loud.wav", tmp_path / "quiet.wav")))
     loud, quiet = (brightness(b64decode(version["spectrogram"])) for version in versions if version)
     assert loud.shape == quiet.shape
     assert loud.max() > quiet.max() + 20
     assert quiet[:, quiet.shape[1] // 2 + 4 :].max() < 20  # after the end
-    loud, quiet = (brightness(b64decode(version["waveform"])) < 128 for version in versions if version)
-    assert loud.sum() > 5 * quiet.sum()
 
 
-@pytest.mark.parametrize(("rate", "played"), [(2000, 8000), (16_000, 16_000), (44_100, 44_100), (384_000, 192_000)])
-def test_sound_is_flac_at_a_rate_that_browsers_decode(tmp_path: Path, rate: int, played: int) -> None:
-    stereo = np.stack([tone(300, 0.2, rate), tone(500, 0.2, rate)], axis=1)
-    save(tmp_path / "a.wav", stereo, rate=rate)
-    (version,) = media_of(prepare(Recording((tmp_path / "a.wav",), 0, None)))
+def test_sound_is_flac(tmp_path: Path) -> None:
+    stereo = np.stack([tone(300, 0.2, 44_100), tone(500, 0.2, 44_100)], axis=1)
+    save(tmp_path / "a.wav", stereo, rate=44_100)
+    (version,) = media_of(prepare((tmp_path / "a.wav",)))
     assert version
-    samples, found = soundfile.read(BytesIO(b64decode(version["sound"])))
-    assert (found, samples.shape[1]) == (played, 2)
-    assert len(samples) / found == pytest.approx(0.2, abs=1e-3)
-    if rate == played:
-        assert np.array_equal(samples, np.rint(stereo * 32768) / 32768)
-
-
-def test_input_snr(tmp_path: Path) -> None:
-    clean = speech_like(1.0)
-    save(tmp_path / "clean.wav", clean)
-    save(tmp_path / "noisy.wav", with_noise(clean, 7)[:-100])
-    save(tmp_path / "other.wav", with_noise(clean, 7)[:-1000])
-    save(tmp_path / "stereo.wav", np.stack([clean, clean], axis=1))
-    values = {
-        name: prepare(Recording((tmp_path / f"{name}.wav", tmp_path / "clean.wav"), 0, 1)).snr_db
-        for name in ("noisy", "other", "stereo", "clean")
-    }
-    assert values.pop("noisy") == pytest.approx(7, abs=0.05)
-    assert all(math.isnan(value) for value in values.values())
+    samples, rate = soundfile.read(BytesIO(b64decode(version["sound"])))
+    assert rate == 44_100
+    assert np.array_equal(samples, np.rint(stereo * 32768) / 32768)
 
 
 def test_unreadable_versions_are_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "good.wav", tone(1000))
     save(tmp_path / "long.wav", tone(1000, 3.0))
     monkeypatch.setattr(recording, "MAX_SECONDS", 2)
-    prepared = prepare(Recording((tmp_path / "good.wav", tmp_path / "long.wav", tmp_path / "none.wav"), None, None))
+    prepared = prepare((tmp_path / "good.wav", tmp_path / "long.wav", tmp_path / "none.wav"))
     too_long, missing = prepared.problems
     assert too_long.startswith(f"{tmp_path}/long.wav: longer than 2 s")
     assert missing.startswith(f"{tmp_path}/none.wav")
     assert [version is None for version in media_of(prepared)] == [False, True, True]
     assert prepared.seconds == 1.0
-    nothing = prepare(Recording((tmp_path / "none.wav",), None, None))
+    nothing = prepare((tmp_path / "none.wav",))
     assert math.isnan(nothing.seconds) and nothing.media is None

@@ -8,12 +8,10 @@ from scipy.signal import welch
 
 from cli import UserError
 from tests.fixtures.signals import level_of, speech_like
-from tools.robustness import degradations
 from tools.robustness.degradations import (
     CODECS,
     RATE,
     Codec,
-    available_codecs,
     babble,
     clip_share,
     encode_decode,
@@ -39,7 +37,6 @@ def test_gain_to(level: float) -> None:
     scaled = SPEECH * gain_to(SPEECH, level)
     assert level_of(scaled) == pytest.approx(level, abs=1e-9)
     assert gain_to(np.array([0.1, -0.1]), level) == pytest.approx(10 ** ((level + 20) / 20))
-    assert gain_to(np.zeros(8), level) == 1
 
 
 def test_clip_share() -> None:
@@ -97,8 +94,6 @@ def test_mu_law_levels() -> None:
 @pytest.mark.parametrize("name", CODECS)
 def test_codecs_have_no_delay(name: str) -> None:
     codec = CODECS[name]
-    if name not in available_codecs()[0]:
-        pytest.skip(f"{name} is not in this libsndfile")
     decoded = through_codec(SPEECH, codec)
     assert decoded.shape == SPEECH.shape
     assert find_delay(SPEECH, decoded) == 0
@@ -123,11 +118,6 @@ def test_codecs_clip_samples_beyond_full_scale() -> None:
     assert np.max(np.abs(decoded)) < 1.5
 
 
-def test_missing_codecs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"present": Codec("WAV", "PCM_16"), "missing": Codec("WAV", "MPEG_LAYER_III", 16_000, 0.5)}
-    monkeypatch.setattr(degradations, "CODECS", known)
-    available, (line,) = available_codecs()
-    assert list(available) == ["present"]
-    assert line.startswith("missing: left out: WAV MPEG_LAYER_III")
+def test_missing_codec() -> None:
     with pytest.raises(UserError, match="WAV MPEG_LAYER_III"):
-        through_codec(SPEECH, known["missing"])
+        through_codec(SPEECH, Codec("WAV", "MPEG_LAYER_III", 16_000, 0.5))

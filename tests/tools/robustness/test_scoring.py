@@ -6,11 +6,9 @@ import csv
 import io
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +19,7 @@ from metrics.score import METRICS
 from metrics.signals import ScoreError
 from tests.fixtures.signals import speech_like, with_noise
 from tools.robustness import scoring, summary
-from tools.robustness.conditions import AXES, BASE, Axis, Condition, all_conditions, make_axes
+from tools.robustness.conditions import AXES, BASE, Axis, Condition, make_axes
 from tools.robustness.dnsmos import DNSMOS, load_dnsmos, summarise_dnsmos
 from tools.robustness.mixes import Mix
 from tools.robustness.scoring import Job, Scores, measure, score
@@ -44,25 +42,11 @@ RESULTS = {BASE: BETTER, LOUD: WORSE}
 def test_markdown() -> None:
     text = summary.as_markdown([AXIS], RESULTS, ["net"], "A note.")
     assert text.startswith("A note.\n\n**PESQ**")
-    assert "| noise | all files | 1.00 | +2.50 ± 2.05 |\n|  | loud | 3.00 | -1.00 ± 0.08 |\n" in text
+    # The whole interval is below 0.
+    assert "| noise | all files | 1.00 | +2.50 ± 2.05 |\n|  | loud | 3.00 | **-1.00 ± 0.08** |\n" in text
     assert "| noise | all files | 1.000 | +2.500 ± 2.054 |" in text
-    # Means over both conditions: (1 − 1.06) / 2, (2 − 1.02) / 2, (3 − 0.98) / 2, (4 − 0.94) / 2.
-    assert "| net | 4 | +0.13 | +0.75 | +1.37 | p1 -0.03, p2 +0.49, p3 +1.01 |" in text
-    assert text.endswith("- net: noise loud: PESQ -1.00 ± 0.08, STOI -1.000 ± 0.082, SI-SDR dB -1.0 ± 0.1\n")
-
-
-def test_only_significant_regressions_are_listed_and_each_once() -> None:
     uncertain = {BASE: BETTER, LOUD: [scored("a", 2, 1.5), scored("b", 2, 2.1), scored("c", 2, 1.5)]}
-    assert summary.as_markdown([AXIS], uncertain, ["net"], "").endswith("- net: none\n")
-    other = Axis("snr", "SNR", {"10": LOUD})
-    assert summary.as_markdown([AXIS, other], RESULTS, ["net"], "").count("PESQ -1.00") == 1
-
-
-def test_speakers_are_sorted_and_those_without_a_score_left_out() -> None:
-    results = {BASE: [scored("b-1", 1, 3), scored("a-1", 1, 1.5), scored("a-2", 1, 1.7), scored("c-1", 1, math.nan)]}
-    gains = summary.speaker_gains([Axis("snr", "SNR", {"5": BASE})], results, "net")
-    assert list(gains) == ["a", "b"]
-    assert gains == pytest.approx({"a": 0.6, "b": 2})
+    assert "|  | loud | 2.00 | -0.30 ± 0.86 |" in summary.as_markdown([AXIS], uncertain, ["net"], "")
 
 
 def test_json_and_csv() -> None:
@@ -84,29 +68,31 @@ def test_json_and_csv() -> None:
 
 def test_dnsmos_summaries() -> None:
     rows = [scored(f"r{number}", 1, 1 + number, tuple(DNSMOS)) for number in (1, 2, 3, 4)]
-    text, content = summarise_dnsmos(rows, ["net"])
+    text = summarise_dnsmos(rows, ["net"])
     assert "DNSMOS of 4 files" in text
     assert "| overall | 1.00 | +2.50 ± 2.05 |" in text
-    assert content["net"]["bak_mos"] == {"gain": 2.5, "ci95": 2.0543}
-    assert summarise_dnsmos(rows[:1], ["net"])[1]["net"]["bak_mos"] == {"gain": 1, "ci95": None}
+    assert "| overall | 1.00 | +1.00 |" in summarise_dnsmos(rows[:1], ["net"])
     assert summary.as_csv([({}, rows)], ["net"]).splitlines()[1] == "r1,net,1,1,1,1,2,2,2,2"
 
 
-def test_plot_has_a_panel_for_each_axis_and_metric() -> None:
-    draw = pytest.importorskip("tools.robustness.chart").draw
+def test_plot_has_a_panel_for_each_axis_and_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    chart = pytest.importorskip("tools.robustness.chart")
+    figures: list[Any] = []
+    monkeypatch.setattr(chart.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     axes = [AXIS, Axis("snr", "SNR, dB", {"5": BASE, "10": LOUD}, ordered=True)]
-    plot = draw(axes, RESULTS, ["net"], "svg")
-    assert plot == draw(axes, RESULTS, ["net"], "svg")
-    for label, count in (("SNR, dB", 1), ("PESQ", 2), ("STOI", 2), ("all files", 1), ("noisy", 1), ("net", 1)):
-        assert len(re.findall(f">{label}</text>", plot.decode())) == count, label
+    chart.draw(axes, RESULTS, ["net"])
+    panels = figures[0].axes
+    assert [panel.get_title() for panel in panels] == ["noise", "SNR, dB", "", ""]
+    assert [panel.get_ylabel() for panel in panels] == ["PESQ", "PESQ", "STOI", "STOI"]
+    assert [label.get_text() for label in panels[3].get_xticklabels()] == ["5", "10"]
+    assert [label.get_text() for label in figures[0].legends[0].get_texts()] == ["noisy", "net"]
+    noisy, enhanced, *_ = panels[1].lines
+    assert (noisy.get_ydata().tolist(), enhanced.get_ydata().tolist()) == ([1, 3], [3.5, 2])
 
 
 def test_axes() -> None:
     axes = make_axes(AXES, ["rain"], [], {"en": "all"})
     assert [axis.name for axis in axes] == ["snr", "noise", "reverb", "reverb_alone", "level", "clipping", "band"]
-    conditions = all_conditions(axes)
-    assert conditions[0] == BASE
-    assert len(set(conditions)) == len(conditions)
     assert all(BASE in axis.conditions.values() for axis in axes if axis.name != "reverb_alone")
     assert [axis.name for axis in make_axes(["group", "codec"], [], ["c"], {"en": "en"})] == ["codec", "group"]
 
@@ -125,47 +111,26 @@ def test_score() -> None:
     assert silent.noisy["pesq"] > 1
 
 
-def test_interrupted_run_continues_with_the_missing_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[Condition, int]] = []
-
+def test_scores_are_in_order_of_condition_and_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
     def in_reverse(*arguments: Any) -> Iterator[tuple[int, object]]:  # results may come in any order
         items: Sequence = arguments[1]
         for index in reversed(range(len(items))):
             yield index, scored(items[index].id, 0, 1)
 
     def make(condition: Condition, index: int) -> Mix:
-        if condition == LOUD and broken:
-            raise OSError("the disk is full")
-        made.append((condition, index))
-        return Mix(str(index), np.ones(10), np.ones(10))
-
-    def run(settings: object = 1) -> dict[Condition, list[Scores]]:
-        return measure({LOUD: 2, BASE: 3}, make, {}, tmp_path, settings, 1, quiet=True)
+        return Mix(f"{condition.snr:g} {index}", np.ones(10), np.ones(10))
 
     monkeypatch.setattr(scoring, "run_in_processes", in_reverse)
-    broken = True
-    with pytest.raises(OSError, match="full"):
-        run()
-    assert len(made) == 3
-    assert len(list(tmp_path.iterdir())) == 1
-    broken = False
-    first = run()
-    assert made[3:] == [(LOUD, 1), (LOUD, 0)]
-    assert [[row.id for row in first[condition]] for condition in (LOUD, BASE)] == [["0", "1"], ["0", "1", "2"]]
-    assert run() == first
-    assert len(made) == 5
-    next(tmp_path.iterdir()).write_text('{"fingerprint": "cut off')
-    assert run() == first
-    assert len(made) in (7, 8)
-    run(settings=2)
-    assert len(made) in (12, 13)
+    results = measure({LOUD: 2, BASE: 3}, make, {}, 1, quiet=True)
+    names = {condition: [row.id for row in rows] for condition, rows in results.items()}
+    assert names == {LOUD: ["10 0", "10 1"], BASE: ["5 0", "5 1", "5 2"]}
 
 
-def test_crashed_scoring_process_costs_one_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crashed_scoring_process_costs_one_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
     results = lambda *_: iter([(0, scored("0", 1, 2)), (1, RuntimeError("it\ndied"))])  # noqa: E731
     monkeypatch.setattr(scoring, "run_in_processes", results)
     make = lambda _, index: Mix(str(index), np.ones(10), np.ones(10))  # noqa: E731
-    first, second = measure({BASE: 2}, make, {}, tmp_path, None, 1, quiet=True)[BASE]
+    first, second = measure({BASE: 2}, make, {}, 1, quiet=True)[BASE]
     assert (first.noisy["pesq"], first.reason) == (1, "")
     assert math.isnan(second.noisy["pesq"])
     assert (second.id, second.reason) == ("1", "it died")

@@ -143,15 +143,11 @@ class Panel {
 
   makePicture(media, version, index) {
     const { name, color } = data.versions[index];
-    const image = (kind, type) => {
-      const src = `data:image/${type};base64,${version[kind]}`;
-      return element("img", { src, alt: `${kind} of ${name}`, className: kind, draggable: false });
-    };
+    const src = `data:image/webp;base64,${version.spectrogram}`;
     const frame = element(
       "div",
       { className: "frame" },
-      image("waveform", "png"),
-      image("spectrogram", "webp"),
+      element("img", { src, alt: `spectrogram of ${name}`, className: "spectrogram", draggable: false }),
       element("div", { className: "cursor" }),
     );
     frame.addEventListener("click", (event) => {

@@ -41,16 +41,12 @@ class FileTable {
 
   /** Return the columns: label, value of a recording, and text of a value. */
   makeColumns() {
-    const { metrics, recordings } = this.data;
     const columns = [
       { label: "file", value: (recording) => recording.name },
       { label: "seconds", value: (recording) => recording.seconds, text: (value) => formatted(value, 2) },
     ];
-    if (recordings.some((recording) => recording.snr !== null)) {
-      columns.push({ label: "input SNR", value: (recording) => recording.snr, text: (value) => formatted(value, 1) });
-    }
     if (this.scored.length === 0) return columns;
-    metrics.forEach(({ label, digits }, metric) => {
+    this.data.metrics.forEach(({ label, digits }, metric) => {
       columns.push({
         label,
         value: (recording) => this.score(recording, metric),
