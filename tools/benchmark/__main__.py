@@ -1,6 +1,6 @@
 """Benchmarks; run from the project's root, since they compare with the plain transcriptions in `tests.reference`.
 
-    python -m tools.benchmark {network,lengths,stream,train} [--json FILE] …
+    python -m tools.benchmark {network,lengths,stream,train,peers} [--json FILE] …
 
 Alternatives take turns within a run, so that other load on the machine affects all of them; compare ratios of medians
 rather than times of different runs. Each prints a table; `--json FILE` writes it with a description of the machine.
@@ -20,7 +20,8 @@ import torch
 from cli import DONE, ArgumentParser, positive, run
 from config import MODEL_CONFIGS
 from enhance.windows import PROTOCOLS
-from tools.benchmark import inference, training
+from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
+from tools.benchmark import inference, scoring, training
 from tools.benchmark.inference import FORMS
 from utils.atomic import write_text_atomically
 
@@ -28,7 +29,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL_CONFIGS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
 
 
+REQUIRED = object()
 OPTIONS: dict[str, dict[str, Any]] = {
+    "clean_wav_dir": {"type": Path, "metavar": "CLEAN", "help": "clean files"},
+    "noisy_wav_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
+    "checkpoint_file": {"type": Path, "nargs": "+", "metavar": "CKPT", "help": "checkpoints"},
+    "files": {"type": positive, "metavar": "N", "help": "number of files, evenly spaced"},
     "config": {"type": Path, "nargs": "+", "help": "configurations of the networks"},
     "forms": {"choices": FORMS, "nargs": "+", "metavar": "FORM", "help": ", ".join(FORMS)},
     "protocols": {"choices": PROTOCOLS, "nargs": "+", "metavar": "NAME", "help": ", ".join(PROTOCOLS)},
@@ -47,7 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def make_parser() -> ArgumentParser:
     """Return the parser; `measure` of its result is the function that measures."""
-    parser = ArgumentParser(prog="python -m tools.benchmark", description="Measure speed and memory.")
+    parser = ArgumentParser(prog="python -m tools.benchmark", description="Measure speed, memory and scores.")
     subparsers = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, measure: object, **defaults: Any) -> None:
@@ -56,7 +62,9 @@ def make_parser() -> ArgumentParser:
         subparser.set_defaults(measure=measure)
         for option, default in defaults.items():
             settings = dict(OPTIONS[option])
-            if default is not False:
+            if default is REQUIRED:
+                settings["required"] = True
+            elif default is not False:
                 shown = [Path(each).name for each in map(str, default if isinstance(default, list) else [default])]
                 settings["help"] += f"; default: {' '.join(shown)}"
                 settings["default"] = default
@@ -71,6 +79,9 @@ def make_parser() -> ArgumentParser:
     add("stream", inference.measure_stream, config=[CONFIGS / "lite_rtse.json"], hops=2000, threads=1, device="cpu")
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
     add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
+    checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]
+    pairs = {"clean_wav_dir": REQUIRED, "noisy_wav_dir": REQUIRED, "files": 1000}
+    add("peers", scoring.measure_peers, **pairs, checkpoint_file=checkpoints, threads=threads)
     return parser
 
 

@@ -8,26 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from config import Config, load_config
+from metrics.score import METRICS, score_signals
 from models import build
+from models.checkpoint import save_checkpoint
 from models.stft import Spectra
 from tests.fixtures.commands import call_main
+from tests.fixtures.one_process import stay_in_one_process
+from tests.fixtures.recordings import save
+from tests.fixtures.signals import speech_like, with_noise
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import inference
+from tools.benchmark import inference, scoring
 from tools.benchmark.__main__ import CONFIGS, as_table
 from tools.benchmark.inference import Plain, count_macs, make_networks
 
 Measure = Callable[..., list[dict[str, Any]]]
+PAIRS = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy")
 
 
 @pytest.fixture
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     """Run the command in `tmp_path`, in this process; return the rows of its JSON."""
+
     monkeypatch.setattr(inference, "call_in_new_process", lambda function, *args: function(*args))
+    stay_in_one_process(monkeypatch)
 
     def run(*arguments: object) -> list[dict[str, Any]]:
         done = call_main(benchmark.main, *arguments, "--json", "rows.json", cwd=tmp_path)
@@ -47,6 +56,21 @@ def small(tmp_path: Path, small_config: Config) -> Path:
     path = tmp_path / "small.json"
     path.write_text(json.dumps(config.to_dict()))
     return path
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Path:
+    """Checkpoint of Lite-RTSE with random weights: the fastest network."""
+    config = load_config(CONFIGS / "lite_rtse.json")
+    save_checkpoint(tmp_path / "lite.safetensors", build(config), config)
+    return tmp_path / "lite.safetensors"
+
+
+def write_pairs(folder: Path, count: int) -> None:
+    for number in range(count):
+        clean = speech_like(1, seed=number)
+        save(folder / f"clean/{number}.wav", clean, subtype="FLOAT")
+        save(folder / f"noisy/{number}.wav", with_noise(clean, 5), subtype="FLOAT")
 
 
 def test_network(measure: Measure, small: Path) -> None:
@@ -145,6 +169,33 @@ def test_new_process_has_its_own_peak_memory() -> None:
     assert 0 < inference.call_in_new_process(inference.peak_memory) < 5000
 
 
+def test_peers(measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named '{name}'")
+
+    write_pairs(tmp_path, 3)
+    monkeypatch.setattr(scoring.importlib, "import_module", missing)
+    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite, "--threads", 1)
+    assert (first["system"], first["files"], last["system"]) == ("noisy", 2, "lite")
+    # The first and the last file, quantised to 16 bits.
+    scores = [
+        score_signals(clean, np.rint(with_noise(clean, 5) * 2**15) / 2**15, "published")[0]
+        for clean in (speech_like(1, seed=0), speech_like(1, seed=2))
+    ]
+    for metric in METRICS:
+        assert first[metric] == pytest.approx(np.mean([each[metric] for each in scores]), abs=2e-3), metric
+
+
+def test_rnnoise_has_no_delay() -> None:
+    pytest.importorskip("pyrnnoise.rnnoise")
+    clean = speech_like(1).astype(np.float32)[:15_999]
+    enhanced = scoring.make_rnnoise()(clean)
+    assert enhanced.shape == clean.shape
+    lags = range(-100, 101)
+    products = [float(np.dot(enhanced[200:-200], clean[200 + lag : len(clean) - 200 + lag])) for lag in lags]
+    assert abs(lags[int(np.argmax(products))]) <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -156,12 +207,19 @@ def test_new_process_has_its_own_peak_memory() -> None:
         ("network --config nothing.json", "nothing.json"),
         ("network --forms fast", "--forms"),
         (f"stream --config {CONFIGS / 'imse.json'}", "stream"),
+        ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file clean/0.wav", "clean/0.wav"),
+        ("peers --clean_wav_dir nowhere --noisy_wav_dir noisy", "nowhere"),
+        ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file eight.safetensors", "8000 Hz"),
     ],
 )
 def test_wrong_command_line(tmp_path: Path, small_config: Config, arguments: str, words: str) -> None:
+    for name in ("clean/0", "noisy/0"):
+        save(tmp_path / f"{name}.wav", speech_like(0.5))
     eight = replace(small_config, data=replace(small_config.data, sampling_rate=8000))
     (tmp_path / "other_rate.json").write_text(json.dumps(eight.to_dict()))
+    if "eight" in arguments:
+        save_checkpoint(tmp_path / "eight.safetensors", build(eight), eight)
     done = call_main(benchmark.main, *arguments.split(), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    (line,) = [line for line in done.stderr.splitlines() if "left out" not in line]
     assert words in line
