@@ -157,14 +157,14 @@ def test_full_disk_and_closed_input(run: Run, checkpoint: Path) -> None:
 
 
 def test_the_embedded_checkpoint_improves_the_samples(run: Run) -> None:
-    for path in sorted((ROOT / "samples" / "noisy").iterdir())[:1]:
-        noisy, clean = (read_audio(each, RATE)[0][:, 0] for each in (path, ROOT / "samples" / "clean" / path.name))
-        code, pcm, errors = run(to_pcm(noisy))
-        assert code == 0
-        assert "32 ms" in errors
-        enhanced = np.frombuffer(pcm, "<i2") / 32_768
-        assert wideband_pesq(clean, enhanced) > wideband_pesq(clean, noisy)
-        assert si_sdr(clean, enhanced) > si_sdr(clean, noisy) + 0.5
+    path = min((ROOT / "samples" / "noisy").iterdir())
+    noisy, clean = (read_audio(each, RATE)[0][:, 0] for each in (path, ROOT / "samples" / "clean" / path.name))
+    code, pcm, errors = run(to_pcm(noisy))
+    assert code == 0
+    assert "32 ms" in errors
+    enhanced = np.frombuffer(pcm, "<i2") / 32_768
+    assert wideband_pesq(clean, enhanced) > wideband_pesq(clean, noisy)
+    assert si_sdr(clean, enhanced) > si_sdr(clean, noisy) + 0.5
 
 
 def test_a_checkpoint_that_cannot_stream(run: Run, small_checkpoint: Path) -> None:

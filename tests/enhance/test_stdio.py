@@ -28,15 +28,6 @@ def standard_files(folder: Path, content: bytes) -> Iterator[Path]:
         yield folder / "stdout"
 
 
-def test_a_file_is_converted(tmp_path: Path) -> None:
-    def upper(source: Path, target: Path) -> None:
-        target.write_bytes(source.read_bytes().upper())
-
-    with standard_files(tmp_path, b"sound") as output:
-        pipe_file(upper)
-    assert output.read_bytes() == b"SOUND"
-
-
 @pytest.mark.parametrize(("part", "stream"), [(0, "standard input"), (1, "standard output")])
 def test_messages_name_the_stream(tmp_path: Path, part: int, stream: str) -> None:
     def refuse(*files: Path) -> None:

@@ -7,6 +7,7 @@ compared with the paper.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -127,43 +128,17 @@ class IDConv(nn.Module):
         return torch.cat([same, self.dwconv_hw(square), self.dwconv_w(band_f), self.dwconv_h(band_t)], dim=1)
 
 
-class _PatchEmbed(nn.Module):
-    def __init__(self, patch_conv: nn.Module) -> None:
-        super().__init__()
-        self.patch_conv = patch_conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.patch_conv(x)
-
-
-class PatchEmbedStage(nn.Module):
-    def __init__(self, patch_conv: nn.Module) -> None:
-        super().__init__()
-        self.patch_embeds = nn.ModuleList([_PatchEmbed(patch_conv)])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [embed(x) for embed in self.patch_embeds]
-
-
-class _ScaleOnly(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return x / torch.sqrt(variance + 1e-5) * self.weight
-
-
 class BiasFreeLayerNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = _ScaleOnly(channels)
+        self.body = nn.ParameterDict({"weight": nn.Parameter(torch.ones(channels))})
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, bins = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
-        return self.body(tokens).transpose(1, 2).reshape(batch, channels, frames, bins)
+        variance = tokens.var(dim=-1, keepdim=True, unbiased=False)
+        normalised = tokens / torch.sqrt(variance + 1e-5) * self.body["weight"]
+        return normalised.transpose(1, 2).reshape(batch, channels, frames, bins)
 
 
 class FeedForward(nn.Module):
@@ -252,17 +227,6 @@ class TransformerLayer(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class _Layers(nn.Module):
-    def __init__(self, channels: int, layer: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.transformer_layers = nn.ModuleList(layer(channels) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.transformer_layers:
-            x = layer(x)
-        return x
-
-
 class Fusion(nn.Module):
     """Selective-kernel fusion of the paths; with one path its softmax is over one entry."""
 
@@ -282,24 +246,21 @@ class Fusion(nn.Module):
 class TransformerStage(nn.Module):
     def __init__(self, channels: int, layer: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.mhca_blks = nn.ModuleList([_Layers(channels, layer)])
+        layers = nn.Sequential(*(layer(channels) for _ in range(4)))
+        self.mhca_blks = nn.ModuleList([nn.ModuleDict({"transformer_layers": layers})])
         self.aggregate = Fusion(channels)
 
-    def forward(self, paths: list[Tensor]) -> Tensor:
-        return self.aggregate([layers(x) for x, layers in zip(paths, self.mhca_blks, strict=True)])
-
-
-class _Sampler(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, shuffle: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            shuffle,
-        )
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        return self.aggregate([self.get_submodule("mhca_blks.0.transformer_layers")(x)])
+
+
+def sampler(in_channels: int, out_channels: int, shuffle: nn.Module) -> nn.Module:
+    body = nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        shuffle,
+    )
+    return nn.Sequential(OrderedDict(body=body))
 
 
 class TransformerUNet(nn.Module):
@@ -314,12 +275,13 @@ class TransformerUNet(nn.Module):
         super().__init__()
         c1, c2, c3 = channels, 2 * channels, 3 * channels
         for name, width in zip(STAGE_NAMES, (c1, c2, c3, c2, c1, c1, c1), strict=True):
-            self.add_module(self.embed_name(name), PatchEmbedStage(embed(width)))
+            path = nn.ModuleDict({"patch_conv": embed(width)})
+            self.add_module(self.embed_name(name), nn.ModuleDict({"patch_embeds": nn.ModuleList([path])}))
             self.add_module(name, TransformerStage(width, layer))
-        self.down1_2 = _Sampler(c1, c2 // 4, nn.PixelUnshuffle(2))
-        self.down2_3 = _Sampler(c2, c3 // 4, nn.PixelUnshuffle(2))
-        self.up3_2 = _Sampler(c3, c2 * 4, nn.PixelShuffle(2))
-        self.up2_1 = _Sampler(c2, c1 * 4, nn.PixelShuffle(2))
+        self.down1_2 = sampler(c1, c2 // 4, nn.PixelUnshuffle(2))
+        self.down2_3 = sampler(c2, c3 // 4, nn.PixelUnshuffle(2))
+        self.up3_2 = sampler(c3, c2 * 4, nn.PixelShuffle(2))
+        self.up2_1 = sampler(c2, c1 * 4, nn.PixelShuffle(2))
         self.reduce_chan_level2 = nn.Sequential(nn.Conv2d(2 * c2, c2, 1, bias=False))
         self.reduce_chan_level1 = nn.Sequential(nn.Conv2d(2 * c1, c1, 1, bias=False))
         self.mag_output = nn.Sequential(nn.Conv2d(c1, c1, 3, padding=1, bias=False))
@@ -332,7 +294,7 @@ class TransformerUNet(nn.Module):
         return f"patch_embed_{stage}"
 
     def stage(self, name: str, x: Tensor) -> Tensor:
-        embed = self.get_submodule(self.embed_name(name))
+        embed = self.get_submodule(f"{self.embed_name(name)}.patch_embeds.0.patch_conv")
         return self.get_submodule(name)(embed(x)) + x
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
