@@ -171,7 +171,7 @@ def test_bad_files_are_named_and_the_others_done(tmp_path: Path, checkpoint: Pat
 
 def test_scores(tmp_path: Path, checkpoint: Path) -> None:
     clean, noisy = speech_like(1.5), with_noise(speech_like(1.5), 10)
-    for name in ("a/pair", "b/pair", "length", "rate", "no_noisy", "broken"):
+    for name in ("a/pair", "a/other", "b/pair", "length", "rate", "no_noisy", "broken"):
         save(tmp_path / f"clean/{name}.flac", clean, container="FLAC")
     save(tmp_path / "in/a/pair.wav", noisy)
     save(tmp_path / "in/b/pair.wav", noisy)
@@ -185,9 +185,10 @@ def test_scores(tmp_path: Path, checkpoint: Path) -> None:
     assert result.stdout.startswith("5 files, 3 failed")  # also those that could not be enhanced
     assert files_below(tmp_path / "out") == files_below(tmp_path / "in") - {"broken.wav"}
     lines = result.stderr.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     for start, keyword in (
         ("in/broken.wav: ", "not an audio file"),
+        ("clean/a/other.flac: ", "noisy"),
         ("clean/no_noisy.flac: ", "noisy"),
         ("out/no_clean.wav: ", "clean"),
         ("length: ", "lengths differ"),
@@ -196,6 +197,10 @@ def test_scores(tmp_path: Path, checkpoint: Path) -> None:
     ):
         assert any(line.startswith(start) and keyword in line for line in lines), (start, result.stderr)
     assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["2"] * 8  # pairs scored
+    # Of one file, the other clean files are no problem.
+    one = enhance(tmp_path, checkpoint, "--input_clean_wavs_dir", "clean/a", source="in/a/pair.wav", output="one")
+    assert (one.returncode, one.stderr) == (0, "")
+    assert one.stdout.startswith("1 files")
 
 
 @pytest.mark.parametrize(

@@ -167,12 +167,6 @@ def test_the_embedded_checkpoint_improves_the_samples(run: Run) -> None:
     assert si_sdr(clean, enhanced) > si_sdr(clean, noisy) + 0.5
 
 
-def test_a_checkpoint_that_cannot_stream(run: Run, small_checkpoint: Path) -> None:
-    code, enhanced, errors = run(NOISY, "--checkpoint_file", small_checkpoint)
-    assert (code, enhanced) == (2, b"")
-    assert errors.startswith("IMSE cannot stream")
-
-
 @pytest.mark.parametrize(("environment", "threads"), [(None, 1), ("2", 2)])
 def test_one_thread_by_default(
     run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, environment: str | None, threads: int

@@ -14,7 +14,7 @@ import soundfile
 from data.file_lists import Utterance
 from metrics import score as module
 from metrics.score import METRICS, PairScores, score_pair, score_pairs, score_signals
-from metrics.summary import format_table, print_scores, write_report
+from metrics.summary import format_table, write_report
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from utils.processes import LostProcessError
@@ -159,23 +159,3 @@ def test_report_files(tmp_path: Path) -> None:
     assert summary["composite"] == "published"
     assert (summary["files"], summary["failed"], summary["unpaired"]) == (2, {"c": "silent"}, ["x.wav"])
     assert summary["metrics"]["pesq"] == {"mean": third, "ci95": None, "files": 1}
-
-
-def test_print_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "run_in_processes", lambda task, items, _: enumerate(map(task, items)))
-    files = pair(tmp_path)
-    clean = {"a": files.clean, "failed": files.clean, "only_clean": tmp_path / "only_clean.wav"}
-    out = tmp_path / "out"
-    targets = {
-        files.noisy: Path("a.wav"),
-        out / "a.flac": Path("a.flac"),
-        out / "failed.wav": Path("failed.wav"),
-        out / "only_noisy.wav": Path("only_noisy.wav"),
-    }
-    problems = print_scores(clean, targets, {out / "failed.wav": "cut short"}, whole=True)
-    for problem, path in zip(problems, (out / "a.flac", out / "only_noisy.wav", "only_clean.wav"), strict=True):
-        assert str(path) in problem
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("2 files, 1 failed")
-    assert table[2].split()[-1] == "1"
-    assert len(print_scores(clean, {files.noisy: Path("a.wav")}, {}, whole=False)) == 0

@@ -26,15 +26,15 @@ STAGE_NAMES = (
 )
 
 
+def normalised(conv: nn.Conv2d) -> nn.Module:
+    return nn.Sequential(conv, nn.InstanceNorm2d(conv.out_channels, affine=True), nn.PReLU(conv.out_channels))
+
+
 class DenseBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dense_block = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels * (i + 1), channels, 3, dilation=(2**i, 1), padding=(2**i, 1)),
-                nn.InstanceNorm2d(channels, affine=True),
-                nn.PReLU(channels),
-            )
+            normalised(nn.Conv2d(channels * (i + 1), channels, 3, dilation=(2**i, 1), padding=(2**i, 1)))
             for i in range(4)
         )
 
@@ -49,15 +49,9 @@ class DenseBlock(nn.Module):
 class DenseEncoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.dense_conv_1 = nn.Sequential(
-            nn.Conv2d(2, channels, 1), nn.InstanceNorm2d(channels, affine=True), nn.PReLU(channels)
-        )
+        self.dense_conv_1 = normalised(nn.Conv2d(2, channels, 1))
         self.dense_block = DenseBlock(channels)
-        self.dense_conv_2 = nn.Sequential(
-            nn.Conv2d(channels, channels, (1, 3), stride=(1, 2), padding=(0, 1)),
-            nn.InstanceNorm2d(channels, affine=True),
-            nn.PReLU(channels),
-        )
+        self.dense_conv_2 = normalised(nn.Conv2d(channels, channels, (1, 3), stride=(1, 2), padding=(0, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense_conv_2(self.dense_block(self.dense_conv_1(x)))
@@ -137,8 +131,8 @@ class BiasFreeLayerNorm(nn.Module):
         batch, channels, frames, bins = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
         variance = tokens.var(dim=-1, keepdim=True, unbiased=False)
-        normalised = tokens / torch.sqrt(variance + 1e-5) * self.body["weight"]
-        return normalised.transpose(1, 2).reshape(batch, channels, frames, bins)
+        tokens = tokens / torch.sqrt(variance + 1e-5) * self.body["weight"]
+        return tokens.transpose(1, 2).reshape(batch, channels, frames, bins)
 
 
 class FeedForward(nn.Module):
