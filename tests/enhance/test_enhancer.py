@@ -66,14 +66,18 @@ def test_level_does_not_matter(enhancer: Enhancer) -> None:
 
 
 class Recording(nn.Module):
-    """Changes nothing; records (batch size, frames) of each pass."""
+    """Changes nothing; records (batch size, frames) of each pass and lacks memory for more than given."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = 1000, frames: int = 1000) -> None:
         super().__init__()
+        self.rows, self.frames = rows, frames
         self.passes: list[tuple[int, int]] = []
 
     def forward(self, spectra: Spectra) -> Spectra:
-        self.passes.append((len(spectra.mag), spectra.mag.shape[-1]))
+        rows, _, frames = spectra.mag.shape
+        if rows > self.rows or frames > self.frames:
+            raise torch.OutOfMemoryError("needs 100 GB")
+        self.passes.append((rows, frames))
         return spectra
 
 

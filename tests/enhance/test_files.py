@@ -21,6 +21,7 @@ from enhance.enhancer import Enhancer
 from enhance.files import enhance_file, enhance_files, is_done
 from enhance.windows import PROTOCOLS
 from models.stft import Spectra
+from tests.enhance.test_enhancer import Recording
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import NOISY, RATE, files_below, load, save
 
@@ -75,28 +76,13 @@ def test_batches_give_what_single_files_give(tmp_path: Path, quick_config: Confi
     np.testing.assert_allclose(load(tmp_path / "alone/a.wav")[:, 0], in_memory, rtol=0, atol=1e-6)
 
 
-class Recording(nn.Module):
-    """Changes nothing; records batch sizes and lacks memory for more rows or frames than given."""
-
-    def __init__(self, rows: int = 1000, frames: int = 1000) -> None:
-        super().__init__()
-        self.rows, self.frames = rows, frames
-        self.batches: list[int] = []
-
-    def forward(self, spectra: Spectra) -> Spectra:
-        if len(spectra.mag) > self.rows or spectra.mag.shape[-1] > self.frames:
-            raise torch.OutOfMemoryError("needs 100 GB")
-        self.batches.append(len(spectra.mag))
-        return spectra
-
-
 def test_batches_span_files(tmp_path: Path, quick_config: Config) -> None:
     for number in range(6):
         save(tmp_path / f"in/{number}.wav", NOISY[: 12_000 if number < 5 else 4000])
     jobs = [(path, tmp_path / "out" / path.name) for path in sorted((tmp_path / "in").iterdir())]
     network = Recording()
     assert enhance_files(jobs, Enhancer(network, quick_config, batch_size=5), "paper") == {}
-    assert network.batches == [5, 5, 5, 1]  # five files of three segments and one of one
+    assert [rows for rows, _ in network.passes] == [5, 5, 5, 1]  # five files of three segments and one of one
 
 
 def test_bad_files_fail_alone(tmp_path: Path, quick_config: Config, capsys: pytest.CaptureFixture[str]) -> None:

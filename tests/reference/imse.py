@@ -158,16 +158,9 @@ class RoPE(nn.Module):
 
     def forward(self, frames: int, bins: int) -> tuple[Tensor, Tensor]:
         """sin and cos, `[T·F, d]`."""
-        time = torch.arange(frames, device=self.angle.device)[:, None] * self.angle  # [T, d/2]
-        frequency = torch.arange(bins, device=self.angle.device)[:, None] * self.angle  # [F, d/2]
-        half = HEAD_WIDTH // 2
-        angles = torch.cat(
-            [
-                time[:, None, :].expand(frames, bins, half),
-                frequency[None, :, :].expand(frames, bins, half),
-            ],
-            dim=-1,
-        ).reshape(frames * bins, HEAD_WIDTH)
+        device = self.angle.device
+        places = torch.cartesian_prod(torch.arange(frames, device=device), torch.arange(bins, device=device))
+        angles = places.repeat_interleave(HEAD_WIDTH // 2, dim=1) * self.angle.repeat(2)
         return angles.sin(), angles.cos()
 
 
