@@ -46,24 +46,19 @@ WITHOUT_EFFECT = re.compile(
 
 # The releases compute in float32, IMSE most unlike float64 in phases of small magnitude; signs of π are their FFT's.
 @pytest.mark.parametrize(
-    ("file", "recorded", "activation_error", "mag_error", "pha_error", "audible"),
+    ("file", "recorded", "errors", "audible"),  # errors of activations, magnitudes and phases
     [
-        ("imse/g_best_pesq_3.373", "imse/forward_T64.npz", 1e-5, 2e-4, 5e-3, 1e-2),
+        ("imse/g_best_pesq_3.373", "imse/forward_T64.npz", (1e-5, 2e-4, 5e-3), 1e-2),
         pytest.param(
-            *("imse/g_best_pesq_3.373", "imse/forward_T308.npz", 1e-5, 2e-4, 5e-3, 1e-2), marks=pytest.mark.slow
+            "imse/g_best_pesq_3.373", "imse/forward_T308.npz", (1e-5, 2e-4, 5e-3), 1e-2, marks=pytest.mark.slow
         ),
-        ("muse/g_best", "muse/forward_T64.npz", 2e-5, 9e-5, 2e-4, 0),
+        ("muse/g_best", "muse/forward_T64.npz", (2e-5, 9e-5, 2e-4), 0),
     ],
 )
 def test_released_activations_and_outputs(
-    reference: Path,
-    file: str,
-    recorded: str,
-    activation_error: float,
-    mag_error: float,
-    pha_error: float,
-    audible: float,
+    reference: Path, file: str, recorded: str, errors: tuple[float, float, float], audible: float
 ) -> None:
+    activation_error, mag_error, pha_error = errors
     stored = {key: torch.from_numpy(value).double() for key, value in np.load(reference / recorded).items()}
     network = load_checkpoint(reference / file)[0].double()
     activations = {key.removeprefix("act_"): value for key, value in stored.items() if key.startswith("act_")}

@@ -1,10 +1,12 @@
-"""STFT pair: values by hand, round trip, gradients at silence, and the phase of bins that are rounding errors."""
+"""STFT pair: values by hand and of the release, round trip, gradients at silence, phases of rounding errors."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from models.stft import PHASE_FLOOR, Spectra, Spectrogram, angle
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
+from tests.models.spectra import wrapped
 
 RELEASED = ROOT.parent / "shared" / "reference" / "imse" / "g_best_pesq_3.373"
 
@@ -34,6 +37,17 @@ def test_sine_has_magnitude_and_phase_of_theory(config: Config) -> None:
     assert spectra.mag[0, bin_index, frame].item() == pytest.approx((amplitude / 2 * n_fft / 2) ** 0.3, rel=1e-6)
     difference = spectra.pha[0, bin_index, frame].item() - expected_phase
     assert math.remainder(difference, 2 * math.pi) == pytest.approx(0, abs=1e-6)
+
+
+def test_released_spectra_and_waveform(reference: Path, config: Config) -> None:
+    arrays = np.load(reference / "imse/forward_T64.npz")
+    stored = {key: torch.from_numpy(array).double() for key, array in arrays.items()}
+    spectrogram = Spectrogram(config.stft).double()
+    noisy = spectrogram(stored["wav"][None])
+    assert torch.allclose(noisy.mag, stored["mag"], atol=1e-4)
+    assert wrapped(noisy.pha - stored["pha"])[stored["mag"] > 1e-2].max() < 1e-3
+    wav = spectrogram.inverse(Spectra(stored["mag_out"], stored["pha_out"]), len(stored["wav"]))[0]
+    assert (wav - stored["wav_out"]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
