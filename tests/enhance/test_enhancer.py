@@ -17,12 +17,6 @@ from tests.fixtures.signals import speech_like
 from tests.reference.imse import plain_paper_protocol
 
 
-@pytest.fixture(scope="module")
-def enhancer(small_config: Config) -> Enhancer:
-    torch.manual_seed(0)
-    return Enhancer(build(small_config).eval(), small_config)
-
-
 def fade_in(mag: Tensor) -> Tensor:
     """A stand-in for a network whose output depends on where its window begins."""
     return mag * torch.linspace(0.5, 1, mag.shape[-1])
@@ -47,15 +41,9 @@ def test_paper_protocol_equals_the_released_one(config: Config, samples: int) ->
     assert np.abs(enhanced - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("samples", [0, 1])
-def test_enhance_signal_of_any_length(enhancer: Enhancer, samples: int) -> None:
-    noisy = speech_like(4, seed=1)[:samples]
-    assert noisy.dtype == np.float64
-    enhanced = enhancer.enhance_signal(noisy)
-    assert (enhanced.dtype, enhanced.shape) == (np.float32, (samples,))
-
-
-def test_level_does_not_matter(enhancer: Enhancer) -> None:
+def test_level_does_not_matter(small_config: Config) -> None:
+    torch.manual_seed(0)
+    enhancer = Enhancer(build(small_config).eval(), small_config)
     assert enhancer.level_gain(1 / 16) == 4
     assert enhancer.level_gain(0) == 1
     noisy = speech_like(1, seed=1)
@@ -63,17 +51,24 @@ def test_level_does_not_matter(enhancer: Enhancer) -> None:
     assert np.abs(loud).max() > 0.01
     np.testing.assert_allclose(64 * quiet, loud, rtol=0, atol=1e-5)
     assert not enhancer.enhance_signal(np.zeros(9_000)).any()
+    for samples in (0, 1):
+        enhanced = enhancer.enhance_signal(noisy[:samples])
+        assert (enhanced.dtype, enhanced.shape) == (np.float32, (samples,))
 
 
 class Recording(nn.Module):
-    """Changes nothing; records (batch size, frames) of each pass."""
+    """Changes nothing; records (batch size, frames) of each pass and lacks memory for more than given."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = 1000, frames: int = 1000) -> None:
         super().__init__()
+        self.rows, self.frames = rows, frames
         self.passes: list[tuple[int, int]] = []
 
     def forward(self, spectra: Spectra) -> Spectra:
-        self.passes.append((len(spectra.mag), spectra.mag.shape[-1]))
+        rows, _, frames = spectra.mag.shape
+        if rows > self.rows or frames > self.frames:
+            raise torch.OutOfMemoryError("needs 100 GB")
+        self.passes.append((rows, frames))
         return spectra
 
 

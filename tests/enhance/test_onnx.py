@@ -135,8 +135,6 @@ def test_networks_that_cannot_stream(file_of: Callable[[str], Path]) -> None:
     exported, config = load_onnx(file_of("lite_rtse"), threads=1)
     with pytest.raises(UserError, match="cannot stream"):
         Stream(exported, config)
-    with pytest.raises(UserError, match="IMSE cannot stream"):
-        export(*random_network("imse"), stream=True)
 
 
 def test_an_older_pytorch_cannot_export_lstms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,13 +146,12 @@ def test_an_older_pytorch_cannot_export_lstms(monkeypatch: pytest.MonkeyPatch) -
 
 def test_check_finds_another_networks_weights(file_of: Callable[[str], Path]) -> None:
     network, config = random_network("lite_rtse")
-    for name in ("lite_rtse", "lite_rtse stream"):
-        exported, _ = load_onnx(file_of(name), threads=1)
+    both = [load_onnx(file_of(name), threads=1)[0] for name in ("lite_rtse", "lite_rtse stream")]
+    for exported in both:
         check(exported, network, config)
     with torch.no_grad():
         network.get_parameter("mask.bias").add_(0.01)
-    for name in ("lite_rtse", "lite_rtse stream"):
-        exported, _ = load_onnx(file_of(name), threads=1)
+    for exported in both:
         with pytest.raises(UserError, match=r"magnitudes of 1 x 1 frames .* nothing was written"):
             check(exported, network, config)
 
@@ -181,7 +178,6 @@ def test_exporting_leaves_the_network_as_it_was() -> None:
     assert not exported.training
     assert all(weight.requires_grad for weight in network.parameters())
     torch.testing.assert_close(network(noisy).mag, before)
-    torch.testing.assert_close(exported(noisy).mag, before.detach(), rtol=0, atol=1e-4)
 
 
 def message_of(path: Path) -> str:
@@ -193,20 +189,14 @@ def message_of(path: Path) -> str:
     return message
 
 
-def test_files_that_are_not_onnx(tmp_path: Path) -> None:
+def test_files_that_are_not_onnx_or_cut_short(file_of: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "network.onnx"
     assert "cannot be read: No such file" in message_of(path)
-    for content in (b"", b"these are no weights\n" * 100, DEFAULT_CHECKPOINT.read_bytes()[:5000]):
+    whole = file_of("lite_rtse").read_bytes()
+    foreign = b"these are no weights\n" * 100, DEFAULT_CHECKPOINT.read_bytes()[:5000]
+    for content in (b"", *foreign, whole[: len(whole) // 1000], whole[: -len(whole) // 10_000]):
         path.write_bytes(content)
         assert "not an ONNX file, or cut short" in message_of(path)
-
-
-@pytest.mark.parametrize("share", [0.001, 0.9999])
-def test_files_cut_short(file_of: Callable[[str], Path], tmp_path: Path, share: float) -> None:
-    content = file_of("lite_rtse").read_bytes()
-    path = tmp_path / "cut.onnx"
-    path.write_bytes(content[: int(len(content) * share)])
-    assert "not an ONNX file, or cut short" in message_of(path)
 
 
 def test_files_of_other_projects(file_of: Callable[[str], Path], tmp_path: Path, small_config: Config) -> None:

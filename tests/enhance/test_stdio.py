@@ -15,26 +15,17 @@ from enhance.stdio import pipe_file, pipe_pcm
 
 
 @contextmanager
-def standard_files(folder: Path, content: bytes) -> Iterator[Path]:
-    """Replace standard input and output by files; yields the path of the output."""
-    (folder / "stdin").write_bytes(content)
+def standard_files(folder: Path, content: bytes | None, output: str = "stdout") -> Iterator[Path]:
+    """Replace standard input, closed without `content`, and output by files; yields the path of the output."""
+    (folder / "stdin").write_bytes(content or b"")
     with (
         pytest.MonkeyPatch.context() as patch,
         (folder / "stdin").open() as stdin,
-        (folder / "stdout").open("w") as stdout,
+        (folder / output).open("w") as stdout,
     ):
-        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "stdin", None if content is None else stdin)
         patch.setattr(sys, "stdout", stdout)
-        yield folder / "stdout"
-
-
-def test_a_file_is_converted(tmp_path: Path) -> None:
-    def upper(source: Path, target: Path) -> None:
-        target.write_bytes(source.read_bytes().upper())
-
-    with standard_files(tmp_path, b"sound") as output:
-        pipe_file(upper)
-    assert output.read_bytes() == b"SOUND"
+        yield folder / output
 
 
 @pytest.mark.parametrize(("part", "stream"), [(0, "standard input"), (1, "standard output")])

@@ -1,22 +1,20 @@
-"""Checkpoint files: round trip, released and older files, and damaged or hostile ones."""
+"""Checkpoint files: round trip, released and older files, and damaged or hostile ones (more: the fuzz test)."""
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from torch._tensor import _rebuild_from_type_v2
-from torch._utils import _rebuild_parameter
+from torch import Tensor
 
 from cli import UserError
 from config import Config, ImseConfig
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
-from tests.models.test_imse import random_spectra
+from tests.models.spectra import random_spectra
 from tests.reference.imse import ReferenceIMSE
 
 
@@ -32,15 +30,16 @@ def published(tmp_path: Path) -> Path:
 
 def test_round_trip(tmp_path: Path, small_config: Config) -> None:
     torch.manual_seed(0)
-    network = build(small_config).eval()
+    network = build(small_config)
     path = tmp_path / "deep" / "network.safetensors"
     save_checkpoint(path, network, small_config)
     loaded, config = load_checkpoint(path)
     assert config == small_config
     assert not loaded.training
-    noisy = random_spectra(1, 4, torch.float32)
-    with torch.inference_mode():
-        assert torch.equal(loaded(noisy).mag, network(noisy).mag)
+    assert type(loaded) is type(network)
+    weights = network.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
     assert [file.name for file in path.parent.iterdir()] == ["network.safetensors"]
 
 
@@ -50,9 +49,9 @@ def test_released_file_with_its_config(published: Path) -> None:
     assert (config.model.channels, config.train.seed, config.loss.magnitude) == (8, 7, 0.9)
     plain = ReferenceIMSE(8).eval()
     plain.load_state_dict(torch.load(published, weights_only=True)["generator"])
-    noisy = random_spectra(1, 4, torch.float32)
+    noisy = random_spectra(1, 4)
     with torch.inference_mode():
-        assert torch.allclose(network(noisy).mag, plain(noisy.mag, noisy.pha)[0], atol=1e-4)
+        assert torch.allclose(network.double()(noisy).mag, plain.double()(noisy.mag, noisy.pha)[0], atol=1e-5)
 
 
 def test_names_of_version_0_1(small_checkpoint: Path, tmp_path: Path, small_config: Config) -> None:
@@ -129,57 +128,21 @@ def test_another_networks_tensors(tmp_path: Path, small_config: Config) -> None:
     assert "configuration" in message_of(path)
 
 
-def test_released_tensors_of_an_impossible_shape(published: Path) -> None:
-    whole = torch.load(published, weights_only=True)["generator"]
-    for suffix, shape in (("mala.qkvo.weight", ()), ("mask_conv.0.weight", (3,)), ("norm1.body.weight", (2, 5))):
-        name = next(name for name in whole if name.endswith(suffix))
-        torch.save({"generator": whole | {name: torch.zeros(shape)}}, published)
-        assert message_of(published)
-
-
 @pytest.mark.parametrize(
-    "weights",
+    "weight",
     [
-        {1: torch.zeros(2)},
-        {"a.mala.qkvo.weight": torch.zeros(2, 2).to_sparse()},
-        {"a.mala.qkvo.weight": torch.zeros(2, device="meta")},
-        {"a.mala.qkvo.weight": torch.zeros(2, dtype=torch.complex64)},
-        {"a.mala.qkvo.weight": torch.zeros(2, dtype=torch.float8_e4m3fn)},
-        {"a.mala.qkvo.weight": torch.zeros(1).expand(1000)},
-        {"a.mala.qkvo.weight": torch.nn.Parameter(torch.zeros(2))},
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, dtype=torch.float8_e4m3fn),
+        torch.zeros(1).expand(1000),
+        torch.nn.Parameter(torch.zeros(2)),
     ],
 )
-def test_entries_that_are_not_weights(tmp_path: Path, weights: dict) -> None:
-    torch.save({"generator": weights}, tmp_path / "odd")
-    assert "without a 'generator' state dict" in message_of(tmp_path / "odd")
-
-
-class Rebuilt:
-    """Unpickle as a call that torch's restricted unpickler allows."""
-
-    def __init__(self, *parts: object) -> None:
-        self.parts = parts
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return self.parts
-
-
-PARAMETER = (torch.zeros(2), False, OrderedDict())
-WITHOUT_CHUNK = Rebuilt(_rebuild_from_type_v2, (_rebuild_parameter, torch.nn.Parameter, PARAMETER, {"chunk": 3}))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        Rebuilt(OrderedDict, (), {"get": 3}),
-        {"generator": Rebuilt(OrderedDict, (), {"items": 3})},
-        {"generator": {"a.mala.qkvo.weight": WITHOUT_CHUNK}},
-        {"generator": Rebuilt(bytearray, (2**70,))},
-    ],
-)  # fmt: skip
-def test_objects_with_replaced_methods_or_huge_sizes(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "odd")
-    assert message_of(tmp_path / "odd")
+def test_entries_that_are_not_weights(tmp_path: Path, weight: Tensor) -> None:
+    for weights in ({"a.mala.qkvo.weight": weight}, {1: torch.zeros(2)}):
+        torch.save({"generator": weights}, tmp_path / "odd")
+        assert "without a 'generator' state dict" in message_of(tmp_path / "odd")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32])
@@ -206,16 +169,12 @@ def test_shape_too_large_for_pytorch_and_name_with_a_line_break(tmp_path: Path, 
     assert words in message_of(tmp_path / "odd")
 
 
-def test_huge_network_is_not_built(published: Path) -> None:
-    published.with_name("config.json").write_text(json.dumps({"dense_channel": 8_000_000}))
-    assert "channels" in message_of(published)
-
-
 @pytest.mark.parametrize(
     ("content", "keyword"),
     [
         ('{"dense_channel": 16}', "shape"),
         ('{"dense_channel": "wide"}', "model.channels"),
+        ('{"dense_channel": 8000000}', "channels"),  # too large to be built
         ("{", "JSON"),
         ("[]", "object"),
     ],

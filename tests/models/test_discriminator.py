@@ -16,16 +16,18 @@ from models.discriminator import HIDDEN, MetricDiscriminator, dropout_factors
 @pytest.fixture
 def discriminator() -> MetricDiscriminator:
     torch.manual_seed(0)
-    return MetricDiscriminator()
+    return MetricDiscriminator().double()
 
 
 def magnitudes(bins: int = 256, frames: int = 20, rows: int = 2, seed: int = 0) -> Tensor:
-    return torch.rand(rows, bins, frames, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(rows, bins, frames, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_released_weights_give_released_outputs(reference: Path) -> None:
-    known = {name: torch.from_numpy(array) for name, array in np.load(reference / "imse" / "losses.npz").items()}
-    discriminator = MetricDiscriminator().eval()
+    known = {
+        name: torch.from_numpy(array).double() for name, array in np.load(reference / "imse" / "losses.npz").items()
+    }
+    discriminator = MetricDiscriminator().double().eval()
     assert sum(parameter.numel() for parameter in discriminator.parameters()) == 181_650
     # The release numbers its layers in one sequence, with pooling at 12 and 13 and dropout at 15.
     numbered = {
@@ -57,7 +59,7 @@ def test_any_number_of_bins_and_frames(discriminator: MetricDiscriminator, bins:
     assert quality.shape == (3,)
     assert ((quality > 0) & (quality < 1)).all()
     alone = discriminator(clean[1:2], other[1:2])
-    assert torch.allclose(quality[1:2], alone, atol=1e-6)
+    assert torch.allclose(quality[1:2], alone, rtol=1e-12)
     assert not torch.allclose(quality, discriminator(other, clean), atol=1e-4)
 
 
@@ -79,11 +81,11 @@ def test_dropout_changes_its_rows_only(discriminator: MetricDiscriminator) -> No
     discriminator.eval()
     clean, other = magnitudes(), magnitudes(seed=1)
     whole = discriminator(clean, other)
-    factors = torch.ones(2, HIDDEN)
-    assert torch.equal(discriminator(clean, other, factors), whole)
+    factors = torch.ones(2, HIDDEN, dtype=torch.float64)
+    assert torch.allclose(discriminator(clean, other, factors), whole, rtol=1e-12)
     factors[1] = dropout_factors(1, seed=0)
     dropped = discriminator(clean, other, factors)
-    assert dropped[0] == whole[0]
+    assert torch.allclose(dropped[0], whole[0], rtol=1e-12)
     assert (dropped[1] - whole[1]).abs() > 1e-4
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Literal
 
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import LiteRtseConfig
 from models.lite_rtse import LiteRTSE
 from models.stft import Spectra
+from tests.models.spectra import random_spectra
 
 BINS = 257
 FEW_BINS = 12
@@ -39,20 +39,6 @@ def random_network(
 ) -> LiteRTSE:
     torch.manual_seed(0)
     return LiteRTSE(LiteRtseConfig("lite_rtse", variant), bins).to(dtype).eval()
-
-
-def random_spectra(
-    batch: int, frames: int, bins: int = FEW_BINS, dtype: torch.dtype = torch.float64, level: float = 3
-) -> Spectra:
-    generator = torch.Generator().manual_seed(1)
-    mag = torch.rand(batch, bins, frames, generator=generator, dtype=dtype) * level
-    pha = (torch.rand(batch, bins, frames, generator=generator, dtype=dtype) * 2 - 1) * math.pi
-    return Spectra(mag, pha)
-
-
-def pieces(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
-    """Split along time."""
-    return [Spectra(*parts) for parts in zip(*(part.split(sizes, dim=-1) for part in spectra), strict=True)]
 
 
 @pytest.mark.parametrize(("variant", "tensors", "total"), [("repeated", 54, 1_559_245), ("single", 48, 1_542_845)])
@@ -154,7 +140,7 @@ def test_equals_plain_transcription(variant: MultiOrder) -> None:
     # Make the branch of products as large as the others, and half of the magnitudes negative.
     network.orders.squeeze.weight.data *= 100
     network.magnitude.bias.data[::2] -= 3
-    noisy = random_spectra(2, 10)
+    noisy = random_spectra(2, 10, FEW_BINS, level=3)
     plain = PlainLiteRTSE(network, variant == "repeated")
     with torch.inference_mode():
         enhanced = network(noisy)
@@ -172,13 +158,13 @@ def test_equals_plain_transcription(variant: MultiOrder) -> None:
 @pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8]])
 def test_streaming_equals_whole_signal(variant: MultiOrder, sizes: list[int]) -> None:
     network = random_network(variant)
-    noisy = random_spectra(2, 12)
+    noisy = random_spectra(2, 12, FEW_BINS, level=3)
     with torch.inference_mode():
         state = network.initial_state(2)
         shapes = [part.shape for part in (*state[:4], *state.past)]
         enhanced: list[Spectra] = []
-        for piece in pieces(noisy, sizes):
-            result, state = network.stream(piece, state)
+        for mag, pha in zip(*(part.split(sizes, dim=-1) for part in noisy), strict=True):
+            result, state = network.stream(Spectra(mag, pha), state)
             enhanced.append(result)
             assert [part.shape for part in (*state[:4], *state.past)] == shapes
         whole = network(noisy)
@@ -198,9 +184,9 @@ def test_silence_and_the_largest_magnitude(level: float) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_gets_a_finite_gradient(variant: MultiOrder) -> None:
     network = random_network(variant, dtype=torch.float32)
-    noisy = random_spectra(2, 8, dtype=torch.float32)
+    noisy = random_spectra(2, 8, FEW_BINS, torch.float32, level=3)
     noisy.mag[0, :, :4] = 0
-    target = random_spectra(2, 8, dtype=torch.float32, level=1)
+    target = random_spectra(2, 8, FEW_BINS, torch.float32)
     (network(noisy).complex - target.complex).square().sum().backward()
     for name, weight in network.named_parameters():
         assert weight.grad is not None and weight.grad.isfinite().all(), name
@@ -209,7 +195,7 @@ def test_every_weight_gets_a_finite_gradient(variant: MultiOrder) -> None:
 
 def test_bfloat16_is_close_to_float32() -> None:
     network = random_network(bins=BINS, dtype=torch.float32)
-    noisy = random_spectra(2, 12, BINS, torch.float32)
+    noisy = random_spectra(2, 12, BINS, torch.float32, level=3)
     with torch.inference_mode():
         expected = network(noisy)
         with torch.autocast("cpu", torch.bfloat16):

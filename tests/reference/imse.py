@@ -7,6 +7,7 @@ compared with the paper.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -25,15 +26,15 @@ STAGE_NAMES = (
 )
 
 
+def normalised(conv: nn.Conv2d) -> nn.Module:
+    return nn.Sequential(conv, nn.InstanceNorm2d(conv.out_channels, affine=True), nn.PReLU(conv.out_channels))
+
+
 class DenseBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dense_block = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels * (i + 1), channels, 3, dilation=(2**i, 1), padding=(2**i, 1)),
-                nn.InstanceNorm2d(channels, affine=True),
-                nn.PReLU(channels),
-            )
+            normalised(nn.Conv2d(channels * (i + 1), channels, 3, dilation=(2**i, 1), padding=(2**i, 1)))
             for i in range(4)
         )
 
@@ -48,15 +49,9 @@ class DenseBlock(nn.Module):
 class DenseEncoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.dense_conv_1 = nn.Sequential(
-            nn.Conv2d(2, channels, 1), nn.InstanceNorm2d(channels, affine=True), nn.PReLU(channels)
-        )
+        self.dense_conv_1 = normalised(nn.Conv2d(2, channels, 1))
         self.dense_block = DenseBlock(channels)
-        self.dense_conv_2 = nn.Sequential(
-            nn.Conv2d(channels, channels, (1, 3), stride=(1, 2), padding=(0, 1)),
-            nn.InstanceNorm2d(channels, affine=True),
-            nn.PReLU(channels),
-        )
+        self.dense_conv_2 = normalised(nn.Conv2d(channels, channels, (1, 3), stride=(1, 2), padding=(0, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense_conv_2(self.dense_block(self.dense_conv_1(x)))
@@ -127,43 +122,17 @@ class IDConv(nn.Module):
         return torch.cat([same, self.dwconv_hw(square), self.dwconv_w(band_f), self.dwconv_h(band_t)], dim=1)
 
 
-class _PatchEmbed(nn.Module):
-    def __init__(self, patch_conv: nn.Module) -> None:
-        super().__init__()
-        self.patch_conv = patch_conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.patch_conv(x)
-
-
-class PatchEmbedStage(nn.Module):
-    def __init__(self, patch_conv: nn.Module) -> None:
-        super().__init__()
-        self.patch_embeds = nn.ModuleList([_PatchEmbed(patch_conv)])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [embed(x) for embed in self.patch_embeds]
-
-
-class _ScaleOnly(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return x / torch.sqrt(variance + 1e-5) * self.weight
-
-
 class BiasFreeLayerNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = _ScaleOnly(channels)
+        self.body = nn.ParameterDict({"weight": nn.Parameter(torch.ones(channels))})
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, bins = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
-        return self.body(tokens).transpose(1, 2).reshape(batch, channels, frames, bins)
+        variance = tokens.var(dim=-1, keepdim=True, unbiased=False)
+        tokens = tokens / torch.sqrt(variance + 1e-5) * self.body["weight"]
+        return tokens.transpose(1, 2).reshape(batch, channels, frames, bins)
 
 
 class FeedForward(nn.Module):
@@ -189,16 +158,9 @@ class RoPE(nn.Module):
 
     def forward(self, frames: int, bins: int) -> tuple[Tensor, Tensor]:
         """sin and cos, `[T·F, d]`."""
-        time = torch.arange(frames, device=self.angle.device)[:, None] * self.angle  # [T, d/2]
-        frequency = torch.arange(bins, device=self.angle.device)[:, None] * self.angle  # [F, d/2]
-        half = HEAD_WIDTH // 2
-        angles = torch.cat(
-            [
-                time[:, None, :].expand(frames, bins, half),
-                frequency[None, :, :].expand(frames, bins, half),
-            ],
-            dim=-1,
-        ).reshape(frames * bins, HEAD_WIDTH)
+        device = self.angle.device
+        places = torch.cartesian_prod(torch.arange(frames, device=device), torch.arange(bins, device=device))
+        angles = places.repeat_interleave(HEAD_WIDTH // 2, dim=1) * self.angle.repeat(2)
         return angles.sin(), angles.cos()
 
 
@@ -252,17 +214,6 @@ class TransformerLayer(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class _Layers(nn.Module):
-    def __init__(self, channels: int, layer: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.transformer_layers = nn.ModuleList(layer(channels) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.transformer_layers:
-            x = layer(x)
-        return x
-
-
 class Fusion(nn.Module):
     """Selective-kernel fusion of the paths; with one path its softmax is over one entry."""
 
@@ -282,24 +233,21 @@ class Fusion(nn.Module):
 class TransformerStage(nn.Module):
     def __init__(self, channels: int, layer: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.mhca_blks = nn.ModuleList([_Layers(channels, layer)])
+        layers = nn.Sequential(*(layer(channels) for _ in range(4)))
+        self.mhca_blks = nn.ModuleList([nn.ModuleDict({"transformer_layers": layers})])
         self.aggregate = Fusion(channels)
 
-    def forward(self, paths: list[Tensor]) -> Tensor:
-        return self.aggregate([layers(x) for x, layers in zip(paths, self.mhca_blks, strict=True)])
-
-
-class _Sampler(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, shuffle: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            shuffle,
-        )
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        return self.aggregate([self.get_submodule("mhca_blks.0.transformer_layers")(x)])
+
+
+def sampler(in_channels: int, out_channels: int, shuffle: nn.Module) -> nn.Module:
+    body = nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        shuffle,
+    )
+    return nn.Sequential(OrderedDict(body=body))
 
 
 class TransformerUNet(nn.Module):
@@ -314,12 +262,13 @@ class TransformerUNet(nn.Module):
         super().__init__()
         c1, c2, c3 = channels, 2 * channels, 3 * channels
         for name, width in zip(STAGE_NAMES, (c1, c2, c3, c2, c1, c1, c1), strict=True):
-            self.add_module(self.embed_name(name), PatchEmbedStage(embed(width)))
+            path = nn.ModuleDict({"patch_conv": embed(width)})
+            self.add_module(self.embed_name(name), nn.ModuleDict({"patch_embeds": nn.ModuleList([path])}))
             self.add_module(name, TransformerStage(width, layer))
-        self.down1_2 = _Sampler(c1, c2 // 4, nn.PixelUnshuffle(2))
-        self.down2_3 = _Sampler(c2, c3 // 4, nn.PixelUnshuffle(2))
-        self.up3_2 = _Sampler(c3, c2 * 4, nn.PixelShuffle(2))
-        self.up2_1 = _Sampler(c2, c1 * 4, nn.PixelShuffle(2))
+        self.down1_2 = sampler(c1, c2 // 4, nn.PixelUnshuffle(2))
+        self.down2_3 = sampler(c2, c3 // 4, nn.PixelUnshuffle(2))
+        self.up3_2 = sampler(c3, c2 * 4, nn.PixelShuffle(2))
+        self.up2_1 = sampler(c2, c1 * 4, nn.PixelShuffle(2))
         self.reduce_chan_level2 = nn.Sequential(nn.Conv2d(2 * c2, c2, 1, bias=False))
         self.reduce_chan_level1 = nn.Sequential(nn.Conv2d(2 * c1, c1, 1, bias=False))
         self.mag_output = nn.Sequential(nn.Conv2d(c1, c1, 3, padding=1, bias=False))
@@ -332,7 +281,7 @@ class TransformerUNet(nn.Module):
         return f"patch_embed_{stage}"
 
     def stage(self, name: str, x: Tensor) -> Tensor:
-        embed = self.get_submodule(self.embed_name(name))
+        embed = self.get_submodule(f"{self.embed_name(name)}.patch_embeds.0.patch_conv")
         return self.get_submodule(name)(embed(x)) + x
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
