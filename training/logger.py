@@ -60,13 +60,3 @@ class TensorBoardLogger:
             yield
         except OSError as error:
             raise UserError(f"{self._folder}: cannot be written: {error.strerror}", SOME_FAILED) from error
-
-
-def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return the points (step, value) of each curve `group/name` in a folder of event files."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    if not any(folder.glob("events.*")):
-        return {}
-    events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
-    return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()[SCALARS]}
