@@ -334,19 +334,14 @@ def test_network_overfits_eight_crops(tmp_path: Path) -> None:
     """This needs correct crops, losses, labels and optimizers."""
     samples, steps = 9600, 250
     write_pairs(tmp_path, 8, samples / 16_000)
-    scores: list[float] = []
-    for lag in (0, 1):
-        ended = train_here(
-            tmp_path, f"--config={PAPER}", "--device=cpu", "--quiet", f"--checkpoint_path=lag{lag}",
-            *settings(data_segment_size=samples, optim_learning_rate=2e-3, optim_lr_decay=0.96),
-            *settings(train_epochs=steps, train_validation_interval=steps, train_metric_lag=lag),
-            # Validate on the training crops.
-            f"--max_steps={steps}", "--input_validation_file=training.txt", "--select_on=test",
-            threads=available_cores(),
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr
-        (score,) = re.findall(rf"^step {steps}: .*pesq ([\d.]+)", ended.stdout)
-        scores.append(float(score))
-    # Each has its own bound: rounding decides where 250 steps lead, so the two are not compared with each other.
-    assert scores[0] > 3.5
-    assert scores[1] > 3.4
+    ended = train_here(
+        tmp_path, f"--config={PAPER}", "--device=cpu", "--quiet", "--checkpoint_path=run",
+        *settings(data_segment_size=samples, optim_learning_rate=2e-3, optim_lr_decay=0.96),
+        *settings(train_epochs=steps, train_validation_interval=steps),
+        # Validate on the training crops.
+        f"--max_steps={steps}", "--input_validation_file=training.txt", "--select_on=test",
+        threads=available_cores(),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (score,) = re.findall(rf"^step {steps}: .*pesq ([\d.]+)", ended.stdout)
+    assert float(score) > 3.5
