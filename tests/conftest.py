@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,11 @@ from enhance.enhancer import Enhancer
 from models import build
 from models.checkpoint import save_checkpoint
 from tests.fixtures.commands import ROOT
+
+
+def pytest_configure() -> None:
+    """Restore SIGINT: in background jobs shells ignore it, which processes started by tests would inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
