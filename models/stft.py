@@ -40,12 +40,14 @@ class Spectra(NamedTuple):
         0. Their signs, which decide between +π and −π, differ between FFT libraries. Real and imaginary parts below
         `PHASE_FLOOR` times the largest magnitude of the frame therefore count as 0 for the phase. The zeros of the
         imaginary part are +0, +0, −0, −0, … along frequency, so that both signs of π occur equally often, as they do
-        in the rounding errors with which the published networks were trained. The magnitude is not affected.
+        in the rounding errors with which the published networks were trained; only at 0 Hz and at the Nyquist
+        frequency, which are real in every frame, they are +0, as an FFT returns them. The magnitude is not affected.
         """
         mag = _compressed_mag(spectrum.real, spectrum.imag, compress_factor)
         floor = PHASE_FLOOR * spectrum.detach().abs().amax(dim=1, keepdim=True)
         bins = torch.arange(spectrum.shape[1], device=spectrum.device)[:, None]
-        zero = torch.where(bins % 4 < 2, 0.0, -0.0).to(spectrum.real.dtype)
+        positive = (bins % 4 < 2) | (bins == len(bins) - 1)
+        zero = torch.where(positive, 0.0, -0.0).to(spectrum.real.dtype)
         real = spectrum.real.masked_fill(spectrum.real.abs() < floor, 0.0)
         imaginary = torch.where(spectrum.imag.abs() < floor, zero, spectrum.imag)
         return cls(mag, angle(real, imaginary))

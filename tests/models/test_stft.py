@@ -109,7 +109,7 @@ def test_phase_of_parts_below_the_floor() -> None:
         (complex(-below, -below), 0),
         (complex(below, -above), -math.pi / 2),
         (complex(-above, above), 0.75 * math.pi),
-        (complex(-below, below), 0),
+        (complex(-1, -below), math.pi),  # the Nyquist frequency, where an FFT returns +0
     ]
     frame = torch.tensor([value for value, _ in bins], dtype=torch.complex128)[None, :, None]
     # The second frame is the same at another level: the floor is relative to each frame's largest magnitude.
