@@ -141,7 +141,12 @@ def test_content_that_is_not_a_configuration(wrong: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "keyword"),
-    [("{", "not valid JSON"), ('{"model": {}, "model": {}}', "'model' is given twice"), ("\ud800", "not valid JSON")],
+    [
+        ("{", "not valid JSON"),
+        ('{"model": {}, "model": {}}', "'model' is given twice"),
+        ("\ud800", "not valid JSON"),
+        pytest.param("[" * 100_000, "not valid JSON", id="deep"),
+    ],
 )
 def test_files_that_are_not_json(tmp_path: Path, text: str, keyword: str) -> None:
     path = tmp_path / "config.json"
