@@ -44,6 +44,7 @@ def spectra(wav: Tensor, stft: StftConfig) -> tuple[Tensor, Tensor]:
     # Unlike the published loop, whose FFT library decides on the phase of rounding errors: see `models.stft`.
     floor = PHASE_FLOOR * spectrum.abs().amax(dim=1, keepdim=True)
     zeros = torch.tensor([0.0, 0.0, -0.0, -0.0]).repeat(stft.bins)[: stft.bins, None]
+    zeros[-1] = 0.0  # the Nyquist frequency
     real = torch.where(spectrum.real.abs() < floor, 0.0, spectrum.real)
     imaginary = torch.where(spectrum.imag.abs() < floor, zeros, spectrum.imag)
     return spectrum.abs() ** stft.compress_factor, torch.atan2(imaginary, real)
