@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
 from data.audio import AudioError
 from data.file_lists import Utterance, make_output_dir, pair_folders
 from data.voicebank import RATE, convert_pair, resample_as_published
@@ -39,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "folder names below input and output folder; default: %(default)s"
         add(f"--{split}_folders", nargs=2, metavar=("CLEAN", "NOISY"), default=names, help=text)
     add("--resampler", choices=["soxr", "torchaudio"], default="soxr", help="default: %(default)s")
-    add("--jobs", type=int, default=available_cores(), help="processes; default: one per core")
+    add("--jobs", type=positive, default=available_cores(), help="processes; default: one per core")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"--jobs: must be 1 or more, not {options.jobs}")
     if options.resampler == "torchaudio":
         resample_as_published(np.zeros((1, 1), np.float32), RATE)  # raises UserError once, before any file
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cli import DONE, SOME_FAILED, ArgumentParser, run
+from cli import DONE, SOME_FAILED, ArgumentParser, positive, run
 from data.file_lists import audio_by_id, plan_outputs
 from enhance.files import enhance_file, enhance_files, is_done
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
@@ -44,8 +44,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input to standard output")
     add("--backend", choices=("torch", "onnxruntime"), help="default: torch; onnxruntime for an .onnx file")
     add("--device", help="cpu or cuda; default: cuda if available")
-    add("--batch_size", type=int, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
-    add("--num_threads", type=int, metavar="N", help="CPU threads of the network; default: all cores")
+    add("--batch_size", type=positive, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
+    add("--num_threads", type=positive, metavar="N", help="CPU threads of the network; default: all cores")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
     add("--compile", action="store_true", help="compile the network first: takes a minute, worthwhile for many files")
     add("--quiet", action="store_true", help="no progress bar, no line about the latency")
@@ -67,9 +67,6 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         parser.error("--compile: not with --protocol whole, where each file has its own length")
     if stdin and rank_count() > 1:
         parser.error("standard input is for one process, not for torchrun")
-    for name in ("batch_size", "num_threads"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            parser.error(f"--{name}: must be 1 or more")
 
     options.protocol = options.protocol or "overlap"
     options.checkpoint_file = options.checkpoint_file or (LIVE_CHECKPOINT if options.stream else DEFAULT_CHECKPOINT)

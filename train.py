@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cli import DONE, SOME_FAILED, TERMINATED, USAGE_ERROR, ArgumentParser, UserError, run
+from cli import DONE, SOME_FAILED, TERMINATED, USAGE_ERROR, ArgumentParser, UserError, positive, run
 from config import Config, load_config
 from data.dataset import AudioCache, Batch, CropDataset, PairedUtterances, check_pairs, load_batches, steps_per_epoch
 from data.file_lists import Utterance, read_file_list
@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--fine_tune", type=Path, metavar="CKPT", help="start from the weights of this checkpoint")
     add("--training_epochs", type=int, help="replaces train.epochs of the config")
     add("--validation_interval", type=int, help="replaces train.validation_interval of the config; 0: every epoch")
-    add("--max_steps", type=int, help="stop after this many steps")
+    add("--max_steps", type=positive, help="stop after this many steps")
     add(
         "--select_on",
         choices=("held_out", "test"),
@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda; default: %(default)s")
     workers = min(4, available_cores())
-    add("--num_workers", type=int, default=workers, help="threads that cut crops; default: %(default)s")
+    add("--num_workers", type=positive, default=workers, help="threads that cut crops; default: %(default)s")
     add("--no_cache", action="store_true", help="do not keep decoded audio in memory")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
@@ -90,9 +90,6 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         parser.error("--resume cannot be combined with --overwrite or --fine_tune")
     if options.select_on == "test" and not options.input_validation_file:
         parser.error("--select_on test needs --input_validation_file")
-    for name in ("max_steps", "num_workers"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            parser.error(f"--{name}: must be 1 or more, not {number}")
     parser.check_device(options.device)
     return options
 

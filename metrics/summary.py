@@ -69,9 +69,11 @@ def write_report(folder: Path, results: Sequence[PairScores], variant: Variant, 
     write_text_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
-def json_number(value: float) -> float | None:
-    """Return `value`, or None (null in JSON) for NaN."""
-    return None if math.isnan(value) else value
+def json_number(value: float, digits: int | None = None) -> float | None:
+    """Return `value`, rounded to `digits` if given, or None (null in JSON) for NaN and infinity."""
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else round(value, digits)
 
 
 def print_scores(

@@ -8,8 +8,8 @@ state between calls is input and output too: `x` and `next_x` for each of its te
 metadata hold the configuration, with the STFT, as JSON under `config`.
 
 The results are compared with PyTorch's before the file is written, which takes from seconds (Lite-RTSE) to a minute or
-two (CNUNet). Needs `pip install -e '.[onnx]'`. Exit codes: 0 written; 1 not written, with the reason on
-standard error; 2 the command line is wrong.
+two (CNUNet). Needs `pip install -e '.[onnx]'`. Exit codes: 0 written; 1 not written, with the reason on standard error;
+2 the command line is wrong.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from metrics.composite import Variant
 from metrics.score import METRICS, PairScores
-from metrics.summary import VARIANT_NOTES
+from metrics.summary import VARIANT_NOTES, json_number
 from tools.report.recording import Prepared, prepare
 from tools.report.statistics import Scored, paired_tables, summary_table
 from utils.atomic import write_text_atomically
@@ -157,9 +157,9 @@ def page_html(
         rows.append(
             {
                 "name": id_,
-                "seconds": json_number(recording.seconds),
+                "seconds": json_number(recording.seconds, 4),
                 "scores": [
-                    results and [json_number(results[index].values[metric]) for metric in METRICS]
+                    results and [json_number(results[index].values[metric], 4) for metric in METRICS]
                     for results in content.results
                 ],
                 "playable": not math.isnan(recording.seconds),
@@ -215,8 +215,3 @@ def page_html(
         table_js=read["table.js"],
         page_js=read["page.js"],
     )
-
-
-def json_number(value: float) -> float | None:
-    """Return a number for JSON, which has no NaN."""
-    return None if math.isnan(value) else round(value, 4)

@@ -12,6 +12,7 @@ import numpy as np
 
 from metrics.score import METRICS
 from metrics.stats import PairedTest, mean_with_interval, paired_test
+from metrics.summary import json_number
 from tools.robustness.conditions import Axis, Condition
 from tools.robustness.scoring import Scores
 
@@ -59,13 +60,15 @@ def as_json(axes: Sequence[Axis], results: Results, names: Sequence[str], settin
         content["axes"][axis.name] = {}
         for label, condition in axis.conditions.items():
             scores = results[condition]
-            systems: dict[str, Any] = {"noisy": {metric: rounded(noisy_mean(scores, metric)) for metric in METRICS}}
+            systems: dict[str, Any] = {
+                "noisy": {metric: json_number(noisy_mean(scores, metric), 4) for metric in METRICS}
+            }
             for name in names:
                 systems[name] = {}
                 for metric in METRICS:
                     gain = gain_of(scores, name, metric)
                     values = {"mean": enhanced_mean(scores, name, metric), "gain": gain.mean, "ci95": gain.ci95}
-                    values = {key: rounded(value) for key, value in values.items()}
+                    values = {key: json_number(value, 4) for key, value in values.items()}
                     systems[name][metric] = {**values, "files": gain.files}
             content["axes"][axis.name][label] = {"files": len(scores), **systems}
     return content
@@ -109,8 +112,3 @@ def format_gain(gain: PairedTest, digits: int) -> str:
         return "-"
     text = f"{gain.mean:+.{digits}f}" + ("" if math.isnan(gain.ci95) else f" ± {gain.ci95:.{digits}f}")
     return f"**{text}**" if gain.mean + gain.ci95 < 0 else text
-
-
-def rounded(value: float) -> float | None:
-    """Round for JSON; None for NaN."""
-    return round(value, 4) if math.isfinite(value) else None
