@@ -68,7 +68,7 @@ def test_released_activations_and_outputs(
         network.get_submodule(ACTIVATIONS[name]).register_forward_hook(hook)
     with torch.inference_mode():
         enhanced = network(Spectra(stored["mag"], stored["pha"]))
-    assert len(activations) >= 9
+    assert len(activations) >= 9 or recorded.endswith("T308.npz")  # which holds outputs only
     for name, expected in activations.items():
         output = seen[name].transpose(1, 2)[:, None] if seen[name].ndim == 3 else seen[name]
         assert (output - expected).abs().max() < activation_error * expected.abs().max(), name
