@@ -243,4 +243,5 @@ def head_blocks(channels: int, head_width: int) -> Tensor:
 
     Heads are groups of `head_width` neighbouring channels.
     """
-    return torch.block_diag(*[torch.ones(head_width, head_width)] * (channels // head_width))
+    # On the CPU also while a network is built on the meta device, where it would import a second's worth of PyTorch.
+    return torch.block_diag(*[torch.ones(head_width, head_width, device="cpu")] * (channels // head_width))

@@ -69,7 +69,8 @@ class MALA(nn.Module):
         # Locally enhanced positional encoding (LePE) of CSWin Transformer (Dong et al. 2022).
         self.lepe = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.project = nn.Conv2d(channels, channels, 1)
-        quarter_turns = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]])] * (channels // 2))
+        quarter_turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], device="cpu")  # see `head_blocks`
+        quarter_turns = torch.block_diag(*[quarter_turn] * (channels // 2))
         self.register_buffer("head_mask", head_blocks(channels, HEAD_WIDTH), persistent=False)
         self.register_buffer("quarter_turn", quarter_turns, persistent=False)
 
