@@ -23,10 +23,9 @@ import torch
 from cli import DONE, SOME_FAILED, ArgumentParser, positive, run
 from data.file_lists import audio_by_id, plan_outputs
 from enhance.files import enhance_file, enhance_files, is_done
-from enhance.runtimes import fast_enhancer, load_network, tune_malloc
+from enhance.runtimes import BACKENDS, fast_enhancer, fast_stream, load_network, tune_malloc
 from enhance.stdio import pipe_file, pipe_pcm
-from enhance.streaming import Stream
-from enhance.windows import PROTOCOLS
+from enhance.windows import MAX_HOP, PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
 from utils.distributed import join_for_files, rank_count
 
@@ -40,9 +39,11 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="folder of clean files: print the scores too")
     add("--resume", action="store_true", help="skip files that have a complete result that is not older")
     add("--checkpoint_file", type=Path, metavar="CKPT", help="default: checkpoints/default.safetensors")
-    add("--protocol", choices=PROTOCOLS, help="how signals are cut into windows; default: overlap")
+    protocols = [name for name in PROTOCOLS if name != "averaged"]
+    add("--protocol", choices=protocols, help="how signals are cut into windows; default: overlap")
+    add("--passes", type=int, choices=MAX_HOP, help="of protocol overlap: 2 averages two passes; default: 1")
     add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input to standard output")
-    add("--backend", choices=("torch", "onnxruntime"), help="default: torch; onnxruntime for an .onnx file")
+    add("--backend", choices=BACKENDS, default="auto", help="default: OpenVINO on a CPU, else PyTorch")
     add("--device", help="cpu or cuda; default: cuda if available")
     add("--batch_size", type=positive, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
     add("--num_threads", type=positive, metavar="N", help="CPU threads of the network; default: all cores")
@@ -68,16 +69,23 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     if stdin and rank_count() > 1:
         parser.error("standard input is for one process, not for torchrun")
 
-    options.protocol = options.protocol or "overlap"
+    if options.passes and options.protocol not in (None, "overlap"):
+        parser.error(f"--passes: not with --protocol {options.protocol}")
+    options.protocol = "averaged" if options.passes == 2 else options.protocol or "overlap"
     options.checkpoint_file = options.checkpoint_file or (LIVE_CHECKPOINT if options.stream else DEFAULT_CHECKPOINT)
     onnx_file = options.checkpoint_file.suffix == ".onnx"
-    options.backend = options.backend or ("onnxruntime" if onnx_file else "torch")
-    on_cpu = options.backend == "onnxruntime" or not torch.cuda.is_available()
+    if onnx_file and options.backend == "auto":
+        options.backend = "onnxruntime"
+    on_cpu = options.backend in ("openvino", "onnxruntime") or not torch.cuda.is_available()
     options.device = options.device or ("cpu" if on_cpu else "cuda")
-    if options.backend == "torch" and onnx_file:
-        parser.error("--backend torch: not with an .onnx file")
-    if options.backend == "onnxruntime" and (options.device != "cpu" or options.bf16 or options.compile):
-        parser.error("--backend onnxruntime: computes on the CPU, without --bf16 and --compile")
+    if options.backend == "auto" and (options.device != "cpu" or options.protocol == "paper" or options.compile):
+        options.backend = "torch"
+    if onnx_file and options.backend != "onnxruntime":
+        parser.error(f"--backend {options.backend}: not with an .onnx file")
+    if options.backend in ("openvino", "onnxruntime") and (options.device != "cpu" or options.compile):
+        parser.error(f"--backend {options.backend}: computes on the CPU, without --compile")
+    if options.backend == "onnxruntime" and options.bf16:
+        parser.error("--backend onnxruntime: not with --bf16")
     parser.check_device(options.device)
     return options
 
@@ -92,9 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
     group, device = join_for_files(options.device)
-    network, config = load_network(options.checkpoint_file, options.backend, torch.get_num_threads())
+    network, config = load_network(options.checkpoint_file, torch.get_num_threads())
     enhancer = fast_enhancer(
-        network, config, device, options.protocol, options.batch_size, bf16=options.bf16, compiled=options.compile
+        network,
+        config,
+        device,
+        options.protocol,
+        options.backend,
+        options.batch_size,
+        bf16=options.bf16,
+        compiled=options.compile,
     )
     if options.input_noisy_wavs_dir == "-":
         pipe_file(lambda source, target: enhance_file(source, target, enhancer, options.protocol))
@@ -126,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def enhance_live(options: Namespace) -> int:
     """Enhance standard input to standard output in real time."""
-    network, config = load_network(options.checkpoint_file, options.backend, threads=1)
-    stream = Stream(network.to(options.device), config)
+    stream = fast_stream(*load_network(options.checkpoint_file), options.device, options.backend)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # a frame is too little work to share
     if not options.quiet:

@@ -153,6 +153,14 @@ def resample_blocks(
     yield last if count + len(last) else np.zeros((1, channels), np.float32)
 
 
+def resample(samples: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Resample float32 `[N]` (soxr VHQ, no delay); a signal shorter than one sample at the target rate becomes one."""
+    if source_rate == target_rate or not len(samples):
+        return samples
+    resampled = soxr.resample(samples, source_rate, target_rate, "VHQ")
+    return resampled if len(resampled) else np.zeros(1, np.float32)
+
+
 def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray]:
     """Cut blocks `[n, channels]` to `frames` samples in total, or pad them with zeros."""
     channels = 1

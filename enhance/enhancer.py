@@ -1,7 +1,7 @@
 """Apply a network to waveforms.
 
     enhancer = Enhancer(*load_checkpoint(path))
-    enhanced = enhancer.enhance_signal(noisy)
+    enhanced = enhancer(noisy, rate)
 
 A signal is brought to a mean power of 1 (if the configuration says so), cut into windows by a protocol
 (`enhance.windows`), enhanced, joined and brought back to its own level. `enhance.files` does the same for audio files,
@@ -11,13 +11,15 @@ in blocks, and reads ahead in another thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from config import Config
+from data.audio import resample
 from data.levels import mean_power, unit_power_gain
 from enhance.windows import PROTOCOLS, cut, join
 from models.stft import Spectrogram
@@ -56,7 +58,35 @@ class Enhancer(nn.Module):
         """Windows in one pass of the network."""
         return self._batch_size or (GPU_BATCH if self.device.type == "cuda" else 1)
 
-    def forward(self, wav: Tensor) -> Tensor:
+    def forward(self, wav: Any, rate: int, protocol: str = "overlap") -> Any:
+        """Enhance recordings of any length at any sampling rate.
+
+        wav: samples in ±1, `[N]` or `[channels, N]`, as NumPy array or tensor, or a list of such recordings. Channels
+            are enhanced independently.
+        rate: sampling rate in Hz.
+        protocol: one of `enhance.windows.PROTOCOLS`.
+
+        Returns the enhanced recordings with type, data type, device, shape and rate of the input. Raises `ValueError`
+        for other shapes and for NaN or infinite samples, `MemoryError` if a recording is too long for the protocol.
+        """
+        recordings = wav if isinstance(wav, list) else [wav]
+        arrays = [np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in recordings]
+        for array in arrays:
+            if array.ndim not in (1, 2) or array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise ValueError(f"expected finite floats [N] or [channels, N], not {array.dtype} {list(array.shape)}")
+        channels = [channel.astype(np.float32) for array in arrays for channel in np.atleast_2d(array)]
+        channels = [resample(channel, rate, self.sampling_rate) for channel in channels]
+        enhanced = iter(self.enhance_signals(channels, protocol))
+        results: list[np.ndarray | Tensor] = []
+        for recording, array in zip(recordings, arrays, strict=True):
+            result = np.zeros_like(array)
+            for channel in np.atleast_2d(result):  # a view
+                samples = resample(next(enhanced), self.sampling_rate, rate)[: len(channel)]
+                channel[: len(samples)] = samples
+            results.append(torch.from_numpy(result).to(recording) if isinstance(recording, Tensor) else result)
+        return results if isinstance(wav, list) else results[0]
+
+    def enhance_batch(self, wav: Tensor) -> Tensor:
         """Enhance waveforms `[B, N]` that are already at the network's level; returns `[B, N]`."""
         return self.spectrogram.inverse(self.network(self.spectrogram(wav)), wav.shape[-1])
 
@@ -65,20 +95,28 @@ class Enhancer(nn.Module):
         return unit_power_gain(power) if self.normalize_level else 1.0
 
     def enhance_signal(self, noisy: np.ndarray, protocol: str = "overlap") -> np.ndarray:
-        """Enhance samples `[N]` at `sampling_rate` Hz; returns float32 `[N]`.
+        """Enhance samples `[N]` at `sampling_rate` Hz; returns float32 `[N]`. See `enhance_signals`."""
+        return self.enhance_signals([noisy], protocol)[0]
 
-        `protocol` is one of `enhance.windows.PROTOCOLS`. Raises `MemoryError` if the signal is too long for it.
+    def enhance_signals(self, noisy: Sequence[np.ndarray], protocol: str = "overlap") -> list[np.ndarray]:
+        """Enhance signals `[N]` of any lengths at `sampling_rate` Hz; returns float32 `[N]` each.
+
+        `protocol` is one of `enhance.windows.PROTOCOLS`. Raises `MemoryError` if a signal is too long for it.
         """
-        noisy = np.asarray(noisy, np.float32)
-        if not len(noisy):
-            return noisy
-        gain = self.level_gain(mean_power(noisy))
-        windows = PROTOCOLS[protocol](len(noisy), self.segment_size)
-        pieces = cut([noisy[:, None] * gain], windows)
+        signals = [np.asarray(signal, np.float32) for signal in noisy]
+        gains = [self.level_gain(mean_power(signal)) if len(signal) else 1.0 for signal in signals]
+        plans = [PROTOCOLS[protocol](len(signal), self.segment_size) if len(signal) else [] for signal in signals]
+        pieces = chain.from_iterable(
+            cut([signal[:, None] * gain], plan) for signal, gain, plan in zip(signals, gains, plans, strict=True)
+        )
         enhanced: list[np.ndarray] = []
         while batch := list(islice(pieces, self.batch_size)):
             enhanced += self.enhance_windows(batch)
-        return np.concatenate(list(join(enhanced, windows)))[:, 0] / gain
+        rest = iter(enhanced)
+        return [
+            np.concatenate([np.zeros((0, 1), np.float32), *join(islice(rest, len(plan)), plan)])[:, 0] / gain
+            for gain, plan in zip(gains, plans, strict=True)
+        ]
 
     @torch.inference_mode()
     def enhance_windows(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -92,7 +130,7 @@ class Enhancer(nn.Module):
             same_length = [index for index, channel in enumerate(noisy) if len(channel) == length]
             for start in range(0, len(same_length), self.batch_size):
                 batch = same_length[start : start + self.batch_size]
-                wavs = self(torch.stack([noisy[index] for index in batch]).to(self.device)).cpu()
+                wavs = self.enhance_batch(torch.stack([noisy[index] for index in batch]).to(self.device)).cpu()
                 enhanced.update(zip(batch, wavs, strict=True))
         channels = (enhanced[index].numpy() for index in range(len(noisy)))
         return [np.stack(list(islice(channels, window.shape[1])), axis=1) for window in windows]

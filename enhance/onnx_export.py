@@ -13,13 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +25,17 @@ from torch.export import Dim
 
 from cli import UserError
 from config import Config
-from enhance.onnx_runtime import (
-    CONFIG_KEY,
+from enhance.graphs import (
+    EXAMPLE_BATCH,
+    EXAMPLE_FRAMES,
     SPECTRA_INPUTS,
-    OnnxNetwork,
-    StreamingOnnxNetwork,
-    open_session,
-    session_network,
+    GraphNetwork,
+    TensorNetwork,
+    check_graph,
+    flatten_state,
 )
+from enhance.onnx_runtime import CONFIG_KEY, open_session, session_network
 from enhance.streaming import StreamingNetwork
-from models.stft import Spectra, Spectrogram
 
 OPSET = 18
 """ONNX operator set: the one that PyTorch's exporter writes without conversion; in onnxruntime since 1.14."""
@@ -44,46 +43,8 @@ OPSET = 18
 LSTM_NODE_SINCE = "2.8"
 """First version of PyTorch that can export an LSTM for any number of frames."""
 
-EXAMPLE_BATCH, EXAMPLE_FRAMES = 3, 8
-"""Size of the example inputs. No axis of a network's state but the batch may have `EXAMPLE_BATCH` entries."""
-
-CHECKED_SHAPES = ((1, 1), (2, 7), (3, 30))
-"""(Batch, frames) with which an exported network is compared with PyTorch."""
-
-TOLERANCE, COMPLEX_TOLERANCE = 1e-4, 2e-3
-"""Maximum error of magnitudes and of complex spectra, relative to the largest magnitude.
-
-A phase is the angle of two numbers that may both be near 0, which amplifies rounding errors.
-"""
-
-NOISE_LEVEL = 0.1
-"""Standard deviation of the test noise for networks without level normalisation; 1 for the others."""
-
 IN_MEMORY = "the exported network"
 """File name in messages on graphs in memory."""
-
-
-class _TensorNetwork(nn.Module):
-    """A network with plain tensors as inputs and outputs: magnitude and phase `[B, F, T]`, and its state if any."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.example_state = network.initial_state(EXAMPLE_BATCH) if isinstance(network, StreamingNetwork) else None
-
-    def forward(self, mag: Tensor, pha: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Enhance magnitude and phase; with a state, return the next state too."""
-        noisy = Spectra(mag, pha)
-        next_state: dict[str, Tensor] = {}
-        if isinstance(self.network, StreamingNetwork):
-            before = _nested(state, like=self.example_state) if state else self.network.initial_state(mag.shape[0])
-            enhanced, after = self.network.stream(noisy, before)
-            next_state = _flat(after) if state else {}
-        else:
-            enhanced = self.network(noisy)
-        # An output of a graph must not be one of its inputs.
-        parts = (part + 0 if part is given else part for part, given in zip(enhanced, noisy, strict=True))
-        return *parts, *next_state.values()
 
 
 def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
@@ -102,66 +63,21 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
         raise UserError(f"exporting {name} needs PyTorch {LSTM_NODE_SINCE} or newer; this is {torch.__version__}")
     if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
-    state = _flat(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
+    state = (
+        flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
+    )
     content = _simplified(_recorded(network, config.stft.bins, state), config)
-    check(session_network(open_session(content, 1, IN_MEMORY)), network, config)
+    check_graph(session_network(open_session(content, 1, IN_MEMORY)), network, config)
     return content
 
 
-def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> OnnxNetwork:
+def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> GraphNetwork:
     """Export a network and open it in onnxruntime on `threads` threads; a streaming network still streams.
 
     Raises `UserError` as `export` does.
     """
     content = export(network, config, stream=isinstance(network, StreamingNetwork))
     return session_network(open_session(content, threads, IN_MEMORY))
-
-
-@torch.inference_mode()
-def check(exported: OnnxNetwork, network: nn.Module, config: Config) -> None:
-    """Raise `UserError` unless both networks enhance noise to the same spectra, within the tolerances."""
-    spectrogram = Spectrogram(config.stft)
-    generator = torch.Generator().manual_seed(0)
-    level = 1 if config.data.normalize_level else NOISE_LEVEL
-    for batch, frames in CHECKED_SHAPES:
-        noise = level * torch.randn(batch, frames * config.stft.hop_size, generator=generator)
-        noisy = Spectra(*(part[..., :frames] for part in spectrogram(noise)))
-        expected = network(noisy)
-        if isinstance(exported, StreamingOnnxNetwork):  # frame by frame, to check the state too
-            state, pieces = exported.initial_state(batch), []
-            for mag, pha in zip(noisy.mag.split(1, dim=2), noisy.pha.split(1, dim=2), strict=True):
-                piece, state = exported.stream(Spectra(mag, pha), state)
-                pieces.append(piece)
-            enhanced = Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
-        else:
-            enhanced = exported(noisy)
-        largest = expected.mag.max()
-        for name, error, allowed in (
-            ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest, TOLERANCE),
-            ("complex spectra", (enhanced.complex - expected.complex).abs().max() / largest, COMPLEX_TOLERANCE),
-        ):
-            if not error <= allowed:  # also if it is NaN
-                raise UserError(
-                    f"onnxruntime's {name} of {batch} x {frames} frames differ from PyTorch's by {error:.1e} of the "
-                    f"largest ({allowed:.0e} is allowed); nothing was written; try other versions of both"
-                )
-
-
-def _flat(state: Any) -> dict[str, Tensor]:
-    """Flatten a named tuple of tensors and of tuples of tensors, which are numbered, to {name: tensor}."""
-    named: dict[str, Tensor] = {}
-    for name, part in state._asdict().items():
-        if isinstance(part, tuple):
-            named |= {f"{name}_{index}": each for index, each in enumerate(part)}
-        else:
-            named[name] = part
-    return named
-
-
-def _nested(tensors: Sequence[Tensor], like: Any) -> Any:
-    """Invert `_flat`, for a state of the form of `like`."""
-    rest = iter(tensors)
-    return like._make(tuple(islice(rest, len(part))) if isinstance(part, tuple) else next(rest) for part in like)
 
 
 def _recorded(network: nn.Module, bins: int, state: dict[str, Tensor]) -> bytes:
@@ -171,7 +87,7 @@ def _recorded(network: nn.Module, bins: int, state: dict[str, Tensor]) -> bytes:
     state_axes = tuple({each.shape.index(EXAMPLE_BATCH): Dim.DYNAMIC} for each in state.values())
     with torch.no_grad(), _no_warnings():
         program = torch.export.export(
-            _TensorNetwork(network),
+            TensorNetwork(network),
             # Cloned, because inputs that are one tensor would be recorded as one input.
             (mag, pha, *(each.clone() for each in state.values())),
             dynamic_shapes=(spectra_axes, spectra_axes, *([state_axes] if state else [])),

@@ -10,17 +10,14 @@ complete: its metadata hold the configuration.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from cli import UserError
 from config import Config, parse_config
-from models.stft import Spectra
+from enhance.graphs import SPECTRA_INPUTS, GraphNetwork, StreamingGraphNetwork
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -28,58 +25,13 @@ if TYPE_CHECKING:
 CONFIG_KEY = "config"
 """Key of the configuration, in JSON, in a file's metadata."""
 
-SPECTRA_INPUTS = ("mag", "pha")
-"""Inputs of every network, `[batch, F, frames]`. Further inputs are its state."""
-
 _EXPORT_AGAIN = "give one that scripts/export_onnx.py wrote"
 
 
-class OnnxNetwork(nn.Module):
-    """A network in an onnxruntime session, for inference on the CPU."""
-
-    def __init__(self, session: InferenceSession) -> None:
-        super().__init__()
-        self._session = session
-
-    def forward(self, noisy: Spectra) -> Spectra:
-        """Enhance whole signals, spectra `[B, F, T]`."""
-        return self._run(noisy, {})[0]
-
-    def _run(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, list[np.ndarray]]:
-        """Run the session; returns the enhanced spectra and the other outputs, in order."""
-        inputs = {name: np.ascontiguousarray(x) for name, x in zip(SPECTRA_INPUTS, noisy, strict=True)}
-        mag, pha, *others = map(np.asarray, self._session.run(None, {**inputs, **state}))
-        return Spectra(torch.from_numpy(mag), torch.from_numpy(pha)), others
-
-
-class StreamingOnnxNetwork(OnnxNetwork):
-    """A network with a state: a `enhance.streaming.StreamingNetwork`."""
-
-    def __init__(self, session: InferenceSession) -> None:
-        super().__init__(session)
-        self._state_shapes = {each.name: each.shape for each in session.get_inputs() if each.name not in SPECTRA_INPUTS}
-
-    def initial_state(self, batch: int) -> dict[str, np.ndarray]:
-        """Return the state before the first frame of `batch` signals: {input name: zeros}."""
-        return {
-            name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
-            for name, shape in self._state_shapes.items()
-        }
-
-    def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
-        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns them and the next state."""
-        enhanced, next_state = self._run(noisy, state)
-        return enhanced, dict(zip(self._state_shapes, next_state, strict=True))
-
-    def forward(self, noisy: Spectra) -> Spectra:
-        """Enhance whole signals, spectra `[B, F, T]`."""
-        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
-
-
-def load_onnx(path: Path, threads: int) -> tuple[OnnxNetwork, Config]:
+def load_onnx(path: Path, threads: int) -> tuple[GraphNetwork, Config]:
     """Load a network and its configuration from an .onnx file, to run on `threads` threads.
 
-    The network is a `StreamingOnnxNetwork` if the file has a state. Raises `UserError` if the file is missing, cut
+    The network is a `StreamingGraphNetwork` if the file has a state. Raises `UserError` if the file is missing, cut
     short, not ONNX or not from this project, or onnxruntime is not installed.
     """
     try:
@@ -99,10 +51,14 @@ def load_onnx(path: Path, threads: int) -> tuple[OnnxNetwork, Config]:
     return session_network(session), config
 
 
-def session_network(session: InferenceSession) -> OnnxNetwork:
-    """Return the network of a session, a `StreamingOnnxNetwork` if it has a state."""
-    streaming = len(session.get_inputs()) > len(SPECTRA_INPUTS)
-    return (StreamingOnnxNetwork if streaming else OnnxNetwork)(session).eval()
+def session_network(session: InferenceSession) -> GraphNetwork:
+    """Return the network of a session, a `StreamingGraphNetwork` if it has a state."""
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return list(map(np.asarray, session.run(None, inputs)))
+
+    state_shapes = {each.name: each.shape for each in session.get_inputs() if each.name not in SPECTRA_INPUTS}
+    return (StreamingGraphNetwork(run, state_shapes) if state_shapes else GraphNetwork(run)).eval()
 
 
 def open_session(content: bytes, threads: int, name: str, simplified: Path | None = None) -> InferenceSession:

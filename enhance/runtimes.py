@@ -1,9 +1,10 @@
-"""Load a network for a backend, and make it faster: onnxruntime, bfloat16, torch.compile, oneDNN, memory allocation."""
+"""Load a network for a backend: OpenVINO, onnxruntime, or PyTorch with what makes it faster."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +14,20 @@ from torch import Tensor, nn
 from cli import UserError
 from config import Config
 from enhance.enhancer import Enhancer
-from enhance.onnx_export import with_onnxruntime
+from enhance.graphs import GraphNetwork
 from enhance.onnx_runtime import load_onnx
+from enhance.openvino_runtime import with_openvino
+from enhance.streaming import Stream
 from enhance.windows import repeated_length
 from models.checkpoint import load_checkpoint
 from models.stft import Spectra
 
+BACKENDS = ("auto", "torch", "openvino", "onnxruntime")
 
-def load_network(path: Path, backend: str = "torch", threads: int = 1) -> tuple[nn.Module, Config]:
-    """Load a checkpoint for the backend "torch" or "onnxruntime"; an .onnx file is always run by onnxruntime.
 
-    `threads` are those of onnxruntime. Raises `UserError`, also if the network cannot be exported to ONNX.
-    """
-    if path.suffix == ".onnx":
-        return load_onnx(path, threads)
-    network, config = load_checkpoint(path)
-    return (with_onnxruntime(network, config, threads) if backend == "onnxruntime" else network), config
+def load_network(path: Path, threads: int = 1) -> tuple[nn.Module, Config]:
+    """Load a checkpoint, or an .onnx file to be run by onnxruntime on `threads` threads; raises `UserError`."""
+    return load_onnx(path, threads) if path.suffix == ".onnx" else load_checkpoint(path)
 
 
 def fast_enhancer(
@@ -36,6 +35,7 @@ def fast_enhancer(
     config: Config,
     device: str = "cpu",
     protocol: str = "overlap",
+    backend: str = "torch",
     batch_size: int | None = None,
     threads: int | None = None,
     bf16: bool = False,
@@ -43,26 +43,74 @@ def fast_enhancer(
 ) -> Enhancer:
     """Build an `Enhancer` that is as fast as the device and the options allow. `network` itself may be changed.
 
-    `protocol` is the one to be used. `batch_size` is that of `Enhancer`, but 1 for protocol "whole". `threads` sets
-    PyTorch's CPU threads for the process; None keeps them. `bf16` computes in bfloat16 autocast. `compiled` compiles
-    the network for the shape that repeats before this function returns; raises `UserError` if that fails.
+    network: a network in evaluation mode, or a `GraphNetwork`, which stays as it is.
+    protocol: the one to be used; networks are compiled for the length of its windows.
+    backend: one of `BACKENDS`; see `convert`.
+    batch_size: that of `Enhancer`, but 1 for protocol "whole".
+    threads: CPU threads; None: as many as PyTorch has. PyTorch's are set for the whole process, with OpenVINO to 1.
+    bf16: compute in bfloat16.
+    compiled: use torch.compile, before this function returns.
+
+    Raises `UserError` if the backend or torch.compile cannot run the network.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    if bf16:
+    length = repeated_length(protocol, config.data.segment_size)
+    frames = None if length is None else (length + config.stft.padding(length)) // config.stft.hop_size + 1
+    if not isinstance(network, GraphNetwork):
+        network = convert(network, config, backend, torch.get_num_threads(), frames, bf16=bf16)
+    if isinstance(network, GraphNetwork):
+        torch.set_num_threads(1)  # after the STFT, PyTorch's threads would wait busily on the cores of the network
+    elif bf16:
         network = Bfloat16(network)
     elif device == "cpu" and torch.get_num_threads() == 1 and not compiled and torch.backends.mkldnn.is_available():
         use_onednn_pointwise(network)
     enhancer = Enhancer(network, config, 1 if protocol == "whole" else batch_size).to(device)
-    length = repeated_length(protocol, config.data.segment_size)
-    if compiled and length is not None:
-        frames = (length + config.stft.padding(length)) // config.stft.hop_size + 1
+    if compiled and length is not None and frames is not None:
         enhancer.network = CompiledForShape(network, enhancer.batch_size, frames)
         try:
             enhancer.enhance_windows([np.zeros((length, 1), np.float32)] * enhancer.batch_size)
         except RuntimeError as error:
             raise UserError(f"--compile: cannot be used ({str(error).strip().splitlines()[0]})") from error
     return enhancer
+
+
+def fast_stream(
+    network: nn.Module, config: Config, device: str = "cpu", backend: str = "torch", threads: int = 1
+) -> Stream:
+    """Build a `Stream` for one of `BACKENDS`; `threads` are those of OpenVINO and onnxruntime. Raises `UserError`."""
+    stream = Stream(network.to(device), config)  # first, because it raises if the network cannot stream
+    if isinstance(network, GraphNetwork) or backend == "torch":
+        return stream
+    return Stream(convert(network, config, backend, threads, frames=1, stream=True), config)
+
+
+def convert(
+    network: nn.Module,
+    config: Config,
+    backend: str,
+    threads: int,
+    frames: int | None,
+    stream: bool = False,
+    bf16: bool = False,
+) -> nn.Module:
+    """Convert a PyTorch network for a backend.
+
+    "torch" returns it as it is. "auto" takes OpenVINO, or PyTorch with a line on standard error if OpenVINO cannot run
+    the network. `frames`, `stream` and `bf16` are those of `with_openvino`. Raises `UserError`.
+    """
+    if backend == "onnxruntime":
+        from enhance.onnx_export import with_onnxruntime  # late: PyTorch's exporter takes half a second to import
+
+        return with_onnxruntime(network, config, threads)
+    if backend in ("auto", "openvino"):
+        try:
+            return with_openvino(network, config, threads, frames, stream, bf16)
+        except UserError as error:
+            if backend == "openvino":
+                raise
+            print(f"{error}; PyTorch is used instead, which takes longer", file=sys.stderr)
+    return network
 
 
 class Bfloat16(nn.Module):

@@ -12,18 +12,12 @@ from itertools import pairwise
 
 import numpy as np
 
-# Protocol "overlap", chosen by PESQ on speech and noise that are not in the test set.
 OVERLAP_WINDOW = 1.5
-"""Window length in segments."""
+"""Window length of protocols "overlap" and "averaged" in segments. Windows near the length of the training crops are
+best, and whole recordings are worst (docs/REPRODUCTION.md)."""
 
-OVERLAP_HOP = 0.5
-"""Maximum hop, as a fraction of the window length."""
-
-OVERLAP_FADE = 0.5
-"""Length of the cross-fade, as a fraction of the window length."""
-
-SHORTEST_WINDOW = 1 / 3
-"""Signals shorter than this fraction of a window are zero-padded to it."""
+MAX_HOP = {1: 0.85, 2: 0.5}
+"""Maximum hop, as a fraction of the window length, by the number of passes over each sample of a long signal."""
 
 WHOLE_LIMIT = 300 * 16_000
 """Maximum number of samples of protocol "whole": five minutes, for which IMSE needs about 11 GB."""
@@ -33,8 +27,9 @@ WHOLE_LIMIT = 300 * 16_000
 class Window:
     """One pass of the network; all positions are samples of the signal.
 
-    The input starts at `input_start` and has `input_length` samples, zero-padded at the end of the signal. The output
-    is [output_start, output_end), and its first `fade` samples are cross-faded with those of the window before.
+    The input starts at `input_start` and has `input_length` samples; a signal that ends before is continued by zeros,
+    or if `mirrored` by its mirror image. The output is [output_start, output_end), and its first `fade` samples are
+    cross-faded with those of the window before.
     """
 
     input_start: int
@@ -42,6 +37,7 @@ class Window:
     output_start: int
     output_end: int
     fade: int = 0
+    mirrored: bool = False
 
 
 def plan_paper(samples: int, segment: int) -> list[Window]:
@@ -62,25 +58,35 @@ def plan_paper(samples: int, segment: int) -> list[Window]:
 
 
 def plan_overlap(samples: int, segment: int) -> list[Window]:
-    """Plan windows of 1.5 segments that overlap by at least half and are cross-faded over half of their length."""
-    return spread_windows(samples, int(OVERLAP_WINDOW * segment), OVERLAP_HOP, OVERLAP_FADE)
+    """Plan windows of 1.5 segments that overlap by at least 15 %: at most 1.2 passes over a long signal."""
+    return spread_windows(samples, int(OVERLAP_WINDOW * segment), MAX_HOP[1])
 
 
-def spread_windows(samples: int, length: int, max_hop: float, fade: float) -> list[Window]:
+def plan_averaged(samples: int, segment: int) -> list[Window]:
+    """Plan windows of 1.5 segments that overlap by at least half: two passes over each sample, which are averaged."""
+    return spread_windows(samples, int(OVERLAP_WINDOW * segment), MAX_HOP[2])
+
+
+def spread_windows(samples: int, length: int, max_hop: float) -> list[Window]:
     """Plan evenly spaced windows of `length` samples, the first and the last flush with the signal.
 
-    `max_hop` and `fade` are fractions of the length; each cross-fade is centred in its overlap. A signal that is not
-    longer than a window becomes one window of its own length.
+    `max_hop` is a fraction of the window length. Windows are cross-faded over their whole overlap, or as much of it as
+    leaves no sample to more than two windows. A shorter signal is mirrored: then all windows have one length, for which
+    a network can be compiled.
     """
     if samples <= length:
-        return [Window(0, max(samples, int(SHORTEST_WINDOW * length)), 0, samples)]
-    fade_samples = int(fade * length)
+        return [Window(0, length, 0, samples, mirrored=True)]
     hops = -(-(samples - length) // int(max_hop * length))
     starts = [round(i * (samples - length) / hops) for i in range(hops + 1)]
-    begins = [0] + [start + (before + length - start - fade_samples) // 2 for before, start in pairwise(starts)]
-    ends = [begin + fade_samples for begin in begins[1:]] + [samples]
-    fades = [0] + [fade_samples] * hops
-    return [Window(start, length, *rest) for start, *rest in zip(starts, begins, ends, fades, strict=True)]
+    widest = max(after - before for before, after in pairwise(starts))
+    fade = min(length - widest, (samples - length) // hops) if hops > 1 else length - widest
+    begins = [0] + [start + (before + length - start - fade) // 2 for before, start in pairwise(starts)]
+    ends = [begin + fade for begin in begins[1:]] + [samples]
+    fades = [0] + [fade] * hops
+    return [
+        Window(start, length, begin, end, fade)
+        for start, begin, end, fade in zip(starts, begins, ends, fades, strict=True)
+    ]
 
 
 def plan_whole(samples: int, segment: int) -> list[Window]:
@@ -96,6 +102,7 @@ def plan_whole(samples: int, segment: int) -> list[Window]:
 
 PROTOCOLS: dict[str, Callable[[int, int], list[Window]]] = {
     "overlap": plan_overlap,
+    "averaged": plan_averaged,
     "paper": plan_paper,
     "whole": plan_whole,
 }
@@ -121,7 +128,8 @@ def cut(blocks: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.
         joined = np.concatenate(held)[window.input_start - first :]
         held, first, count = [joined], window.input_start, len(joined)
         piece = joined[: window.input_length]
-        yield np.pad(piece, ((0, window.input_length - len(piece)), (0, 0)))
+        padding = (0, window.input_length - len(piece)), (0, 0)
+        yield np.pad(piece, padding, mode="symmetric" if window.mirrored else "constant")
 
 
 def join(pieces: Iterable[np.ndarray], windows: Sequence[Window]) -> Iterator[np.ndarray]:

@@ -234,7 +234,7 @@ def token_mean(x: Tensor) -> Tensor:
     """Average over tokens: `[B, N, C]` → `[B, C]`."""
     if is_exporting():
         # onnxruntime adds up a reduction term by term, a matrix product in blocks, which is ten times as exact.
-        return (x.mT @ x.new_ones(x.shape[1], 2))[:, :, 0] / x.shape[1]
+        return (x.transpose(1, 2) @ x.new_ones(x.shape[1], 2))[:, :, 0] / x.shape[1]
     return x.mean(dim=1)
 
 

@@ -36,11 +36,15 @@ def rotary_tables(frames: int, bins: int, channels: int, like: Tensor) -> Rotary
     In each head, the first half of the channels is rotated by the time index, the second half by the frequency
     index; angular speeds fall from 1 to 1/10000. `like` gives data type and device.
     """
+    one = 1.0
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        # Depend on the input, or OpenVINO makes constants of the tables, one for each use: 300 MB.
+        one = (like[0, 0, 0, 0].abs() + 1).sign()
     half = HEAD_WIDTH // 2
     exponents = torch.linspace(0, 1, half // 2, device=like.device).repeat_interleave(2)
     speeds = ROTARY_BASE**-exponents  # [d/2]
-    time = torch.arange(frames, device=like.device)[:, None] * speeds
-    frequency = torch.arange(bins, device=like.device)[:, None] * speeds
+    time = one * torch.arange(frames, device=like.device)[:, None] * speeds
+    frequency = one * torch.arange(bins, device=like.device)[:, None] * speeds
 
     def table(over_time: Tensor, over_frequency: Tensor) -> Tensor:
         shape = frames, bins, half
@@ -92,10 +96,9 @@ class MALA(nn.Module):
         # numerator_i = mean over j of (q̃ᵢ · k̃ⱼ) vⱼ / √d with rotated q̃, k̃. Rotating x gives x cos + (x R) sin, R
         # turning each pair of channels by 90°. R commutes with the tables, which are equal within a pair, so it is
         # applied to C×C products instead of N positions.
-        kv = (k * rotary.cos).mT @ v + self.quarter_turn.mT @ ((k * rotary.sin).mT @ v)
+        kv = (k * rotary.cos).transpose(1, 2) @ v - self.quarter_turn @ ((k * rotary.sin).transpose(1, 2) @ v)
         kv = kv * self.head_mask * (SCALE / q.shape[1])  # [B, C, C]
         numerator = torch.baddbmm((q * rotary.cos) @ kv, q * rotary.sin, self.quarter_turn @ kv)
 
-        # β · numerator − γ · mean_v with β = 1 + 1/z and γ = z; each line is one pass over the positions.
-        scaled = torch.addcdiv(numerator, numerator, z + Z_FLOOR)
-        return torch.addcmul(scaled, z, mean_v[:, None], value=-1)
+        # β · numerator − γ · mean_v with β = 1 + 1/z and γ = z.
+        return numerator + numerator / (z + Z_FLOOR) - z * mean_v[:, None]

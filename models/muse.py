@@ -138,7 +138,7 @@ class TaylorAttention(nn.Module):
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Apply first-order Taylor attention, (Σv + q Σkᵀv) / (N + q Σk), to `[B, N, C]` → `[B, N, C]`."""
         positions = q.shape[1]
-        kv = (k.mT @ v) * self.head_mask
+        kv = (k.transpose(1, 2) @ v) * self.head_mask
         # The denominator of each head, repeated over its channels.
         k_sum = (positions * token_mean(k))[:, :, None] * self.head_mask
         v_sum = (positions * token_mean(v))[:, None]

@@ -32,6 +32,15 @@ def _restored_thread_count() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An own cache folder for the networks that OpenVINO compiles."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
     """The configuration of the paper."""

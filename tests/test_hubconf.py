@@ -22,8 +22,8 @@ root, name, *checkpoint = sys.argv[1:]
 enhancer = torch.hub.load(root, name, *checkpoint, source="local")
 assert root not in sys.path
 noisy = 0.1 * np.random.default_rng(0).standard_normal(3000)
-enhanced = enhancer.enhance_signal(noisy)
-assert (enhanced.dtype, enhanced.shape) == (np.float32, (3000,)) and np.isfinite(enhanced).all() and enhanced.any()
+enhanced = enhancer(noisy, 8000)
+assert (enhanced.dtype, enhanced.shape) == (np.float64, (3000,)) and np.isfinite(enhanced).all() and enhanced.any()
 print(type(enhancer.network).__name__, enhancer.training, enhancer.device, enhancer.sampling_rate)
 if name == "lite_rtse":
     from enhance.streaming import Stream

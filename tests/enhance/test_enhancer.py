@@ -81,3 +81,40 @@ def test_windows_of_one_length_share_a_pass(config: Config) -> None:
     assert network.passes == [(2, 10), (3, 41), (2, 41)]
     for before, after in zip(windows, enhanced, strict=True):
         np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
+
+
+def test_recordings_keep_type_shape_and_rate(config: Config) -> None:
+    enhancer = Enhancer(FadeIn(), config)
+    mono = speech_like(1, seed=1)
+    expected = enhancer.enhance_signal(mono)
+    assert np.abs(expected - mono).max() > 0.01
+    stereo = np.stack([mono, mono[::-1]])
+    enhanced = enhancer(stereo.astype(np.float32), 16_000)
+    assert (enhanced.dtype, enhanced.shape) == (np.float32, stereo.shape)
+    np.testing.assert_allclose(enhanced[0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(enhanced[1], enhancer.enhance_signal(mono[::-1]), rtol=0, atol=1e-6)
+
+    tensor = torch.from_numpy(mono)
+    assert torch.equal(enhancer(tensor, 16_000), torch.from_numpy(enhancer(mono, 16_000)))
+    shorter, whole = enhancer([tensor[:5000], tensor], 16_000)  # in one batch
+    assert shorter.shape == (5000,)
+    torch.testing.assert_close(whole, torch.from_numpy(expected).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_other_rates(identity: Enhancer, rate: int) -> None:
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    enhanced = identity(tone, rate)
+    assert enhanced.shape == tone.shape
+    inner = slice(rate // 20, -rate // 20)
+    assert np.abs(enhanced - tone)[inner].max() < 1e-3
+    for samples in (0, 1):
+        assert identity(tone[:samples], rate).shape == (samples,)
+
+
+@pytest.mark.parametrize(
+    "wav", [np.zeros((1, 1, 5)), np.array([0.0, np.nan]), np.zeros(5, np.int16)], ids=["shape", "NaN", "integers"]
+)
+def test_unusable_recordings(identity: Enhancer, wav: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected finite floats"):
+        identity(wav, 16_000)

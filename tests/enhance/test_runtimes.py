@@ -46,8 +46,8 @@ def test_bfloat16_is_close(quick_config: Config) -> None:
     network = random_network(quick_config)
     wav = 5 * torch.from_numpy(NOISY[None, :4000].astype(np.float32))
     with torch.inference_mode():
-        exact = Enhancer(network, quick_config)(wav)
-        rough = fast_enhancer(network, quick_config, bf16=True)(wav)
+        exact = Enhancer(network, quick_config).enhance_batch(wav)
+        rough = fast_enhancer(network, quick_config, bf16=True).enhance_batch(wav)
     assert rough.dtype == torch.float32
     error = float((rough - exact).norm() / exact.norm())
     assert 1e-5 < error < 0.1
@@ -80,7 +80,7 @@ def test_onednn_pointwise_with_one_thread(small_config: Config, name: str) -> No
     for part in pointwise(OneDnnPointwise):
         part.register_forward_hook(compare)
     with torch.inference_mode():
-        enhancer(torch.randn(1, 1000, generator=torch.Generator().manual_seed(0)))
+        enhancer.enhance_batch(torch.randn(1, 1000, generator=torch.Generator().manual_seed(0)))
     assert len(errors) >= count
     assert max(errors) < 1e-5
 
@@ -103,7 +103,7 @@ def test_only_the_repeated_shape_is_compiled(quick_config: Config, monkeypatch: 
     assert isinstance(enhancer.network, CompiledForShape)
     for batch, samples, factor in ((2, 4000, 0.5), (1, 4000, 1), (2, 6000, 1)):
         wav = torch.from_numpy(np.tile(NOISY[:samples].astype(np.float32), (batch, 1)))
-        assert float(enhancer(wav).norm() / wav.norm()) == pytest.approx(factor, abs=1e-3)
+        assert float(enhancer.enhance_batch(wav).norm() / wav.norm()) == pytest.approx(factor, abs=1e-3)
 
 
 def test_a_network_that_cannot_be_compiled(quick_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +132,9 @@ def test_onnxruntime_results(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     config = load_config(ROOT / "configs" / "lite_rtse.json")
     save_checkpoint(tmp_path / "lite.safetensors", random_network(config), config)
+    network, config = load_network(tmp_path / "lite.safetensors")
     enhanced, expected = (
-        Enhancer(*load_network(tmp_path / "lite.safetensors", backend)).enhance_signal(NOISY[:14_000])
+        fast_enhancer(network, config, backend=backend, threads=1).enhance_signal(NOISY[:14_000])
         for backend in ("onnxruntime", "torch")
     )
     np.testing.assert_allclose(enhanced, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

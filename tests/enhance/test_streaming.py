@@ -80,7 +80,7 @@ def lite_rtse(config: Config) -> nn.Module:
 @torch.inference_mode()
 def in_one_pass(network: nn.Module, config: Config, signal: np.ndarray) -> np.ndarray:
     wav = torch.from_numpy(signal).to(next(network.parameters()))
-    return Enhancer(network, config).to(wav.dtype)(wav[None])[0].numpy()
+    return Enhancer(network, config).to(wav.dtype).enhance_batch(wav[None])[0].numpy()
 
 
 def in_pieces(stream: Stream, signal: np.ndarray, seed: int = 0, hop: int = 256) -> np.ndarray:

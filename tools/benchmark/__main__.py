@@ -19,6 +19,7 @@ import torch
 
 from cli import DONE, ArgumentParser, positive, run
 from config import MODEL_CONFIGS
+from enhance.runtimes import BACKENDS
 from enhance.windows import PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
 from tools.benchmark import inference, scoring, training
@@ -44,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hops": {"type": positive, "help": "timed hops"},
     "steps": {"type": positive, "help": "timed steps of each form"},
     "batch_sizes": {"type": positive, "nargs": "+", "help": "crops per step"},
+    "backend": {"choices": BACKENDS, "help": "what runs the network"},
     "compile": {"action": "store_true", "help": "use torch.compile"},
     "bf16": {"action": "store_true", "help": "compute in bfloat16"},
     "threads": {"type": positive, "help": "CPU threads of PyTorch"},
@@ -76,7 +78,15 @@ def make_parser() -> ArgumentParser:
     add("network", inference.measure_networks, **networks, rounds=15, device="cpu")
     lengths = {"protocols": list(PROTOCOLS), "lengths": [1, 10, 60], "limit": 120.0}
     add("lengths", inference.measure_lengths, **networks, **lengths)
-    add("stream", inference.measure_stream, config=[CONFIGS / "lite_rtse.json"], hops=2000, threads=1, device="cpu")
+    add(
+        "stream",
+        inference.measure_stream,
+        config=[CONFIGS / "lite_rtse.json"],
+        hops=2000,
+        threads=1,
+        device="cpu",
+        backend="auto",
+    )
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
     add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
     checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]

@@ -25,9 +25,7 @@ from config import Config, load_config
 from data.audio import AudioFormat, write_audio
 from enhance.enhancer import Enhancer
 from enhance.files import enhance_file
-from enhance.onnx_export import export
-from enhance.runtimes import fast_enhancer, load_network, tune_malloc
-from enhance.streaming import Stream
+from enhance.runtimes import BACKENDS, fast_enhancer, fast_stream, tune_malloc
 from enhance.windows import WHOLE_LIMIT
 from models import build
 from models.published import translate_published
@@ -40,7 +38,7 @@ Row = dict[str, Any]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
-FORMS = ("plain", "eager", "compiled", "bf16", "onnxruntime")
+FORMS = ("plain", "eager", "compiled", "bf16", "openvino", "openvino bf16", "onnxruntime")
 """The plain transcription of IMSE and MUSE, and this project's networks as inference.py runs them."""
 
 
@@ -76,14 +74,17 @@ def make_enhancer(
     networks = make_networks(config)
     if form == "plain":
         return Enhancer(networks["plain"], config).to(device)
-    network = networks["eager"]
-    if form == "onnxruntime":
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"{config.model.name}.onnx")
-            path.write_bytes(export(network, config))
-            network, config = load_network(path, threads=threads)
-    bf16, compiled = form == "bf16", form == "compiled"
-    return fast_enhancer(network, config, device, protocol, threads=threads, bf16=bf16, compiled=compiled)
+    backend, _, precision = form.partition(" ")
+    return fast_enhancer(
+        networks["eager"],
+        config,
+        device,
+        protocol,
+        backend if backend in BACKENDS else "torch",
+        threads=threads,
+        bf16="bf16" in (form, precision),
+        compiled=form == "compiled",
+    )
 
 
 def call_in_new_process(
@@ -249,7 +250,7 @@ def measure_stream(options: Namespace) -> list[Row]:
     rows: list[Row] = []
     for config in map(load_config, options.config):
         torch.manual_seed(0)
-        stream = Stream(build(config).eval().to(options.device), config)
+        stream = fast_stream(build(config).eval(), config, options.device, options.backend, options.threads)
         hop, warm_up = config.stft.hop_size, 50
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (warm_up + options.hops, hop)).astype(np.float32)
         times: list[float] = []

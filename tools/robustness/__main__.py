@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     enhancers: dict[str, Enhancer] = {}
     seeds: set[int] = set()
     for path in options.checkpoint_file:
-        network, config = load_network(path, "torch", options.num_threads)
+        network, config = load_network(path, options.num_threads)
         name = path.name.removesuffix(".safetensors")
         if config.data.sampling_rate != RATE:
             raise UserError(f"{path}: for {config.data.sampling_rate} Hz; only checkpoints for {RATE} Hz are measured")

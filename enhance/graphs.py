@@ -1,0 +1,165 @@
+"""Networks as graphs of other runtimes (ONNX, OpenVINO): the interface for tracing, running and checking them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cli import UserError
+from config import Config
+from enhance.streaming import StreamingNetwork
+from models.stft import Spectra, Spectrogram
+
+SPECTRA_INPUTS = ("mag", "pha")
+"""Inputs of every graph, `[batch, F, frames]`. Further inputs are its state."""
+
+EXAMPLE_BATCH, EXAMPLE_FRAMES = 3, 8
+"""Size of the example inputs. No axis of a network's state but the batch may have `EXAMPLE_BATCH` entries."""
+
+CHECKED_SHAPES = ((1, 1), (2, 7), (3, 30))
+"""(Batch, frames) with which a graph is compared with PyTorch."""
+
+TOLERANCE, COMPLEX_TOLERANCE = 1e-4, 2e-3
+"""Default maximum error of magnitudes, and maximum error of complex spectra, relative to the largest magnitude.
+
+A phase is the angle of two numbers that may both be near 0, which amplifies rounding errors.
+"""
+
+NOISE_LEVEL = 0.1
+"""Standard deviation of the test noise for networks without level normalisation; 1 for the others."""
+
+
+class TensorNetwork(nn.Module):
+    """A network with plain tensors as inputs and outputs: magnitude and phase `[B, F, T]`, and its state if any."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.example_state = network.initial_state(EXAMPLE_BATCH) if isinstance(network, StreamingNetwork) else None
+
+    def forward(self, mag: Tensor, pha: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Enhance magnitude and phase; with a state, return the next state too."""
+        noisy = Spectra(mag, pha)
+        next_state: dict[str, Tensor] = {}
+        if isinstance(self.network, StreamingNetwork):
+            before = _nest_state(state, like=self.example_state) if state else self.network.initial_state(mag.shape[0])
+            enhanced, after = self.network.stream(noisy, before)
+            next_state = flatten_state(after) if state else {}
+        else:
+            enhanced = self.network(noisy)
+        # An output of a graph must not be one of its inputs.
+        parts = (part + 0 if part is given else part for part, given in zip(enhanced, noisy, strict=True))
+        return *parts, *next_state.values()
+
+
+def flatten_state(state: Any) -> dict[str, Tensor]:
+    """Flatten a named tuple of tensors and of tuples of tensors, which are numbered, to {name: tensor}."""
+    named: dict[str, Tensor] = {}
+    for name, part in state._asdict().items():
+        if isinstance(part, tuple):
+            named |= {f"{name}_{index}": each for index, each in enumerate(part)}
+        else:
+            named[name] = part
+    return named
+
+
+def _nest_state(tensors: Sequence[Tensor], like: Any) -> Any:
+    """Invert `flatten_state`, for a state of the form of `like`."""
+    rest = iter(tensors)
+    return like._make(tuple(islice(rest, len(part))) if isinstance(part, tuple) else next(rest) for part in like)
+
+
+class GraphNetwork(nn.Module):
+    """A network that another runtime executes on the CPU.
+
+    `run` maps {input name: array} to the outputs in order.
+    """
+
+    def __init__(self, run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, noisy: Spectra) -> Spectra:
+        """Enhance whole signals, spectra `[B, F, T]`."""
+        return self._enhance(noisy, {})[0]
+
+    def _enhance(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, Sequence[np.ndarray]]:
+        """Return the enhanced spectra and the other outputs, in order."""
+        inputs = {name: np.ascontiguousarray(x) for name, x in zip(SPECTRA_INPUTS, noisy, strict=True)}
+        mag, pha, *others = self._run({**inputs, **state})
+        return Spectra(torch.from_numpy(mag), torch.from_numpy(pha)), others
+
+
+class StreamingGraphNetwork(GraphNetwork):
+    """A network with a state: a `enhance.streaming.StreamingNetwork`.
+
+    `state_shapes` are {input name: shape}, where sizes that are not integers stand for the batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]],
+        state_shapes: Mapping[str, Sequence[Any]],
+    ) -> None:
+        super().__init__(run)
+        self._state_shapes = state_shapes
+
+    def initial_state(self, batch: int) -> dict[str, np.ndarray]:
+        """Return the state before the first frame of `batch` signals: {input name: zeros}."""
+        return {
+            name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
+            for name, shape in self._state_shapes.items()
+        }
+
+    def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
+        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns them and the next state."""
+        enhanced, next_state = self._enhance(noisy, state)
+        return enhanced, dict(zip(self._state_shapes, next_state, strict=True))
+
+    def forward(self, noisy: Spectra) -> Spectra:
+        """Enhance whole signals, spectra `[B, F, T]`."""
+        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
+
+
+@torch.inference_mode()
+def check_graph(
+    graph: GraphNetwork,
+    network: nn.Module,
+    config: Config,
+    shapes: Sequence[tuple[int, int]] = CHECKED_SHAPES,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Raise `UserError` unless both networks enhance noise to the same spectra, within the tolerances.
+
+    `shapes` are those of the spectra, (batch, frames); `tolerance` is that of the magnitudes.
+    """
+    spectrogram = Spectrogram(config.stft)
+    generator = torch.Generator().manual_seed(0)
+    level = 1 if config.data.normalize_level else NOISE_LEVEL
+    for batch, frames in shapes:
+        noise = level * torch.randn(batch, frames * config.stft.hop_size, generator=generator)
+        noisy = Spectra(*(part[..., :frames] for part in spectrogram(noise)))
+        expected = network(noisy)
+        if isinstance(graph, StreamingGraphNetwork):  # frame by frame, to check the state too
+            state, pieces = graph.initial_state(batch), []
+            for mag, pha in zip(noisy.mag.split(1, dim=2), noisy.pha.split(1, dim=2), strict=True):
+                piece, state = graph.stream(Spectra(mag, pha), state)
+                pieces.append(piece)
+            enhanced = Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+        else:
+            enhanced = graph(noisy)
+        largest = expected.mag.max()
+        for name, error, allowed in (
+            ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest, tolerance),
+            ("complex spectra", (enhanced.complex - expected.complex).abs().max() / largest, COMPLEX_TOLERANCE),
+        ):
+            if not error <= allowed:  # also if it is NaN
+                raise UserError(
+                    f"{type(network).__name__}: {name} of {batch} x {frames} frames in the converted graph differ from "
+                    f"PyTorch's by {error:.1e} of the largest ({allowed:.0e} is allowed); try other versions"
+                )

@@ -1,0 +1,218 @@
+"""Networks run by OpenVINO, on CPUs about twice as fast as by PyTorch.
+
+PyTorch traces a network, OpenVINO converts and compiles the trace, and the result is compared with PyTorch. That takes
+seconds, so the compiled network is kept in the user's cache folder, `$XDG_CACHE_HOME/imse` or `~/.cache/imse`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from contextlib import suppress
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from cli import UserError
+from config import Config
+from enhance.graphs import (
+    CHECKED_SHAPES,
+    EXAMPLE_BATCH,
+    EXAMPLE_FRAMES,
+    SPECTRA_INPUTS,
+    GraphNetwork,
+    StreamingGraphNetwork,
+    TensorNetwork,
+    check_graph,
+    flatten_state,
+)
+from enhance.streaming import StreamingNetwork
+from utils.atomic import atomic_open
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, Core, Model
+
+ENTRIES_KEPT = 20
+"""Maximum number of compiled networks in the cache folder."""
+
+TOLERANCE = 1e-3
+"""Maximum error of magnitudes: for MUSE up to 2e-4, for the other networks below 1e-5."""
+
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+def with_openvino(
+    network: nn.Module,
+    config: Config,
+    threads: int,
+    frames: int | None = None,
+    stream: bool = False,
+    bf16: bool = False,
+) -> GraphNetwork:
+    """Compile a network in evaluation mode for the CPU, or load it from the cache.
+
+    threads: CPU threads.
+    frames: number of frames of all inputs; None for any number, which takes half as long again.
+    stream: keep the state of a `StreamingNetwork` between calls; it then takes its frames in pieces of `frames`.
+    bf16: compute in bfloat16 on CPUs that can.
+
+    Raises `UserError` if openvino is not installed or cannot run the network.
+    """
+    try:
+        import openvino  # noqa: F401 (late: takes a fifth of a second)
+        from openvino.frontend import GeneralFailure, NotImplementedFailure, OpConversionFailure, OpValidationFailure
+    except ImportError as error:
+        raise UserError("openvino is not installed: pip install openvino") from error
+    core = _core()
+    properties = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # several processes would pin their threads to the same cores
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+    }
+    entry = cache_dir() / f"{_key(network, config, core, [frames, stream, properties])}.openvino"
+    if compiled := _read_entry(entry, core, properties):
+        return _graph_network(compiled)
+    try:
+        compiled = core.compile_model(_convert(network, config, frames, stream), "CPU", properties)
+    except (RuntimeError, GeneralFailure, NotImplementedFailure, OpConversionFailure, OpValidationFailure) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"OpenVINO cannot run {type(network).__name__}: {reason}") from error
+    graph = _graph_network(compiled)
+    if not bf16:
+        check_graph(graph, network, config, CHECKED_SHAPES if frames is None else [(1, max(frames, 7))], TOLERANCE)
+    _write_entry(entry, compiled)
+    return graph
+
+
+@cache
+def _core() -> Core:
+    """Return the OpenVINO runtime of this process.
+
+    It is never deleted: OpenVINO replaces the signal stack of the thread, and after deleting two runtimes in the order
+    in which they were made the stack of the first is unmapped but in use, and the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def cache_dir() -> Path:
+    """Return the folder of compiled networks; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "imse")
+
+
+def _key(network: nn.Module, config: Config, core: Core, options: list[Any]) -> str:
+    """Return a hash of what determines a compiled network: weights, configuration, code, versions, CPU, options."""
+    import openvino
+
+    digest = hashlib.sha256()
+    cpu = [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    digest.update(json.dumps([config.to_dict(), torch.__version__, openvino.__version__, cpu, options]).encode())
+    for source in sorted([Path(__file__), *Path(models.__file__).parent.glob("*.py")]):
+        digest.update(source.read_bytes())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _convert(network: nn.Module, config: Config, frames: int | None, stream: bool) -> Model:
+    """Return the graph of a network for one signal of `frames` frames, or for any batch size and number of frames."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    state = (
+        flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
+    )
+    example_frames = 1 if frames == 1 else EXAMPLE_FRAMES  # LSTMs compute a single frame in another way
+    examples = *torch.rand(2, EXAMPLE_BATCH, config.stft.bins, example_frames), *state.values()
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        examples = tuple(example.clone() for example in examples)  # one tensor would be recorded as one input
+        trace = torch.jit.trace(TensorNetwork(network).eval(), examples, check_trace=False, strict=False)
+        decoder = TorchScriptPythonDecoder(torch.jit.freeze(trace), skip_freeze=True)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    graph = frontend.load(decoder)
+    for index, (place, example) in enumerate(zip(graph.get_inputs(), examples, strict=True)):
+        shape = [(1 if frames else -1) if size == EXAMPLE_BATCH else size for size in example.shape]
+        if index < len(SPECTRA_INPUTS):
+            shape[2] = frames or -1
+        graph.set_element_type(place, openvino.Type.f32)
+        graph.set_partial_shape(place, openvino.PartialShape(shape))
+    model = frontend.convert(graph)
+    for port, name in zip(model.inputs, [*SPECTRA_INPUTS, *state], strict=True):
+        port.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _graph_network(compiled: CompiledModel) -> GraphNetwork:
+    request = compiled.create_infer_request()
+    batch_axis, _, frame_axis = compiled.input("mag").partial_shape
+
+    def infer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [output.copy() for output in request.infer(inputs, share_inputs=True, share_outputs=True).values()]
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the graph, on one signal after the other if it takes one only."""
+        if batch_axis.is_dynamic:
+            return infer(inputs)
+        signals = [infer({name: x[i : i + 1] for name, x in inputs.items()}) for i in range(len(inputs["mag"]))]
+        return [np.concatenate(outputs) for outputs in zip(*signals, strict=True)]
+
+    state_shapes = {port.any_name: list(port.shape) for port in compiled.inputs if port.any_name not in SPECTRA_INPUTS}
+    if not state_shapes:
+        return GraphNetwork(run).eval()
+
+    def run_in_pieces(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the graph on pieces of its number of frames."""
+        state = {name: inputs[name] for name in state_shapes}
+        length = frame_axis.get_length()
+        pieces: list[list[np.ndarray]] = []
+        for start in range(0, inputs["mag"].shape[2], length):
+            spectra = {
+                name: np.ascontiguousarray(inputs[name][:, :, start : start + length]) for name in SPECTRA_INPUTS
+            }
+            outputs = infer(spectra | state)
+            pieces.append(outputs[: len(spectra)])
+            state = dict(zip(state_shapes, outputs[len(spectra) :], strict=True))
+        return [*(np.concatenate(parts, axis=2) for parts in zip(*pieces, strict=True)), *state.values()]
+
+    return StreamingGraphNetwork(run_in_pieces, state_shapes).eval()
+
+
+def _read_entry(entry: Path, core: Core, properties: dict[str, Any]) -> CompiledModel | None:
+    """Return a compiled network from the cache; None, with a line on standard error if the file is damaged."""
+    try:
+        content = entry.read_bytes()
+    except OSError:
+        return None
+    digest, blob = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    if digest == hashlib.sha256(blob).digest():
+        with suppress(RuntimeError):
+            return core.import_model(BytesIO(blob), "CPU", properties)
+    print(f"{entry}: damaged, compiling the network again", file=sys.stderr)
+    return None
+
+
+def _write_entry(entry: Path, compiled: CompiledModel) -> None:
+    """Write a compiled network to the cache and remove the oldest ones; do nothing if the folder cannot be written."""
+    exported = BytesIO()
+    compiled.export_model(exported)
+    blob = exported.getvalue()
+    with suppress(OSError):
+        with atomic_open(entry) as stream:
+            stream.write(hashlib.sha256(blob).digest() + blob)
+        entries = sorted(entry.parent.glob("*.openvino"), key=lambda path: path.stat().st_mtime)
+        for old in entries[:-ENTRIES_KEPT]:
+            old.unlink(missing_ok=True)
