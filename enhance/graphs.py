@@ -136,7 +136,8 @@ def check_graph(
 ) -> None:
     """Raise `UserError` unless both networks enhance noise to the same spectra, within the tolerances.
 
-    `shapes` are those of the spectra, (batch, frames); `tolerance` is that of the magnitudes.
+    `shapes` are those of the spectra, (batch, frames); `tolerance` is that of the magnitudes, and the least of the
+    complex spectra.
     """
     spectrogram = Spectrogram(config.stft)
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +157,11 @@ def check_graph(
         largest = expected.mag.max()
         for name, error, allowed in (
             ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest, tolerance),
-            ("complex spectra", (enhanced.complex - expected.complex).abs().max() / largest, COMPLEX_TOLERANCE),
+            (
+                "complex spectra",
+                (enhanced.complex - expected.complex).abs().max() / largest,
+                max(COMPLEX_TOLERANCE, tolerance),
+            ),
         ):
             if not error <= allowed:  # also if it is NaN
                 raise UserError(

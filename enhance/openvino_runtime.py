@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 ENTRIES_KEPT = 20
 """Maximum number of compiled networks in the cache folder."""
 
-TOLERANCE = 1e-3
-"""Maximum error of magnitudes: for MUSE up to 2e-4, for the other networks below 1e-5."""
+TOLERANCE = 1e-2
+"""Maximum error in noise: for MUSE, whose deformable convolution amplifies rounding errors, up to 4e-3; for the others
+below 1e-5. On speech, the output of MUSE differs by less than −60 dB, that of the others by less than −75 dB."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
