@@ -6,8 +6,9 @@
     enhanced = enhancer(noisy, rate)  # NumPy or tensor, [N] or [channels, N]; or a list of them
 
 Each returns an `enhance.enhancer.Enhancer` on the CPU in evaluation mode, which can be moved by `.to("cuda")`. With
-`backend="openvino"` it stays on the CPU and is about twice as fast there. `torch.hub` puts the repository on `sys.path`
-while it loads; modules of the calling project that are called `models`, `data` or `utils` hide those of the repository.
+`backend="openvino"` it stays on the CPU and is up to 1.6 times as fast there. `torch.hub` puts the repository on
+`sys.path` while it loads; modules of the calling project that are called `models`, `data` or `utils` hide those of the
+repository.
 """
 
 from __future__ import annotations

@@ -154,11 +154,10 @@ def resample_blocks(
 
 
 def resample(samples: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """Resample float32 `[N]` (soxr VHQ, no delay); a signal shorter than one sample at the target rate becomes one."""
-    if source_rate == target_rate or not len(samples):
+    """Resample float32 `[N]` as `resample_blocks` does."""
+    if not len(samples):
         return samples
-    resampled = soxr.resample(samples, source_rate, target_rate, "VHQ")
-    return resampled if len(resampled) else np.zeros(1, np.float32)
+    return np.concatenate(list(resample_blocks(iter([samples[:, None]]), source_rate, target_rate, 1)))[:, 0]
 
 
 def fit_length(blocks: Iterator[np.ndarray], frames: int) -> Iterator[np.ndarray]:

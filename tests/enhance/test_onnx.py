@@ -24,7 +24,7 @@ from models import build
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from models.stft import Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
-from tests.fixtures.networks import noise, random_network
+from tests.fixtures.networks import assert_same_spectra, noise, random_network
 from tests.fixtures.signals import speech_like, with_noise
 
 onnx = pytest.importorskip("onnx")
@@ -58,11 +58,7 @@ def test_results_equal_pytorch(name: str, file_of: Callable[[str], Path]) -> Non
         noisy = noise(config, batch, frames)
         with torch.inference_mode():
             expected, enhanced = network(noisy), exported(noisy)
-        assert enhanced.mag.shape == enhanced.pha.shape == noisy.mag.shape
-        largest = float(expected.mag.max())
-        assert largest > 0.01
-        torch.testing.assert_close(enhanced.mag, expected.mag, rtol=0, atol=1e-4 * largest)
-        torch.testing.assert_close(enhanced.complex, expected.complex, rtol=0, atol=1e-4 * largest)
+        assert_same_spectra(enhanced, expected, 1e-4)
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "lite_rtse stream"])

@@ -199,7 +199,7 @@ def measure_lengths(options: Namespace) -> list[Row]:
         for config in map(load_config, options.config)
         for form in options.forms
         for protocol in options.protocols
-        if (form != "plain" or (has_reference_network(config) and protocol != "overlap"))  # the release has no overlap
+        if (form != "plain" or (has_reference_network(config) and protocol in ("paper", "whole")))  # as released
         and (form != "compiled" or protocol != "whole")  # only windows of one length are compiled
     ]
     rows: list[Row] = []
