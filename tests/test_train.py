@@ -331,12 +331,15 @@ def test_the_validation_list_selects_only_when_asked(
 
 @pytest.mark.slow
 def test_network_overfits_eight_crops(tmp_path: Path) -> None:
-    """This needs correct crops, losses, labels and optimizers."""
+    """This needs correct crops, losses, labels and optimizers.
+
+    Two runs reached a PESQ of 3.94 and 4.05, one without the magnitude loss 3.00.
+    """
     samples, steps = 9600, 250
     write_pairs(tmp_path, 8, samples / 16_000)
     ended = train_here(
         tmp_path, f"--config={PAPER}", "--device=cpu", "--quiet", "--checkpoint_path=run",
-        *settings(data_segment_size=samples, optim_learning_rate=2e-3, optim_lr_decay=0.96),
+        *settings(data_segment_size=samples, optim_learning_rate=2e-3, optim_lr_decay=1),
         *settings(train_epochs=steps, train_validation_interval=steps),
         # Validate on the training crops.
         f"--max_steps={steps}", "--input_validation_file=training.txt", "--select_on=test",
