@@ -26,6 +26,7 @@ PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Decibels = Annotated[float, Field(ge=-100, le=100)]
 
@@ -154,10 +155,24 @@ class MixConfig:
     gain_high: Decibels
     """Change of a crop's level: uniform between the two. With `normalize_level` it is relative to a mean power of 1,
     and stands for the difference between a crop and its whole recording; without, to the speech as recorded."""
-    reverb_share: Annotated[float, Field(ge=0, le=1)]
+    reverb_share: Share
     """Fraction of the crops whose speech is in a simulated room; the target keeps the first 50 ms of its response."""
     validation_mixes: PositiveInt
     """Number of mixtures of held-out speech and noise for validation."""
+    noise_free_share: Share = 0.0
+    """Fraction of the crops without noise."""
+    babble_share: Share = 0.0
+    """Fraction of the noisy crops whose noise is the voices of several other speakers, instead of a noise file."""
+    second_noise_share: Share = 0.0
+    """Fraction of the noisy crops with a second noise."""
+    band_share: Share = 0.0
+    """Fraction of the crops that are limited to 4 kHz or to 300 to 3400 Hz, together with their target."""
+    clip_share: Share = 0.0
+    """Fraction of the crops that are clipped."""
+    codec_share: Share = 0.0
+    """Fraction of the crops that are coded with one of `data.degradations.CODECS`."""
+    speed_share: Share = 0.0
+    """Fraction of the crops whose speech is faster or slower, with another pitch."""
 
     @field_validator("snr_high", "gain_high")
     @classmethod

@@ -63,6 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--input_clean_wavs_dir", type=Path, help="clean speech: to be mixed, or of the training list")
     add("--input_noisy_wavs_dir", type=Path, help="noisy speech of the training list")
     add("--input_noise_dir", type=Path, help="noise to be mixed with the clean speech")
+    add("--input_rooms_dir", type=Path, help="room responses (scripts/make_rooms.py); default: synthetic ones")
     add("--checkpoint_path", type=Path, metavar="RUN", help="folder of the run; default: runs/ and the config's name")
     add("--resume", action="store_true", help="continue the run in that folder")
     add("--overwrite", action="store_true", help="replace the run in that folder")
@@ -108,15 +109,15 @@ def read_config(options: Namespace) -> Config:
         raise UserError(f"{options.config}: its section mix needs --input_clean_wavs_dir and --input_noise_dir")
     if config.mix and options.select_on == "test":
         raise UserError(f"{options.config}: has a section mix; --select_on test is for lists of pairs")
-    if options.input_noise_dir and not config.mix:
-        raise UserError(f"{options.config}: --input_noise_dir needs a section mix in the config")
+    if (options.input_noise_dir or options.input_rooms_dir) and not config.mix:
+        raise UserError(f"{options.config}: --input_noise_dir and --input_rooms_dir need a section mix in the config")
     return config
 
 
 def read_data(options: Namespace, config: Config, cache: AudioCache, test_pairs: list[Utterance]) -> Data:
     """Read the crops to train on and the utterances that select the best network."""
     if config.mix:
-        folders = options.input_clean_wavs_dir, options.input_noise_dir
+        folders = options.input_clean_wavs_dir, options.input_noise_dir, options.input_rooms_dir
         return read_mixes(*folders, config, cache, options.num_workers, options.quiet)
     pairs = read_file_list(options.input_training_file, options.input_clean_wavs_dir, options.input_noisy_wavs_dir)
     selected_on = test_pairs if options.select_on == "test" else None

@@ -1,7 +1,7 @@
 """Training data by dynamic mixing: every crop is mixed anew from clean speech and noise.
 
-A crop is speech, with a given probability in a synthetic room, plus noise at a random signal-to-noise ratio (SNR). The
-training target is the speech with the early reflections of the room, without its late reverberation.
+A crop is speech, with given probabilities in a room, with noise at a random signal-to-noise ratio (SNR), limited in
+band, clipped and coded. The training target is the speech with the early reflections of the room, in the same band.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ from scipy.signal import fftconvolve
 
 from cli import UserError
 from config import DataConfig, MixConfig
-from data.audio import AudioReader
+from data.audio import AudioReader, resample
 from data.dataset import AudioCache, Crop, EvalPair, fit_segment, random_start
+from data.degradations import (
+    CODECS,
+    NARROW_RATE,
+    babble,
+    clip_share,
+    encode_decode,
+    gain_to,
+    narrowband,
+    telephone,
+    through_codec,
+)
 from data.levels import SILENT_POWER, mean_power, unit_power_gain
 from data.seeds import Stream, generator
+from data.splits import speaker_of
 
 NEARLY_SILENT = 1e-2
 """A crop with less than this proportion (−20 dB) of its utterance's mean power is drawn again."""
@@ -35,27 +47,127 @@ DIRECT_TO_REVERBERANT = (-5.0, 15.0)
 EARLY_SECONDS = 0.05
 """Reflections up to this delay belong to the target."""
 
+SPEED = (0.85, 1.18)
+"""Range of the factor of the speed, and with it of the pitch."""
+
+BABBLE_VOICES = (3, 8)
+"""Range of the number of voices in babble."""
+
+SECOND_NOISE = (-10.0, 10.0)
+"""Range in dB of the power of the first noise over that of the second."""
+
+CLIPPED = (0.001, 0.2)
+"""Range of the fraction of samples that are clipped; its logarithm is uniform."""
+
+CODED_LEVEL = (-40.0, -16.0)
+"""Range in dBFS of the level of coded speech."""
+
 _MAX_REDRAWS = 10
 
 
-class MixedDataset:
-    """Crops of `data.segment_size` samples: each file of `speech` once per epoch, mixed with random `noise`.
+class Mixer:
+    """Mixes speech with noise, and degrades it, as a `MixConfig` says.
 
-    With `data.normalize_level` a crop is scaled to a mean power of 1 before the random gain. Raises `AudioError` if the
-    header of a noise file cannot be read.
+    Parameters
+    ----------
+    speech, noise, rooms: files; babble is made of `speech`. Without `rooms`, the responses are synthetic.
+    mix: probabilities and ranges.
+    rate: sampling rate in Hz; 16000 for band limits and codecs.
+
+    Raises `AudioError` if the header of a noise file cannot be read, `UserError` if this libsndfile lacks a codec.
     """
 
     def __init__(
         self,
         speech: Sequence[Path],
         noise: Sequence[Path],
+        rooms: Sequence[Path],
         cache: AudioCache,
-        data: DataConfig,
         mix: MixConfig,
-        seed: int,
+        rate: int,
     ) -> None:
         self._speech = speech
         self._noise = _NoisePool(noise, cache)
+        self._rooms = rooms
+        self._cache = cache
+        self._mix = mix
+        self._rate = rate
+        if mix.codec_share:
+            for codec in CODECS.values():
+                encode_decode(np.zeros(codec.rate), codec)
+
+    def mix(
+        self,
+        rng: np.random.Generator,
+        path: Path,
+        speech: np.ndarray,
+        start: int,
+        samples: int,
+        snr: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return target and noisy speech `[samples]` from position `start` of `speech`, the content of `path`.
+
+        In this order: room, noise, band limit, clipping, codec. The target has the same band and the first 50 ms of the
+        room's reflections. `snr` replaces the random SNR. Raises `AudioError`.
+        """
+        mix = self._mix
+        target = noisy = fit_segment(speech[start:], samples)
+        if chance(rng, mix.reverb_share):
+            response, early = self._room(rng)
+            before = speech[max(start - len(response) + 1, 0) : start]
+            target, noisy = in_room(before, noisy, response, early)
+        drawn_snr = rng.uniform(mix.snr_low, mix.snr_high)
+        if not chance(rng, mix.noise_free_share):
+            babbling = chance(rng, mix.babble_share)
+            noise = self._babble(rng, path, samples) if babbling else self._noise.draw(rng, samples)
+            if chance(rng, mix.second_noise_share):
+                noise = add_noise(noise, self._noise.draw(rng, samples), rng.uniform(*SECOND_NOISE))
+            noisy = add_noise(noisy, noise, drawn_snr if snr is None else snr)
+        if chance(rng, mix.band_share):
+            limit_band = (narrowband, telephone)[rng.integers(2)]
+            target, noisy = limit_band(target), limit_band(noisy)
+        if chance(rng, mix.clip_share):
+            noisy = clip_share(noisy, 10 ** rng.uniform(*np.log10(CLIPPED)))
+        if chance(rng, mix.codec_share):
+            codec = list(CODECS.values())[rng.integers(len(CODECS))]
+            gain = gain_to(noisy, rng.uniform(*CODED_LEVEL))
+            noisy = through_codec(gain * noisy, codec) / gain
+            target = narrowband(target) if codec.rate == NARROW_RATE else target
+        return target.astype(np.float32), noisy.astype(np.float32)
+
+    def _room(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the response of a random room and its early part."""
+        if not self._rooms:
+            decay, ratio = rng.uniform(*REVERBERATION_TIME), rng.uniform(*DIRECT_TO_REVERBERANT)
+            return room_response(rng, self._rate, decay, ratio)
+        response = self._cache.samples(self._rooms[int(rng.integers(len(self._rooms)))])
+        return response, response[: round(EARLY_SECONDS * self._rate)]
+
+    def _babble(self, rng: np.random.Generator, path: Path, samples: int) -> np.ndarray:
+        """Return the sum of several voices of other speakers than that of `path`."""
+
+        def other_voices() -> Iterator[np.ndarray]:
+            speaker = speaker_of(path.as_posix())
+            while True:
+                other = self._speech[int(rng.integers(len(self._speech)))]
+                if speaker_of(other.as_posix()) != speaker:
+                    yield self._cache.samples(other)
+
+        count = rng.integers(*BABBLE_VOICES, endpoint=True)
+        return babble([draw_piece(rng, other_voices(), samples) for _ in range(count)]).astype(np.float32)
+
+
+class MixedDataset:
+    """Crops of `data.segment_size` samples: each file of `speech` once per epoch, mixed by `mixer`.
+
+    With `data.normalize_level` a crop is scaled to a mean power of 1 before the random gain.
+    """
+
+    def __init__(
+        self, speech: Sequence[Path], mixer: Mixer, cache: AudioCache, data: DataConfig, mix: MixConfig, seed: int
+    ) -> None:
+        self._speech = speech
+        self._mixer = mixer
         self._cache = cache
         self._data = data
         self._mix = mix
@@ -68,16 +180,12 @@ class MixedDataset:
         """Return a random mix with speech file `index`; raises `AudioError`."""
         mix, segment = self._mix, self._data.segment_size
         rng = generator(Stream.CROP, self._seed, epoch, index)
-        speech = self._cache.samples(self._speech[index])
+        path = self._speech[index]
+        speech = self._cache.samples(path)
+        if chance(rng, mix.speed_share):
+            speech = resample(speech, round(self._data.sampling_rate * rng.uniform(*SPEED)), self._data.sampling_rate)
         start = draw_start(rng, speech, segment)
-        target = voice = fit_segment(speech[start:], segment)
-        if rng.random() < mix.reverb_share:
-            decay, ratio = rng.uniform(*REVERBERATION_TIME), rng.uniform(*DIRECT_TO_REVERBERANT)
-            response, early = room_response(rng, self._data.sampling_rate, decay, ratio)
-            before = speech[max(start - len(response) + 1, 0) : start]
-            target, voice = in_room(before, voice, response, early)
-        snr = rng.uniform(mix.snr_low, mix.snr_high)
-        noisy = add_noise(voice, self._noise.draw(rng, segment), snr)
+        target, noisy = self._mixer.mix(rng, path, speech, start, segment)
         gain = np.float32(10 ** (rng.uniform(mix.gain_low, mix.gain_high) / 20))
         if self._data.normalize_level:
             gain *= np.float32(unit_power_gain(mean_power(noisy)))
@@ -85,16 +193,14 @@ class MixedDataset:
 
 
 class MixedUtterances(Sequence[EvalPair]):
-    """`mix.validation_mixes` whole utterances with noise, always the same ones; SNRs are spread evenly over the range.
+    """`mix.validation_mixes` whole utterances mixed by `mixer`, always the same; SNRs are spread evenly over the range.
 
-    Mixed on access; raises `AudioError` then, or at once if the header of a noise file cannot be read.
+    Mixed on access; raises `AudioError` then.
     """
 
-    def __init__(
-        self, speech: Sequence[Path], noise: Sequence[Path], cache: AudioCache, mix: MixConfig, seed: int
-    ) -> None:
+    def __init__(self, speech: Sequence[Path], mixer: Mixer, cache: AudioCache, mix: MixConfig, seed: int) -> None:
         self._speech = speech
-        self._noise = _NoisePool(noise, cache)
+        self._mixer = mixer
         self._cache = cache
         self._mix = mix
         self._seed = seed
@@ -107,9 +213,14 @@ class MixedUtterances(Sequence[EvalPair]):
         index = range(len(self))[index]
         rng = generator(Stream.VALIDATION, self._seed, 1, index)
         path = self._speech[self._order[index % len(self._order)]]
-        clean = self._cache.samples(path)
+        speech = self._cache.samples(path)
         snr = self._mix.snr_low + (index + 0.5) / len(self) * (self._mix.snr_high - self._mix.snr_low)
-        return EvalPair(f"{index}_{path.stem}", clean, add_noise(clean, self._noise.draw(rng, len(clean)), snr))
+        return EvalPair(f"{index}_{path.stem}", *self._mixer.mix(rng, path, speech, 0, len(speech), snr))
+
+
+def chance(rng: np.random.Generator, probability: float) -> bool:
+    """Return True with this probability; probability 0 draws no random number."""
+    return probability > 0 and rng.random() < probability
 
 
 class _NoisePool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from config import Config
 from data.dataset import AudioCache, CropDataset, EvalPair, PairedDataset, PairedUtterances, check_pairs, check_sound
 from data.file_lists import Utterance, audio_by_id
-from data.mixing import MixedDataset, MixedUtterances, check_mix
+from data.mixing import MixedDataset, MixedUtterances, Mixer, check_mix
 from data.splits import hold_out_files, hold_out_speakers
 
 
@@ -62,6 +62,7 @@ def read_pairs(
 def read_mixes(
     speech_dir: Path,
     noise_dir: Path,
+    rooms_dir: Path | None,
     config: Config,
     cache: AudioCache,
     workers: int,
@@ -69,25 +70,34 @@ def read_mixes(
 ) -> Data:
     """Read clean speech and noise to be mixed as `config.mix` says; hold out part of the speakers and of the noises.
 
-    Raises `UserError` for folders with too few files, `AudioError` for unreadable files.
+    `rooms_dir` holds room responses, of which a part is held out too; None for synthetic ones. Raises `UserError` for
+    folders with too few files, `AudioError` for unreadable files.
     """
     mix, seed = config.mix, config.train.seed
     assert mix is not None
     speech, noise = audio_by_id(speech_dir), audio_by_id(noise_dir)
-    speech_ids, noise_ids = list(speech), list(noise)
-    speech_files, noise_files = list(speech.values()), list(noise.values())
-    kept, held = hold_out_speakers(speech_ids, seed)
+    rooms = audio_by_id(rooms_dir) if rooms_dir else {}
+    speech_files, noise_files, room_files = (list(files.values()) for files in (speech, noise, rooms))
+    kept, held = hold_out_speakers(list(speech), seed)
     kept_noise, held_noise = hold_out_files(noise_files, seed)
-    cache.load([*speech_files, *noise_files], workers, quiet)
-    training = [speech_files[index] for index in kept], [noise_files[index] for index in kept_noise]
-    held_out = [speech_files[index] for index in held], [noise_files[index] for index in held_noise]
-    check_mix(*training, cache)
-    check_mix(*held_out, cache)
+    kept_rooms, held_rooms = hold_out_files(room_files, seed) if rooms else ([], [])
+    cache.load([*speech_files, *noise_files, *room_files], workers, quiet)
+
+    def mixer(speech: list[int], noise: list[int], rooms: list[int]) -> tuple[list[Path], Mixer]:
+        chosen = [speech_files[index] for index in speech], [noise_files[index] for index in noise]
+        check_mix(*chosen, cache)
+        responses = [room_files[index] for index in rooms]
+        return chosen[0], Mixer(*chosen, responses, cache, mix, config.data.sampling_rate)
+
+    names = [
+        list(ids)[index] for ids, used in ((speech, kept), (noise, kept_noise), (rooms, kept_rooms)) for index in used
+    ]
+    in_rooms = f" in {len(kept_rooms)} rooms" if rooms else ""
     return Data(
-        MixedDataset(*training, cache, config.data, mix, seed),
-        MixedUtterances(*held_out, cache, mix, seed),
-        _fingerprint([speech_ids[index] for index in kept] + [noise_ids[index] for index in kept_noise]),
-        f"training on {len(kept)} speech and {len(kept_noise)} noise files, "
+        MixedDataset(*mixer(kept, kept_noise, kept_rooms), cache, config.data, mix, seed),
+        MixedUtterances(*mixer(held, held_noise, held_rooms), cache, mix, seed),
+        _fingerprint(names),
+        f"training on {len(kept)} speech and {len(kept_noise)} noise files{in_rooms}, "
         f"selecting on {len(held)} and {len(held_noise)} held out",
     )
 

@@ -15,7 +15,7 @@ from cli import UserError
 from config import DataConfig, MixConfig
 from data.dataset import AudioCache
 from data.levels import mean_power
-from data.mixing import MixedDataset, MixedUtterances, add_noise, check_mix, room_response
+from data.mixing import MixedDataset, MixedUtterances, Mixer, add_noise, check_mix, room_response
 from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
 
@@ -44,8 +44,8 @@ def dataset(
 ) -> MixedDataset:
     """Return a dataset with seed 1 of files with these signals."""
     files = save_all(folder, "speech", speech), save_all(folder, "noise", noise)
-    config = replace(DATA, normalize_level=normalize_level)
-    return MixedDataset(*files, AudioCache(RATE, keep), config, mix, 1)
+    config, cache = replace(DATA, normalize_level=normalize_level), AudioCache(RATE, keep)
+    return MixedDataset(files[0], Mixer(*files, [], cache, mix, RATE), cache, config, mix, 1)
 
 
 def snr_of(clean: np.ndarray, noisy: np.ndarray) -> float:
@@ -207,8 +207,9 @@ def test_validation_mixes_are_fixed_and_spread_over_the_snr_range(tmp_path: Path
     speech = save_all(tmp_path, "speech", [speech_like(0.2, seed=seed) for seed in range(3)])
     noise = save_all(tmp_path, "noise", [NOISE[:5000], NOISE[5000:]])
     recordings = AudioCache(RATE, True)
-    mix = replace(WILD, snr_low=0, snr_high=8)
-    first, again, other = (list(MixedUtterances(speech, noise, recordings, mix, seed)) for seed in (1, 1, 2))
+    mix = replace(WILD, snr_low=0, snr_high=8, reverb_share=0)
+    mixer = Mixer(speech, noise, [], recordings, mix, RATE)
+    first, again, other = (list(MixedUtterances(speech, mixer, recordings, mix, seed)) for seed in (1, 1, 2))
     assert [snr_of(mixed.clean, mixed.noisy) for mixed in first] == pytest.approx([1, 3, 5, 7], abs=1e-3)
     names = [mixed.id.split("_")[1] for mixed in first]
     assert sorted(names[:3]) == ["speech0", "speech1", "speech2"]
@@ -227,3 +228,105 @@ def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
     for kind, speech, noise in (("speech", silent, sound), ("noise", sound, silent)):
         with pytest.raises(UserError, match=f"every {kind} file is silent"):
             check_mix([speech], [noise, noise], recordings)
+
+
+def test_crops_without_noise(tmp_path: Path) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, noise_free_share=0.3))
+    without = [np.array_equal(*source.crop(epoch, 0)) for epoch in range(200)]
+    assert 40 <= sum(without) <= 80
+
+
+def test_band_limits_hold_for_target_and_mixture(tmp_path: Path) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, band_share=1))
+    lowest: set[bool] = set()
+    for epoch in range(20):
+        crop = source.crop(epoch, 0)
+        assert crop.clean.dtype == crop.noisy.dtype == np.float32
+        for signal in crop:
+            power = np.abs(np.fft.rfft(signal * np.hanning(SEGMENT))) ** 2
+            assert power[int(4200 / RATE * SEGMENT) :].sum() < 1e-3 * power.sum()
+        power = np.abs(np.fft.rfft(crop.noisy * np.hanning(SEGMENT))) ** 2
+        lowest.add(bool(power[: int(150 / RATE * SEGMENT)].max() < 1e-2 * power.max()))
+        # At an SNR of 7 dB the correlation is 0.91; the bands remove noise.
+        assert np.corrcoef(*crop)[0, 1] > 0.85
+    assert lowest == {False, True}
+
+
+def test_clipping_limits_the_loudest_samples(tmp_path: Path) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, clip_share=1))
+    shares: list[float] = []
+    for epoch in range(50):
+        noisy = np.abs(source.crop(epoch, 0).noisy)
+        shares.append(float(np.mean(noisy >= noisy.max() * (1 - 1e-6))))
+    assert 0.001 <= min(shares) < 0.003
+    assert 0.1 < max(shares) <= 0.2
+
+
+def test_codecs_keep_level_and_position(tmp_path: Path) -> None:
+    mix = replace(PLAIN, snr_low=60, snr_high=60, codec_share=1)
+    source = dataset(tmp_path, [speech_like(1.0)], [NOISE], mix)
+    source._data = replace(DATA, segment_size=RATE // 2)
+    for epoch in range(20):
+        clean, noisy = source.crop(epoch, 0)
+        assert not np.allclose(clean, noisy, atol=1e-3)
+        assert np.dot(clean, noisy) / np.dot(clean, clean) == pytest.approx(1, abs=0.3)
+        assert np.corrcoef(clean, noisy)[0, 1] > 0.7
+
+
+def test_babble_has_voices_of_other_speakers_only(tmp_path: Path) -> None:
+    # Each speaker is a tone; the crop's own one is 1000 Hz.
+    tones = [np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE) / 4 for hertz in (1000, 2000, 4000)]
+    files = [tmp_path / f"{name}_1.wav" for name in "abc"]
+    for path, tone in zip(files, tones, strict=True):
+        save(path, tone)
+    (noise,) = save_all(tmp_path, "noise", [NOISE])
+    cache, mix = AudioCache(RATE, True), replace(PLAIN, babble_share=1)
+    mixer = Mixer(files, [noise], [], cache, mix, RATE)
+    for seed in range(10):
+        clean, noisy = mixer.mix(np.random.default_rng(seed), files[0], cache.samples(files[0]), 0, SEGMENT)
+        spectrum = np.abs(np.fft.rfft(noisy - clean))
+        loud = {int(bin) * RATE // SEGMENT for bin in np.flatnonzero(spectrum > 1e-2 * spectrum.max())}
+        assert loud <= {2000, 4000}
+        assert snr_of(clean, noisy) == pytest.approx(7, abs=1e-3)
+
+
+def test_a_second_noise_is_added(tmp_path: Path) -> None:
+    tones = [np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE) / 4 for hertz in (2000, 4000)]
+    source = dataset(tmp_path, [SPEECH], tones, replace(PLAIN, second_noise_share=1))
+    kinds: set[frozenset[int]] = set()
+    for epoch in range(20):
+        clean, noisy = source.crop(epoch, 0)
+        assert snr_of(clean, noisy) == pytest.approx(7, abs=1e-3)
+        spectrum = np.abs(np.fft.rfft(noisy - clean))
+        kinds.add(frozenset(int(bin) * RATE // SEGMENT for bin in np.flatnonzero(spectrum > 0.1 * spectrum.max())))
+    assert frozenset([2000, 4000]) in kinds
+
+
+def test_speed_changes_the_pitch(tmp_path: Path) -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE) / 2
+    source = dataset(tmp_path, [tone], [NOISE], replace(PLAIN, speed_share=0.5))
+    pitches: list[float] = []
+    for epoch in range(60):
+        spectrum = np.abs(np.fft.rfft(source.crop(epoch, 0).clean * np.hanning(SEGMENT), 2**15))
+        pitches.append(spectrum.argmax() * RATE / 2**15)
+    changed = [pitch for pitch in pitches if abs(pitch - 1000) > 1]
+    assert 18 <= len(changed) <= 42
+    assert 850 <= min(changed) < 900
+    assert 1130 < max(changed) <= 1181
+
+
+def test_rooms_from_files(tmp_path: Path) -> None:
+    response = np.zeros(2000)
+    response[[0, 100, 1500]] = 1, 0.5, -0.25  # 1500 samples are more than 50 ms
+    rooms = save_all(tmp_path, "room", [response * 0.999])
+    speech, noise = save_all(tmp_path, "speech", [SPEECH]), save_all(tmp_path, "noise", [NOISE])
+    cache, mix = AudioCache(RATE, True), replace(PLAIN, reverb_share=1, noise_free_share=1)
+    samples = cache.samples(speech[0])
+    start = 2500
+    target, noisy = Mixer(speech, noise, rooms, cache, mix, RATE).mix(
+        np.random.default_rng(0), speech[0], samples, start, SEGMENT
+    )
+    expected = 0.999 * np.convolve(samples, response)[start : start + SEGMENT]
+    early = 0.999 * np.convolve(samples, response[:800])[start : start + SEGMENT]
+    np.testing.assert_allclose(noisy, expected, atol=1e-4)
+    np.testing.assert_allclose(target, early, atol=1e-4)

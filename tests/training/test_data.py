@@ -98,7 +98,7 @@ def test_no_held_out_speech_or_noise_is_trained_on(tmp_path: Path, plain_config:
     for hertz in frequencies:
         save(tmp_path / f"noise/{hertz}.wav", np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE) / 2)
     folders = tmp_path / "speech", tmp_path / "noise"
-    found = read_mixes(*folders, replace(plain_config, mix=MIX), AudioCache(RATE, True), workers=1, quiet=True)
+    found = read_mixes(*folders, None, replace(plain_config, mix=MIX), AudioCache(RATE, True), workers=1, quiet=True)
     # Twenty epochs of three files draw both training noises; thirty mixes have the only held-out one.
     training, held_out = crops(found.crops, epochs=20), list(found.validation)
     assert numbers(crop.clean for crop in training) == {1, 3, 5}

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
+from data.degradations import CODECS, RATE, encode_decode
 from data.file_lists import audio_by_id, evenly_spaced, make_output_dir
 from enhance.enhancer import Enhancer
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from models.checkpoint import DEFAULT_CHECKPOINT
 from tools.robustness.conditions import ALL, AXES, BASE, NOT_HELD_OUT, make_axes
-from tools.robustness.degradations import CODECS, RATE, encode_decode
 from tools.robustness.dnsmos import load_dnsmos, measure_recordings, summarise_dnsmos
 from tools.robustness.mixes import Material, find_pool, make_mix
 from tools.robustness.scoring import measure

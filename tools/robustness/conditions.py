@@ -24,7 +24,7 @@ class Condition:
     level: RMS of the mix in dBFS; 0 dBFS is an RMS of 1.
     clipped: share of the samples that are clipped, 0 to 1.
     band: "full", "narrow" (to 4 kHz) or "telephone" (300 to 3400 Hz).
-    codec: a key of `tools.robustness.degradations.CODECS`, or "" for none.
+    codec: a key of `data.degradations.CODECS`, or "" for none.
     group: first folder of the speech, or `ALL`.
     """
 

@@ -17,12 +17,7 @@ import numpy as np
 from cli import UserError
 from data.audio import AudioError
 from data.dataset import AudioCache
-from data.file_lists import audio_by_id, evenly_spaced
-from data.levels import SILENT_POWER, mean_power
-from data.mixing import add_noise, draw_piece, draw_start, in_room, room_response
-from data.splits import hold_out_files, hold_out_speakers, speaker_of
-from tools.robustness.conditions import ALL, SYNTHETIC_NOISES, Condition
-from tools.robustness.degradations import (
+from data.degradations import (
     CODECS,
     NARROW_RATE,
     RATE,
@@ -34,6 +29,11 @@ from tools.robustness.degradations import (
     telephone,
     through_codec,
 )
+from data.file_lists import audio_by_id, evenly_spaced
+from data.levels import SILENT_POWER, mean_power
+from data.mixing import add_noise, draw_piece, draw_start, in_room, room_response
+from data.splits import hold_out_files, hold_out_speakers, speaker_of
+from tools.robustness.conditions import ALL, SYNTHETIC_NOISES, Condition
 
 MAX_CATEGORIES = 12
 """The categories of noise with the most files that are tested."""

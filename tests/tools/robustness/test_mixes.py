@@ -11,11 +11,11 @@ import pytest
 from cli import UserError
 from config import Config, MixConfig
 from data.dataset import AudioCache
+from data.degradations import CODECS, RATE, clip_share, find_delay, narrowband, telephone, through_codec
 from data.mixing import in_room, room_response
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import level_of, speech_like
 from tools.robustness.conditions import ALL, BASE, Condition
-from tools.robustness.degradations import CODECS, RATE, clip_share, find_delay, narrowband, telephone, through_codec
 from tools.robustness.mixes import (
     _ROOM,
     DIRECT_TO_REVERBERANT,
@@ -54,7 +54,7 @@ def test_pool_is_what_training_holds_out(folders: tuple[Path, Path], config: Con
     """The files of the validation mixes of a training run with the same seed."""
     mix = MixConfig(5, 5, 0, 0, 0, validation_mixes=200)
     recordings = AudioCache(16_000, keep=True)
-    judged = read_mixes(*folders, replace(config, mix=mix), recordings, workers=1, quiet=True).validation
+    judged = read_mixes(*folders, None, replace(config, mix=mix), recordings, workers=1, quiet=True).validation
     names = {example.id.split("_", 1)[1] for example in judged}
     pool = find_pool(*folders, config.train.seed)
     base = material_of(folders, config.train.seed, files=100)

@@ -7,8 +7,7 @@ import pytest
 from scipy.signal import welch
 
 from cli import UserError
-from tests.fixtures.signals import level_of, speech_like
-from tools.robustness.degradations import (
+from data.degradations import (
     CODECS,
     RATE,
     Codec,
@@ -23,6 +22,7 @@ from tools.robustness.degradations import (
     telephone,
     through_codec,
 )
+from tests.fixtures.signals import level_of, speech_like
 
 SPEECH = 0.3 * speech_like(2)
 MU_LAW = CODECS["µ-law (G.711), 8 kHz, 64 kbit/s"]
