@@ -221,6 +221,8 @@ class OptimConfig:
     adam_b2: Decay
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     """Factor of the learning rate after each epoch."""
+    schedule: Literal["exponential", "linear", "cosine"] = "exponential"
+    """"exponential": decay by `lr_decay`, as in the papers. "linear", "cosine": decay to 0 at the end of the run."""
     weight_decay: NonNegativeFloat = 0.01
     """0 for Adam."""
     warmup_steps: NonNegativeInt = 0
@@ -244,6 +246,8 @@ class TrainConfig:
     metric_lag: Annotated[int, Field(ge=0, le=1)] = 0
     """0: each step waits for its PESQ labels, as in the paper. 1: the discriminator is trained on the labels of the
     step before, so that the device does not wait."""
+    metric_start: NonNegativeInt = 0
+    """First step with the metric discriminator; before it, the other loss terms are trained alone."""
     save_interval: PositiveInt = 1000
     """Steps between saves of the training state."""
     bf16: bool = False

@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if step >= last_step:
                     break
 
-                logs = trainer.step(next(batches), step // epoch_steps)
+                logs = trainer.step(next(batches), step // epoch_steps, last_step)
                 bar.update()
                 if trainer.global_step % LOG_INTERVAL == 0:
                     means = group.mean(logs)

@@ -6,6 +6,7 @@ IMSE paper, section on training; the same loop as CMGAN's and MP-SENet's.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ class Trainer:
         if self.ema_model:
             self.ema_model.load_state_dict(network.state_dict())
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Train discriminator and generator on one batch.
+    def step(self, batch: Batch, epoch: int, last_step: int = 0) -> dict[str, Tensor]:
+        """Train discriminator and generator on one batch; `last_step` is the length of the run in steps.
 
         A network whose gradient is not finite keeps its weights and optimizer state; this is decided on the device. The
         step waits for the device only to copy the enhanced waveforms for PESQ, and in `torch.istft`, which checks its
@@ -105,7 +106,7 @@ class Trainer:
         metric term, as in validation), `metric`, `discriminator`, the gradient norms and the learning rate.
         """
         optim = self.config.optim
-        lr = learning_rate(optim, epoch, self.global_step)
+        lr = learning_rate(optim, epoch, self.global_step, last_step)
         batch_size = len(batch.indices)
 
         clean_wav, noisy_wav = self._to_device(batch.clean), self._to_device(batch.noisy)
@@ -119,9 +120,10 @@ class Trainer:
 
         logs: dict[str, Tensor] = {}
         finite = torch.tensor(True, device=self.group.device)
-        if self.discriminator:
+        with_metric = self.discriminator is not None and self.global_step >= self.config.train.metric_start
+        if with_metric:
             # Discriminator: D(clean, clean) → 1, D(clean, enhanced) → (PESQ − 1) / 3.5
-            assert self.labeler and self.ddp_discriminator and self.discriminator_optimizer
+            assert self.labeler and self.discriminator and self.ddp_discriminator and self.discriminator_optimizer
             futures = self.labeler.submit(batch.clean, enhanced.wav.detach().cpu().numpy())
             labeled = PesqBatch(clean.spectra.mag, enhanced.spectra.mag.detach(), futures)
             if self.config.train.metric_lag == 1:
@@ -149,7 +151,8 @@ class Trainer:
         terms = loss_terms(self.config.loss, clean, enhanced, self.spectrogram)
         loss = weighted_sum(self.config.loss, terms)
         logs |= {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
-        if self.discriminator:
+        if with_metric:
+            assert self.discriminator
             self.discriminator.requires_grad_(False)
             d_score = self.discriminator(clean.spectra.mag, enhanced.spectra.mag, self.dropout(_METRIC, batch_size))
             self.discriminator.requires_grad_(True)
@@ -235,10 +238,14 @@ class Trainer:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-def learning_rate(optim: OptimConfig, epoch: int, step: int) -> float:
-    """Return the learning rate: exponential decay per epoch, after linear warmup over `warmup_steps` steps."""
+def learning_rate(optim: OptimConfig, epoch: int, step: int, last_step: int) -> float:
+    """Return the learning rate by `optim.schedule`, after linear warmup over `warmup_steps` steps."""
     warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
-    return optim.learning_rate * optim.lr_decay**epoch * warmup
+    if optim.schedule == "exponential":
+        return optim.learning_rate * optim.lr_decay**epoch * warmup
+    done = max(step - optim.warmup_steps, 0) / max(last_step - optim.warmup_steps, 1)
+    left = max(1 - done, 0.0)
+    return optim.learning_rate * warmup * (left if optim.schedule == "linear" else math.sin(left * math.pi / 2) ** 2)
 
 
 def _adamw(network: nn.Module, optim: OptimConfig) -> AdamW:

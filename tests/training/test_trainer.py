@@ -140,11 +140,36 @@ def test_nonfinite_gradient_changes_nothing_and_is_counted(make: MakeTrainer, la
 
 def test_learning_rate_warms_up_and_decays_per_epoch(config: Config) -> None:
     optim = replace(config.optim, learning_rate=0.008, lr_decay=0.5)
-    assert [learning_rate(optim, epoch, 1000) for epoch in range(4)] == [0.008, 0.004, 0.002, 0.001]
-    assert learning_rate(optim, 0, 0) == 0.008
+    assert [learning_rate(optim, epoch, 1000, 0) for epoch in range(4)] == [0.008, 0.004, 0.002, 0.001]
+    assert learning_rate(optim, 0, 0, 0) == 0.008
     warm = replace(optim, warmup_steps=4)
-    assert [learning_rate(warm, 0, step) for step in range(6)] == [0.002, 0.004, 0.006, 0.008, 0.008, 0.008]
-    assert learning_rate(warm, 1, 1) == 0.002
+    assert [learning_rate(warm, 0, step, 0) for step in range(6)] == [0.002, 0.004, 0.006, 0.008, 0.008, 0.008]
+    assert learning_rate(warm, 1, 1, 0) == 0.002
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [0.004, 0.008, 0.008, 0.006, 0.004, 0.002]),
+        ("cosine", [0.004, 0.008, 0.008, 0.00683, 0.004, 0.00117]),
+    ],
+)
+def test_learning_rate_falls_to_zero_at_the_end(config: Config, schedule: Any, expected: list[float]) -> None:
+    optim = replace(config.optim, learning_rate=0.008, lr_decay=0.5, schedule=schedule, warmup_steps=2)
+    rates = [learning_rate(optim, epoch=step, step=step, last_step=6) for step in range(6)]
+    assert rates == pytest.approx(expected, abs=1e-5)
+    assert [learning_rate(optim, 0, step, 6) for step in (6, 9)] == pytest.approx([0, 0])
+
+
+def test_the_discriminator_begins_at_its_step(make: MakeTrainer) -> None:
+    trainer = make(metric_start=1)
+    assert trainer.discriminator
+    before = weights(trainer.discriminator)
+    logs = trainer.step(BATCHES[0], 0)
+    assert "metric" not in logs
+    assert torch.equal(weights(trainer.discriminator), before)
+    assert "metric" in trainer.step(BATCHES[1], 0)
+    assert not torch.equal(weights(trainer.discriminator), before)
 
 
 def test_both_optimizers_use_learning_rate_and_weight_decay(make: MakeTrainer) -> None:
