@@ -1,0 +1,39 @@
+"""Interpolate the weights of two checkpoints of one network: `python -m scripts.interpolate A B --share 0.5 --output C`.
+
+A fine-tuned network between its start (A) and its end (B) often keeps most of what it could do before and most of what
+it has learnt (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). The configuration is
+that of B. Exit codes: 0 written, 1 not written, 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cli import DONE, ArgumentParser, UserError, run
+from models.checkpoint import load_checkpoint, save_checkpoint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code. Raises `UserError`."""
+    parser = ArgumentParser(prog="python -m scripts.interpolate", description="Interpolate two checkpoints.")
+    parser.add_argument("checkpoints", type=Path, nargs=2, metavar=("A", "B"), help="checkpoints of one network")
+    parser.add_argument("--share", type=float, default=0.5, help="weight of B, 0 to 1; default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, metavar="C", help="checkpoint to write")
+    options = parser.parse_args(argv)
+    if not 0 <= options.share <= 1:
+        parser.error(f"--share: must be from 0 to 1, not {options.share}")
+    (start, start_config), (end, config) = map(load_checkpoint, options.checkpoints)
+    if (start_config.model, start_config.stft) != (config.model, config.stft):
+        raise UserError(f"{options.checkpoints[1]}: another network or STFT than {options.checkpoints[0]}")
+    with torch.no_grad():
+        for weight, other in zip(end.parameters(), start.parameters(), strict=True):
+            weight.copy_(torch.lerp(other, weight, options.share))
+    save_checkpoint(options.output, end, config)
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)
