@@ -103,13 +103,20 @@ class Spectrogram(nn.Module):
         return Spectra.from_stft(spectrum, self.config.compress_factor)
 
     def inverse(self, spectra: Spectra, samples: int) -> Tensor:
-        """Transform compressed spectra `[B, F, T]` back to waveforms `[B, samples]`."""
-        return torch.istft(
-            torch.polar(spectra.mag ** (1 / self.config.compress_factor), spectra.pha),
-            self.config.n_fft,
-            self.config.hop_size,
-            self.config.win_size,
-            self.window,
-            center=True,
-            length=samples,
+        """Transform compressed spectra `[B, F, T]` back to waveforms `[B, samples]`, as `torch.istft` does.
+
+        `torch.istft` would wait for a GPU, to check the window.
+        """
+        n_fft, hop = self.config.n_fft, self.config.hop_size
+        spectrum = torch.polar(spectra.mag ** (1 / self.config.compress_factor), spectra.pha)
+        left = (n_fft - len(self.window)) // 2
+        window = functional.pad(self.window, (left, n_fft - len(self.window) - left))[:, None]
+        frames = torch.fft.irfft(spectrum, n_fft, dim=1) * window
+        weights = window.square().expand(n_fft, frames.shape[2])
+        length = n_fft + hop * (frames.shape[2] - 1)
+        sums, weight_sums = (
+            functional.fold(each, (1, length), (1, n_fft), stride=(1, hop))[:, 0, 0] for each in (frames, weights[None])
         )
+        span = slice(n_fft // 2, n_fft // 2 + samples)
+        wav = sums[:, span] / weight_sums[:, span]
+        return functional.pad(wav, (0, samples - wav.shape[1]))

@@ -1,4 +1,4 @@
-"""Interpolate the weights of two checkpoints of one network: `python -m scripts.interpolate A B --share 0.5 --output C`.
+"""Interpolate the weights of two checkpoints: `python -m scripts.interpolate A B --share 0.5 --output C`.
 
 A fine-tuned network between its start (A) and its end (B) often keeps most of what it could do before and most of what
 it has learnt (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). The configuration is

@@ -35,12 +35,12 @@ _CLEAN, _LABELED, _METRIC = range(3)
 class PesqBatch:
     """A batch for the discriminator: compressed magnitudes `[B, F, T]` and labels `[B]`, NaN where there is none.
 
-    `labels` holds futures until the labels are collected.
+    `labels` is a future until the labels are collected.
     """
 
     clean_mag: Tensor
     enhanced_mag: Tensor
-    labels: Tensor | list[Future[float]]
+    labels: Tensor | Future[list[Future[float]]]
 
 
 class Trainer:
@@ -97,10 +97,9 @@ class Trainer:
     def step(self, batch: Batch, epoch: int, last_step: int = 0) -> dict[str, Tensor]:
         """Train discriminator and generator on one batch; `last_step` is the length of the run in steps.
 
-        A network whose gradient is not finite keeps its weights and optimizer state; this is decided on the device. The
-        step waits for the device only to copy the enhanced waveforms for PESQ, and in `torch.istft`, which checks its
-        window. With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, so the step does
-        not wait for PESQ.
+        A network whose gradient is not finite keeps its weights and optimizer state; this is decided on the device.
+        With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, and the step waits neither
+        for the device nor for PESQ.
 
         Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
         metric term, as in validation), `metric`, `discriminator`, the gradient norms and the learning rate.
@@ -119,12 +118,12 @@ class Trainer:
         enhanced = Speech(self.spectrogram.inverse(spectra, clean_wav.shape[-1]), spectra)
 
         logs: dict[str, Tensor] = {}
-        finite = torch.tensor(True, device=self.group.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.group.device)
         with_metric = self.discriminator is not None and self.global_step >= self.config.train.metric_start
         if with_metric:
             # Discriminator: D(clean, clean) → 1, D(clean, enhanced) → (PESQ − 1) / 3.5
             assert self.labeler and self.discriminator and self.ddp_discriminator and self.discriminator_optimizer
-            futures = self.labeler.submit(batch.clean, enhanced.wav.detach().cpu().numpy())
+            futures = self.labeler.submit(batch.clean, enhanced.wav.detach())
             labeled = PesqBatch(clean.spectra.mag, enhanced.spectra.mag.detach(), futures)
             if self.config.train.metric_lag == 1:
                 labeled, self.pending_batch = self.pending_batch, labeled

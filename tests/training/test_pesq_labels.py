@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from metrics.pesq import wideband_pesq
 from metrics.signals import ScoreError
@@ -33,9 +34,9 @@ def score(clean: np.ndarray, enhanced: np.ndarray) -> float:
     return 1 + 3.5 * label
 
 
-def batch(*labels: float) -> tuple[np.ndarray, np.ndarray]:
+def batch(*labels: float) -> tuple[np.ndarray, torch.Tensor]:
     clean = np.repeat(np.array(labels, dtype=np.float32)[:, None], 8, axis=1)
-    return clean, -clean
+    return clean, torch.from_numpy(-clean)
 
 
 def test_labels_are_normalized_pesq_and_the_arrays_may_change() -> None:
@@ -46,7 +47,7 @@ def test_labels_are_normalized_pesq_and_the_arrays_may_change() -> None:
     clean[3] = 0
     expected = [np.float32((wideband_pesq(clean[row], enhanced[row]) - 1) / 3.5) for row in range(3)]
     with PesqLabeler(workers=2) as labeler:
-        pending = labeler.submit(clean, enhanced)
+        pending = labeler.submit(clean, torch.from_numpy(enhanced))
         clean[:], enhanced[:] = 0, 0
         labels = labeler.collect(pending)
     assert labels.dtype == np.float32
@@ -73,6 +74,6 @@ def test_missing_score_is_silent_and_a_bug_is_raised(capsys: pytest.CaptureFixtu
 
 
 def test_other_shapes_are_refused() -> None:
-    for shapes in ((8, 8), ((2, 8), (3, 8)), ((2, 8), (2, 9))):
+    for clean, enhanced in (((8,), (8,)), ((2, 8), (3, 8)), ((2, 8), (2, 9))):
         with PesqLabeler(workers=1) as labeler, pytest.raises(ValueError, match="one shape"):
-            labeler.submit(*map(np.zeros, shapes))
+            labeler.submit(np.zeros(clean), torch.zeros(enhanced))
