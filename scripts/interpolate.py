@@ -2,7 +2,7 @@
 
 A fine-tuned network between its start (A) and its end (B) often keeps most of what it could do before and most of what
 it has learnt (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). The configuration is
-that of B. Exit codes: 0 written, 1 not written, 2 the command line is wrong.
+that of B. Exit codes: 0 written, 1 not written, 2 the command line or a checkpoint is wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""setup.sh, test.sh, reproduce.sh: the commands that they call, recorded by fake programs. train_default.sh runs."""
+"""setup.sh, test.sh, reproduce.sh: the commands that they call, recorded by fake programs. train_*.sh run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.checkpoint import load_checkpoint
@@ -125,22 +126,28 @@ def test_usage(project: Path, script: str, arguments: list[str]) -> None:
     assert result.stderr.startswith(f"usage: bash scripts/{script} ")
 
 
-@pytest.mark.slow
-def test_train_default_trains_resumes_and_saves_the_best_network(tmp_path: Path) -> None:
-    """With a setup.sh that does nothing: the script must not install anything into the environment of the tests."""
+@pytest.fixture
+def real_project(tmp_path: Path) -> Path:
+    """A project with a setup.sh that does nothing: scripts must not install into the environment of the tests."""
     project = tmp_path / "project"
     (project / "scripts").mkdir(parents=True)
     (project / "scripts/setup.sh").touch()
-    shutil.copy(ROOT / "scripts/train_default.sh", project / "scripts")
-    for name in ("train.py", "configs"):
-        (project / name).symlink_to(ROOT / name)
+    for name in ("train_default.sh", "train_paper.sh"):
+        shutil.copy(ROOT / "scripts" / name, project / "scripts")
+    for path in (*ROOT.glob("*.py"), ROOT / "configs"):
+        (project / path.name).symlink_to(path)
     write_program(project / ".venv/bin/python", f'exec {shlex.quote(sys.executable)} "$@"')
+    return project
+
+
+@pytest.mark.slow
+def test_train_default_trains_resumes_and_saves_the_best_network(tmp_path: Path, real_project: Path) -> None:
     for index, name in enumerate(("anna_1", "ben_1", "carl_1")):
         save(tmp_path / f"speech/{name}.wav", speech_like(1.5, seed=index))
     write_noises(tmp_path / "noise", 2)
     output = tmp_path / "trained.safetensors"
     small = settings(model_channels=8, data_segment_size=8000, mix_validation_mixes=1)
-    command = ["bash", str(project / "scripts/train_default.sh"), "speech", "noise", "--device=cpu", "--quiet"]
+    command = ["bash", str(real_project / "scripts/train_default.sh"), "speech", "noise", "--device=cpu", "--quiet"]
     environment = os.environ | {"OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
     for steps in (2, 3):
         result = subprocess.run(
@@ -149,6 +156,34 @@ def test_train_default_trains_resumes_and_saves_the_best_network(tmp_path: Path)
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert f"step {steps}: " in result.stdout
-    assert (project / "runs/default/latest.pt").exists()
+    assert (real_project / "runs/default/latest.pt").exists()
     _, config = load_checkpoint(output)
     assert (config.model.name, config.data.segment_size) == ("imse", 8000)
+
+
+@pytest.mark.slow
+def test_train_paper_goes_from_the_data_to_the_scores(tmp_path: Path, real_project: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for split, speakers in (("train", ("p1", "p2", "p3")), ("test", ("p4",))):
+        rows: list[dict[str, object]] = []
+        for index, speaker in enumerate(speakers):
+            row: dict[str, object] = {"id": f"{speaker}_001"}
+            for column, noise in (("clean", 0.0), ("noisy", 0.02)):
+                path = tmp_path / f"{column}.wav"
+                rng = np.random.default_rng(index)
+                save(path, speech_like(1.5, seed=index) + noise * rng.standard_normal(24_000).astype(np.float32))
+                row[column] = {"bytes": path.read_bytes(), "path": path.name}
+            rows.append(row)
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"hub/{split}.parquet")
+    small = settings(model_channels=8, data_segment_size=8000)
+    command = ["bash", str(real_project / "scripts/train_paper.sh"), "--device=cpu", "--quiet", *small]
+    environment = os.environ | {"HUB": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    for steps, written in ((2, 4), (3, 0)):
+        result = subprocess.run(
+            [*command, f"--max_steps={steps}"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        for text in (f"{written} pairs written", f"step {steps}: ", "1 files, 0 failed", "PESQ"):
+            assert text in result.stdout
