@@ -55,7 +55,7 @@ def hold_out_files(paths: Sequence[Path], seed: int) -> tuple[list[int], list[in
     Raises `UserError` for fewer than two files.
     """
     if len(paths) < 2:
-        raise UserError(f"{len(paths)} noise files are too few: at least one to train and one to validate are needed")
+        raise UserError(f"{len(paths)} noise or room files are too few: one to train and one to validate are needed")
     names = [path.parts for path in paths]  # their order does not depend on the common folder
     return _split(names, _choose(names, seed))
 

@@ -69,7 +69,7 @@ def test_too_few_names_are_rejected() -> None:
     for ids in ([], ["p226_1"]):
         with pytest.raises(UserError, match=f"{len(ids)} utterances are too few"):
             hold_out_speakers(ids, 0)
-    with pytest.raises(UserError, match="1 noise files are too few"):
+    with pytest.raises(UserError, match="1 noise or room files are too few"):
         hold_out_files([Path("a.wav")], 0)
 
 
