@@ -19,15 +19,17 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. Raises `UserError`."""
     parser = ArgumentParser(prog="python -m scripts.interpolate", description="Interpolate two checkpoints.")
-    parser.add_argument("checkpoints", type=Path, nargs=2, metavar=("A", "B"), help="checkpoints of one network")
+    parser.add_argument("start", type=Path, metavar="A", help="checkpoint")
+    parser.add_argument("end", type=Path, metavar="B", help="checkpoint of the same network")
     parser.add_argument("--share", type=float, default=0.5, help="weight of B, 0 to 1; default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, metavar="C", help="checkpoint to write")
     options = parser.parse_args(argv)
     if not 0 <= options.share <= 1:
         parser.error(f"--share: must be from 0 to 1, not {options.share}")
-    (start, start_config), (end, config) = map(load_checkpoint, options.checkpoints)
+    start, start_config = load_checkpoint(options.start)
+    end, config = load_checkpoint(options.end)
     if (start_config.model, start_config.stft) != (config.model, config.stft):
-        raise UserError(f"{options.checkpoints[1]}: another network or STFT than {options.checkpoints[0]}")
+        raise UserError(f"{options.end}: another network or STFT than {options.start}")
     with torch.no_grad():
         for weight, other in zip(end.parameters(), start.parameters(), strict=True):
             weight.copy_(torch.lerp(other, weight, options.share))
