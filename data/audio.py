@@ -34,6 +34,9 @@ LOWEST_RATE = 1000
 LARGEST_SAMPLE = 1e9
 """Maximum absolute sample value. Larger ones indicate a damaged file; sums of their squares could overflow float32."""
 
+UNKNOWN_FRAMES = 2**62
+"""From this number of frames on, the length is unknown: libsndfile gives 2⁶³ − 1 for a FLAC file without a length."""
+
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _UNKNOWN_DATA_SIZE = 0x7FFF_0000
 """WAV writers to a pipe do not know the data size and write 0 or more than this (ffmpeg 2³² − 1, sox about 2³¹)."""
@@ -115,7 +118,7 @@ class AudioReader:
             yield block
         if count == 0:
             raise AudioError(f"{self.name}: holds no samples")
-        if count < self.frames < 2**62:  # libsndfile gives 2⁶³ − 1 frames for a FLAC file of unknown length
+        if count < self.frames < UNKNOWN_FRAMES:
             raise AudioError(f"{self.name}: cut short: {count} of {self.frames} samples a channel are there")
         self.frames = count
 
@@ -131,6 +134,25 @@ def read_audio(path: Path, rate: int | None = None) -> tuple[np.ndarray, AudioFo
             blocks = resample_blocks(blocks, audio_format.rate, rate, audio_format.channels)
             audio_format = replace(audio_format, rate=rate)
         return np.concatenate(list(blocks)), audio_format
+
+
+def read_part(path: Path, start: int, frames: int, rate: int) -> np.ndarray:
+    """Read `frames` samples from sample `start` on, without decoding what is before; resample to `rate` Hz.
+
+    Returns float32 `[frames, channels]`. Raises `AudioError` as `AudioReader.blocks` does.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(start)
+            samples = file.read(frames, dtype="float32", always_2d=True)
+            source_rate = file.samplerate
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(f"{path}: broken or cut short at sample {start} or later ({_reason(error)})") from error
+    if len(samples) < frames:
+        raise AudioError(f"{path}: cut short: {start + len(samples)} samples a channel are there")
+    if not (np.abs(samples) <= LARGEST_SAMPLE).all():
+        raise AudioError(f"{path}: holds NaN, infinite or overlarge samples (after sample {start})")
+    return np.concatenate(list(resample_blocks(iter([samples]), source_rate, rate, samples.shape[1])))
 
 
 def resample_blocks(

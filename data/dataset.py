@@ -6,11 +6,13 @@ processes nor on the step at which a run is resumed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from cli import UserError
 from config import DataConfig
-from data.audio import AudioError, AudioReader, read_audio
+from data.audio import UNKNOWN_FRAMES, AudioError, AudioReader, read_audio, read_part
 from data.file_lists import Utterance
 from data.levels import mean_power, unit_power_gain
 from data.seeds import Stream, generator
@@ -29,50 +31,79 @@ _PROBLEMS_SHOWN = 10
 _BATCHES_AHEAD = 2
 
 
-class AudioCache:
-    """Audio files as mono signals at `rate` Hz, rounded to 16 bits and clipped to full scale.
+LONGEST_PART = 60.0
+"""Longer recordings are read in parts of equal length, up to this number of seconds."""
 
-    With `keep`, decoded files stay in memory as int16; otherwise each access decodes again, with the same result.
+
+class Sound(NamedTuple):
+    """A file, or a part of it: `frames` samples of the file from sample `start` on; the whole file if `frames` is 0."""
+
+    path: Path
+    start: int = 0
+    frames: int = 0
+
+
+def split_long(paths: Iterable[Path]) -> list[list[Sound]]:
+    """Return the parts of each file, by the length in its header, so that a crop of a long recording is read fast.
+
+    A file of unknown length, or that cannot be read, is one part.
+    """
+    files: list[list[Sound]] = []
+    for path in paths:
+        files.append([Sound(path)])
+        with suppress(AudioError), AudioReader(path) as reader:
+            count = math.ceil(reader.frames / reader.format.rate / LONGEST_PART)
+            if count > 1 and reader.frames < UNKNOWN_FRAMES:
+                ends = [index * reader.frames // count for index in range(count + 1)]
+                files[-1] = [Sound(path, start, end - start) for start, end in pairwise(ends)]
+    return files
+
+
+class AudioCache:
+    """Recordings as mono signals at `rate` Hz, rounded to 16 bits and clipped to full scale.
+
+    With `keep`, decoded recordings stay in memory as int16; otherwise each access decodes again, with the same result.
     Thread-safe; two threads that need a file at the same time may both decode it.
     """
 
     def __init__(self, rate: int, keep: bool) -> None:
         self._rate = rate
         self._keep = keep
-        self._kept: dict[Path, np.ndarray] = {}
+        self._kept: dict[Sound, np.ndarray] = {}
 
     @property
     def bytes_kept(self) -> int:
         """Memory used by the kept files."""
         return sum(samples.nbytes for samples in list(self._kept.values()))
 
-    def samples(self, path: Path) -> np.ndarray:
-        """Return a file as float32 `[N]` in ±1, averaged over channels; raises `AudioError`."""
-        samples = self._kept.get(path)
+    def samples(self, source: Path | Sound) -> np.ndarray:
+        """Return a recording as float32 `[N]` in ±1, averaged over channels; raises `AudioError`."""
+        sound = Sound(source) if isinstance(source, Path) else source
+        samples = self._kept.get(sound)
         if samples is None:
-            channels, _ = read_audio(path, self._rate)
+            channels = read_part(*sound, self._rate) if sound.frames else read_audio(sound.path, self._rate)[0]
             scaled = np.rint(channels.mean(axis=1) * _FULL_SCALE)
             samples = np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
             if self._keep:
-                self._kept[path] = samples
+                self._kept[sound] = samples
         return samples.astype(np.float32) / _FULL_SCALE
 
-    def load(self, paths: Iterable[Path], workers: int, quiet: bool) -> None:
-        """Decode all files to keep in `workers` threads, with a progress bar unless `quiet`.
+    def load(self, sources: Iterable[Path | Sound], workers: int, quiet: bool) -> None:
+        """Decode all recordings to keep in `workers` threads, with a progress bar unless `quiet`.
 
-        Raises `AudioError` with the number of unusable files and the first ten of them.
+        Raises `AudioError` with the number of unusable recordings and the first ten of them.
         """
         if not self._keep:
             return
 
-        def problem_of(path: Path) -> str:
+        def problem_of(source: Path | Sound) -> str:
             try:
-                self.samples(path)
+                self.samples(source)
             except AudioError as error:
                 return str(error)
             return ""
 
-        unique = list(dict.fromkeys(paths))
+        unique = list(dict.fromkeys(sources))
         pool = ThreadPoolExecutor(workers)
         try:
             results = tqdm(pool.map(problem_of, unique), total=len(unique), unit="file", disable=quiet)

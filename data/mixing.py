@@ -6,9 +6,9 @@ band, clipped and coded. The training target is the speech with the early reflec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -16,7 +16,7 @@ from scipy.signal import fftconvolve
 from cli import UserError
 from config import DataConfig, MixConfig
 from data.audio import AudioReader, resample
-from data.dataset import AudioCache, Crop, EvalPair, fit_segment, random_start
+from data.dataset import AudioCache, Crop, EvalPair, Sound, fit_segment, random_start
 from data.degradations import (
     CODECS,
     NARROW_RATE,
@@ -70,7 +70,7 @@ class Mixer:
 
     Parameters
     ----------
-    speech, noise, rooms: files; babble is made of `speech`. Without `rooms`, the responses are synthetic.
+    speech, noise, rooms: recordings; babble is made of `speech`. Without `rooms`, the responses are synthetic.
     mix: probabilities and ranges.
     rate: sampling rate in Hz; 16000 for band limits and codecs.
 
@@ -79,9 +79,9 @@ class Mixer:
 
     def __init__(
         self,
-        speech: Sequence[Path],
-        noise: Sequence[Path],
-        rooms: Sequence[Path],
+        speech: Sequence[Sound],
+        noise: Sequence[Sound],
+        rooms: Sequence[Sound],
         cache: AudioCache,
         mix: MixConfig,
         rate: int,
@@ -99,13 +99,13 @@ class Mixer:
     def mix(
         self,
         rng: np.random.Generator,
-        path: Path,
+        sound: Sound,
         speech: np.ndarray,
         start: int,
         samples: int,
         snr: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return target and noisy speech `[samples]` from position `start` of `speech`, the content of `path`.
+        """Return target and noisy speech `[samples]` from position `start` of `speech`, the content of `sound`.
 
         In this order: room, noise, band limit, clipping, codec. The target has the same band and the first 50 ms of the
         room's reflections. `snr` replaces the random SNR. Raises `AudioError`.
@@ -119,7 +119,7 @@ class Mixer:
         drawn_snr = rng.uniform(mix.snr_low, mix.snr_high)
         if not chance(rng, mix.noise_free_share):
             babbling = chance(rng, mix.babble_share)
-            noise = self._babble(rng, path, samples) if babbling else self._noise.draw(rng, samples)
+            noise = self._babble(rng, sound, samples) if babbling else self._noise.draw(rng, samples)
             if chance(rng, mix.second_noise_share):
                 noise = add_noise(noise, self._noise.draw(rng, samples), rng.uniform(*SECOND_NOISE))
             noisy = add_noise(noisy, noise, drawn_snr if snr is None else snr)
@@ -143,14 +143,14 @@ class Mixer:
         response = self._cache.samples(self._rooms[int(rng.integers(len(self._rooms)))])
         return response, response[: round(EARLY_SECONDS * self._rate)]
 
-    def _babble(self, rng: np.random.Generator, path: Path, samples: int) -> np.ndarray:
-        """Return the sum of several voices of other speakers than that of `path`."""
+    def _babble(self, rng: np.random.Generator, sound: Sound, samples: int) -> np.ndarray:
+        """Return the sum of several voices of other speakers than that of `sound`."""
 
         def other_voices() -> Iterator[np.ndarray]:
-            speaker = speaker_of(path.as_posix())
+            speaker = speaker_of(sound.path.as_posix())
             while True:
                 other = self._speech[int(rng.integers(len(self._speech)))]
-                if speaker_of(other.as_posix()) != speaker:
+                if speaker_of(other.path.as_posix()) != speaker:
                     yield self._cache.samples(other)
 
         count = rng.integers(*BABBLE_VOICES, endpoint=True)
@@ -158,13 +158,13 @@ class Mixer:
 
 
 class MixedDataset:
-    """Crops of `data.segment_size` samples: each file of `speech` once per epoch, mixed by `mixer`.
+    """Crops of `data.segment_size` samples: one of each of `speech` per epoch, mixed by `mixer`.
 
     With `data.normalize_level` a crop is scaled to a mean power of 1 before the random gain.
     """
 
     def __init__(
-        self, speech: Sequence[Path], mixer: Mixer, cache: AudioCache, data: DataConfig, mix: MixConfig, seed: int
+        self, speech: Sequence[Sound], mixer: Mixer, cache: AudioCache, data: DataConfig, mix: MixConfig, seed: int
     ) -> None:
         self._speech = speech
         self._mixer = mixer
@@ -180,12 +180,12 @@ class MixedDataset:
         """Return a random mix with speech file `index`; raises `AudioError`."""
         mix, segment = self._mix, self._data.segment_size
         rng = generator(Stream.CROP, self._seed, epoch, index)
-        path = self._speech[index]
-        speech = self._cache.samples(path)
+        sound = self._speech[index]
+        speech = self._cache.samples(sound)
         if chance(rng, mix.speed_share):
             speech = resample(speech, round(self._data.sampling_rate * rng.uniform(*SPEED)), self._data.sampling_rate)
         start = draw_start(rng, speech, segment)
-        target, noisy = self._mixer.mix(rng, path, speech, start, segment)
+        target, noisy = self._mixer.mix(rng, sound, speech, start, segment)
         gain = np.float32(10 ** (rng.uniform(mix.gain_low, mix.gain_high) / 20))
         if self._data.normalize_level:
             gain *= np.float32(unit_power_gain(mean_power(noisy)))
@@ -198,7 +198,7 @@ class MixedUtterances(Sequence[EvalPair]):
     Mixed on access; raises `AudioError` then.
     """
 
-    def __init__(self, speech: Sequence[Path], mixer: Mixer, cache: AudioCache, mix: MixConfig, seed: int) -> None:
+    def __init__(self, speech: Sequence[Sound], mixer: Mixer, cache: AudioCache, mix: MixConfig, seed: int) -> None:
         self._speech = speech
         self._mixer = mixer
         self._cache = cache
@@ -212,10 +212,10 @@ class MixedUtterances(Sequence[EvalPair]):
     def __getitem__(self, index: int) -> EvalPair:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
         index = range(len(self))[index]
         rng = generator(Stream.VALIDATION, self._seed, 1, index)
-        path = self._speech[self._order[index % len(self._order)]]
-        speech = self._cache.samples(path)
+        sound = self._speech[self._order[index % len(self._order)]]
+        speech = self._cache.samples(sound)
         snr = self._mix.snr_low + (index + 0.5) / len(self) * (self._mix.snr_high - self._mix.snr_low)
-        return EvalPair(f"{index}_{path.stem}", *self._mixer.mix(rng, path, speech, 0, len(speech), snr))
+        return EvalPair(f"{index}_{sound.path.stem}", *self._mixer.mix(rng, sound, speech, 0, len(speech), snr))
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
@@ -224,26 +224,27 @@ def chance(rng: np.random.Generator, probability: float) -> bool:
 
 
 class _NoisePool:
-    """Noise files, drawn in proportion to their lengths up to `LONGEST_NOISE`."""
+    """Noise, drawn in proportion to the lengths of files up to `LONGEST_NOISE`."""
 
-    def __init__(self, paths: Sequence[Path], cache: AudioCache) -> None:
-        self._paths = paths
+    def __init__(self, sounds: Sequence[Sound], cache: AudioCache) -> None:
+        self._sounds = sounds
         self._cache = cache
+        parts = Counter(sound.path for sound in sounds)
         seconds: list[float] = []
-        for path in paths:
-            with AudioReader(path) as reader:
-                seconds.append(min(reader.frames / reader.format.rate, LONGEST_NOISE))
+        for sound in sounds:
+            with AudioReader(sound.path) as reader:
+                seconds.append(min(reader.frames / reader.format.rate, LONGEST_NOISE) / parts[sound.path])
         self._ends = np.cumsum(seconds)
 
     def draw(self, rng: np.random.Generator, samples: int) -> np.ndarray:
         """Return a random piece `[samples]` of a random file; raises `AudioError`."""
 
-        def random_files() -> Iterator[np.ndarray]:
+        def random_sounds() -> Iterator[np.ndarray]:
             while True:
                 position = rng.random() * self._ends[-1]
-                yield self._cache.samples(self._paths[np.searchsorted(self._ends, position, side="right")])
+                yield self._cache.samples(self._sounds[np.searchsorted(self._ends, position, side="right")])
 
-        return draw_piece(rng, random_files(), samples)
+        return draw_piece(rng, random_sounds(), samples)
 
 
 def draw_start(rng: np.random.Generator, speech: np.ndarray, segment: int) -> int:
@@ -313,8 +314,9 @@ def room_response(rng: np.random.Generator, rate: int, decay: float, ratio: floa
     return response, response[: 1 + round(EARLY_SECONDS * rate)]
 
 
-def check_mix(speech: Sequence[Path], noise: Sequence[Path], cache: AudioCache) -> None:
+def check_mix(speech: Sequence[Sound], noise: Sequence[Sound], cache: AudioCache) -> None:
     """Raise `UserError` if all speech or all noise is silent. Reads only up to the first file that is not."""
-    for kind, paths in (("speech", speech), ("noise", noise)):
-        if not any(cache.samples(path).any() for path in paths):
-            raise UserError(f"every {kind} file is silent: {len(paths)} hold nothing but zeros")
+    for kind, sounds in (("speech", speech), ("noise", noise)):
+        if not any(cache.samples(sound).any() for sound in sounds):
+            count = len({sound.path for sound in sounds})
+            raise UserError(f"every {kind} file is silent: {count} hold nothing but zeros")

@@ -5,10 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from config import Config
-from data.dataset import AudioCache, CropDataset, EvalPair, PairedDataset, PairedUtterances, check_pairs, check_sound
+from data.dataset import (
+    AudioCache,
+    CropDataset,
+    EvalPair,
+    PairedDataset,
+    PairedUtterances,
+    Sound,
+    check_pairs,
+    check_sound,
+    split_long,
+)
 from data.file_lists import Utterance, audio_by_id
 from data.mixing import MixedDataset, MixedUtterances, Mixer, check_mix
 from data.splits import hold_out_files, hold_out_speakers
@@ -77,17 +88,19 @@ def read_mixes(
     assert mix is not None
     speech, noise = audio_by_id(speech_dir), audio_by_id(noise_dir)
     rooms = audio_by_id(rooms_dir) if rooms_dir else {}
-    speech_files, noise_files, room_files = (list(files.values()) for files in (speech, noise, rooms))
+    noise_files, room_files = list(noise.values()), list(rooms.values())
     kept, held = hold_out_speakers(list(speech), seed)
     kept_noise, held_noise = hold_out_files(noise_files, seed)
     kept_rooms, held_rooms = hold_out_files(room_files, seed) if rooms else ([], [])
-    cache.load([*speech_files, *noise_files, *room_files], workers, quiet)
+    speech_parts, noise_parts = split_long(speech.values()), split_long(noise_files)
+    cache.load([*chain(*speech_parts), *chain(*noise_parts), *room_files], workers, quiet)
 
-    def mixer(speech: list[int], noise: list[int], rooms: list[int]) -> tuple[list[Path], Mixer]:
-        chosen = [speech_files[index] for index in speech], [noise_files[index] for index in noise]
-        check_mix(*chosen, cache)
-        responses = [room_files[index] for index in rooms]
-        return chosen[0], Mixer(*chosen, responses, cache, mix, config.data.sampling_rate)
+    def mixer(speech: list[int], noise: list[int], rooms: list[int]) -> tuple[list[Sound], Mixer]:
+        voices = [sound for index in speech for sound in speech_parts[index]]
+        noises = [sound for index in noise for sound in noise_parts[index]]
+        check_mix(voices, noises, cache)
+        responses = [Sound(room_files[index]) for index in rooms]
+        return voices, Mixer(voices, noises, responses, cache, mix, config.data.sampling_rate)
 
     names = [
         list(ids)[index] for ids, used in ((speech, kept), (noise, kept_noise), (rooms, kept_rooms)) for index in used

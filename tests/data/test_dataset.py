@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import data.dataset
 from cli import UserError
@@ -22,10 +23,12 @@ from data.dataset import (
     CropDataset,
     PairedDataset,
     PairedUtterances,
+    Sound,
     check_pairs,
     check_sound,
     epoch_order,
     load_batches,
+    split_long,
     steps_per_epoch,
 )
 from data.file_lists import Utterance
@@ -59,6 +62,49 @@ def test_the_cache_resamples(tmp_path: Path) -> None:
     samples = AudioCache(RATE, True).samples(path)
     assert samples.shape == (16_000,)
     np.testing.assert_allclose(samples, read_audio(path, RATE)[0][:, 0], rtol=0, atol=2**-16)
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG"])
+@pytest.mark.parametrize("rate", [RATE, 8000])
+def test_parts_of_a_long_file_are_its_samples(tmp_path: Path, container: str, rate: int) -> None:
+    path = tmp_path / f"long.{container.lower()}"
+    samples = 0.1 * np.random.default_rng(0).standard_normal((150 * rate + 1, 2))
+    with soundfile.SoundFile(path, "w", rate, 2, format=container) as file:
+        for block in np.array_split(samples, 150):  # libsndfile cannot write much Vorbis at once
+            file.write(block)
+    save(tmp_path / "short.wav", np.zeros(60 * RATE))
+    parts, short = split_long([path, tmp_path / "short.wav"])
+    assert short == [Sound(tmp_path / "short.wav")]
+    assert parts == [
+        Sound(path, 0, 50 * rate),
+        Sound(path, 50 * rate, 50 * rate),
+        Sound(path, 100 * rate, 50 * rate + 1),
+    ]
+    cache = AudioCache(RATE, False)
+    whole, joined = cache.samples(path), np.concatenate([cache.samples(part) for part in parts])
+    assert len(joined) == pytest.approx(len(whole), abs=1)
+    inside = np.arange(len(whole)) % (50 * RATE)
+    inside = (inside > 1000) & (inside < 50 * RATE - 1000)  # resampling differs at the ends of the parts
+    np.testing.assert_allclose(joined[: len(whole)][inside], whole[inside], atol=2**-14)
+
+
+def test_part_of_a_file_that_is_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(130 * RATE), RATE)
+    (parts,) = split_long([path])
+    path.write_bytes(path.read_bytes()[:-1_000_000])
+    cache = AudioCache(RATE, False)
+    assert len(cache.samples(parts[0])) == parts[0].frames
+    with pytest.raises(AudioError, match=r"long.flac: (broken or )?cut short"):
+        cache.samples(parts[-1])
+
+
+def test_files_that_cannot_be_read_are_one_part(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"")
+    assert split_long([tmp_path / "a.wav", tmp_path / "none.wav"]) == [
+        [Sound(tmp_path / "a.wav")],
+        [Sound(tmp_path / "none.wav")],
+    ]
 
 
 def test_load_decodes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -13,7 +14,7 @@ import pytest
 import data.mixing
 from cli import UserError
 from config import DataConfig, MixConfig
-from data.dataset import AudioCache
+from data.dataset import AudioCache, Sound, split_long
 from data.levels import mean_power
 from data.mixing import MixedDataset, MixedUtterances, Mixer, add_noise, check_mix, room_response
 from tests.fixtures.recordings import NOISE, RATE, save
@@ -27,11 +28,11 @@ SPEECH = speech_like(0.4)
 SILENCE = np.zeros(1500)
 
 
-def save_all(folder: Path, kind: str, signals: Sequence[np.ndarray]) -> list[Path]:
-    paths = [folder / f"{kind}{index}.wav" for index in range(len(signals))]
-    for path, signal in zip(paths, signals, strict=True):
-        save(path, signal)
-    return paths
+def save_all(folder: Path, kind: str, signals: Sequence[np.ndarray]) -> list[Sound]:
+    sounds = [Sound(folder / f"{kind}{index}.wav") for index in range(len(signals))]
+    for sound, signal in zip(sounds, signals, strict=True):
+        save(sound.path, signal)
+    return sounds
 
 
 def dataset(
@@ -276,9 +277,9 @@ def test_codecs_keep_level_and_position(tmp_path: Path) -> None:
 def test_babble_has_voices_of_other_speakers_only(tmp_path: Path) -> None:
     # Each speaker is a tone; the crop's own one is 1000 Hz.
     tones = [np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE) / 4 for hertz in (1000, 2000, 4000)]
-    files = [tmp_path / f"{name}_1.wav" for name in "abc"]
-    for path, tone in zip(files, tones, strict=True):
-        save(path, tone)
+    files = [Sound(tmp_path / f"{name}_1.wav") for name in "abc"]
+    for sound, tone in zip(files, tones, strict=True):
+        save(sound.path, tone)
     (noise,) = save_all(tmp_path, "noise", [NOISE])
     cache, mix = AudioCache(RATE, True), replace(PLAIN, babble_share=1)
     mixer = Mixer(files, [noise], [], cache, mix, RATE)
@@ -330,3 +331,20 @@ def test_rooms_from_files(tmp_path: Path) -> None:
     early = 0.999 * np.convolve(samples, response[:800])[start : start + SEGMENT]
     np.testing.assert_allclose(noisy, expected, atol=1e-4)
     np.testing.assert_allclose(target, early, atol=1e-4)
+
+
+def test_long_noise_is_drawn_like_short_one(tmp_path: Path) -> None:
+    """A file of five parts has the share of a file of 60 s, whichever its parts are, and any part may be drawn."""
+    save(tmp_path / "long.wav", np.repeat(np.arange(1, 6) / 8, 60 * RATE))
+    save(tmp_path / "short.wav", np.full(60 * RATE, -0.5))
+    parts = split_long([tmp_path / "long.wav", tmp_path / "short.wav"])
+    assert [len(each) for each in parts] == [5, 1]
+    noises = [sound for each in parts for sound in each]
+    cache = AudioCache(RATE, False)
+    mixer = Mixer([Sound(tmp_path / "short.wav")], noises, [], cache, PLAIN, RATE)
+    drawn = Counter(
+        round(float(np.median(mixer._noise.draw(np.random.default_rng(seed), 100))), 3)  # pyright: ignore[reportPrivateUsage]
+        for seed in range(300)
+    )
+    assert set(drawn) == {-0.5, 0.125, 0.25, 0.375, 0.5, 0.625}
+    assert 115 <= drawn[-0.5] <= 185
