@@ -180,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Check all input before writing anything.
         with exit_code(USAGE_ERROR):
             first_network = None
+            if config.train.distillation and not (options.fine_tune or options.resume):
+                raise UserError(f"{options.config}: train.distillation needs --fine_tune")
             if options.fine_tune:
                 first_network, other = load_checkpoint(options.fine_tune)
                 if (other.model, other.stft) != (config.model, config.stft):

@@ -119,10 +119,14 @@ def _summary(heading: str, problems: Sequence[str]) -> str:
 
 
 class Crop(NamedTuple):
-    """A segment of clean speech and the same segment with noise, with the same gain: float32 `[segment]` each."""
+    """A segment of clean speech and the same segment with noise, with the same gain: float32 `[segment]` each.
+
+    `dry` is False if the speech is degraded by more than noise.
+    """
 
     clean: np.ndarray
     noisy: np.ndarray
+    dry: bool = True
 
 
 class CropDataset(Protocol):
@@ -147,11 +151,12 @@ class EvalPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops of one step: their indices `[B]`, and float32 `[B, segment]` clean and noisy."""
+    """Crops of one step: their indices `[B]`, float32 `[B, segment]` clean and noisy, and bool `[B]` dry."""
 
     indices: np.ndarray
     clean: np.ndarray
     noisy: np.ndarray
+    dry: np.ndarray
 
 
 class PairedDataset:
@@ -252,7 +257,8 @@ def load_batches(
         while pending:
             indices, futures = pending.popleft()
             crops = [future.result() for future in futures]
-            yield Batch(indices, np.stack([crop.clean for crop in crops]), np.stack([crop.noisy for crop in crops]))
+            clean, noisy = np.stack([crop.clean for crop in crops]), np.stack([crop.noisy for crop in crops])
+            yield Batch(indices, clean, noisy, np.array([crop.dry for crop in crops]))
             pending.extend(islice(submitted, 1))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -104,7 +104,7 @@ class Mixer:
         start: int,
         samples: int,
         snr: float | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Crop:
         """Return target and noisy speech `[samples]` from position `start` of `speech`, the content of `sound`.
 
         In this order: room, noise, band limit, clipping, codec. The target has the same band and the first 50 ms of the
@@ -112,10 +112,12 @@ class Mixer:
         """
         mix = self._mix
         target = noisy = fit_segment(speech[start:], samples)
+        dry = True
         if chance(rng, mix.reverb_share):
             response, early = self._room(rng)
             before = speech[max(start - len(response) + 1, 0) : start]
             target, noisy = in_room(before, noisy, response, early)
+            dry = False
         drawn_snr = rng.uniform(mix.snr_low, mix.snr_high)
         if not chance(rng, mix.noise_free_share):
             babbling = chance(rng, mix.babble_share)
@@ -126,14 +128,17 @@ class Mixer:
         if chance(rng, mix.band_share):
             limit_band = (narrowband, telephone)[rng.integers(2)]
             target, noisy = limit_band(target), limit_band(noisy)
+            dry = False
         if chance(rng, mix.clip_share):
             noisy = clip_share(noisy, 10 ** rng.uniform(*np.log10(CLIPPED)))
+            dry = False
         if chance(rng, mix.codec_share):
             codec = list(CODECS.values())[rng.integers(len(CODECS))]
             gain = gain_to(noisy, rng.uniform(*CODED_LEVEL))
             noisy = through_codec(gain * noisy, codec) / gain
             target = narrowband(target) if codec.rate == NARROW_RATE else target
-        return target.astype(np.float32), noisy.astype(np.float32)
+            dry = False
+        return Crop(target.astype(np.float32), noisy.astype(np.float32), dry)
 
     def _room(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the response of a random room and its early part."""
@@ -185,11 +190,11 @@ class MixedDataset:
         if chance(rng, mix.speed_share):
             speech = resample(speech, round(self._data.sampling_rate * rng.uniform(*SPEED)), self._data.sampling_rate)
         start = draw_start(rng, speech, segment)
-        target, noisy = self._mixer.mix(rng, sound, speech, start, segment)
+        target, noisy, dry = self._mixer.mix(rng, sound, speech, start, segment)
         gain = np.float32(10 ** (rng.uniform(mix.gain_low, mix.gain_high) / 20))
         if self._data.normalize_level:
             gain *= np.float32(unit_power_gain(mean_power(noisy)))
-        return Crop(target * gain, noisy * gain)
+        return Crop(target * gain, noisy * gain, dry)
 
 
 class MixedUtterances(Sequence[EvalPair]):
@@ -215,7 +220,7 @@ class MixedUtterances(Sequence[EvalPair]):
         sound = self._speech[self._order[index % len(self._order)]]
         speech = self._cache.samples(sound)
         snr = self._mix.snr_low + (index + 0.5) / len(self) * (self._mix.snr_high - self._mix.snr_low)
-        return EvalPair(f"{index}_{sound.path.stem}", *self._mixer.mix(rng, sound, speech, 0, len(speech), snr))
+        return EvalPair(f"{index}_{sound.path.stem}", *self._mixer.mix(rng, sound, speech, 0, len(speech), snr)[:2])
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:

@@ -138,6 +138,7 @@ def test_unusable_lists(folder: Path, listed: Callable[[Path], list[str]], words
         (["--input_clean_wavs_dir=none"], ["none"]),
         (["--input_noise_dir=noise"], ["--input_noise_dir", "mix"]),
         (["--fine_tune=training.txt"], ["training.txt"]),
+        (settings(train_distillation=0.5), ["train.distillation", "--fine_tune"]),
         (["--resume"], ["run/latest.pt", "--resume"]),
         (settings(train_batch_size=3), ["imse.json", "train.batch_size"]),
         (settings(data_sampling_rate=8000), ["imse.json", "data.sampling_rate"]),

@@ -152,7 +152,7 @@ def train_losses(config: Config, device: str) -> list[float]:
     for _ in range(3):
         clean = rng.standard_normal((2, config.data.segment_size)).astype(np.float32)
         noise = rng.standard_normal(clean.shape).astype(np.float32)
-        losses.append(float(trainer.step(Batch(np.arange(2), clean, clean + noise), 0)["loss"]))
+        losses.append(float(trainer.step(Batch(np.arange(2), clean, clean + noise, np.ones(2, bool)), 0)["loss"]))
     return losses
 
 

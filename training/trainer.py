@@ -76,6 +76,9 @@ class Trainer:
         self.ddp_discriminator = group.wrap(self.discriminator) if self.discriminator else None
         self.discriminator_optimizer = _adamw(self.discriminator, config.optim) if self.discriminator else None
         self.ema_model = copy.deepcopy(self.network).requires_grad_(False) if config.optim.ema_decay > 0 else None
+        # The network to be fine-tuned, see `load_weights`.
+        distilling = config.train.distillation > 0
+        self.teacher = copy.deepcopy(self.network).eval().requires_grad_(False) if distilling else None
         self.ema_updates = torch.zeros((), dtype=torch.int64, device=group.device)
         self.global_step = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=group.device)
@@ -90,9 +93,9 @@ class Trainer:
 
     def load_weights(self, network: nn.Module) -> None:
         """Copy the weights of another network; raises `RuntimeError` if the shapes differ."""
-        self.network.load_state_dict(network.state_dict())
-        if self.ema_model:
-            self.ema_model.load_state_dict(network.state_dict())
+        for copied in (self.network, self.ema_model, self.teacher):
+            if copied:
+                copied.load_state_dict(network.state_dict())
 
     def step(self, batch: Batch, epoch: int, last_step: int = 0) -> dict[str, Tensor]:
         """Train discriminator and generator on one batch; `last_step` is the length of the run in steps.
@@ -112,10 +115,7 @@ class Trainer:
         with torch.no_grad():
             clean = Speech(clean_wav, self.spectrogram(clean_wav))
             noisy_spectra = self.spectrogram(noisy_wav)
-        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16):
-            mag, pha = self.ddp_network(noisy_spectra)
-        spectra = Spectra(mag.to(clean_wav.dtype), pha.to(clean_wav.dtype))
-        enhanced = Speech(self.spectrogram.inverse(spectra, clean_wav.shape[-1]), spectra)
+        enhanced = self._enhance(self.ddp_network, noisy_spectra, clean_wav)
 
         logs: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=self.group.device)
@@ -147,7 +147,14 @@ class Trainer:
             logs |= {"discriminator": d_loss.detach(), "discriminator_gradient_norm": d_norm}
 
         # Generator
-        terms = loss_terms(self.config.loss, clean, enhanced, self.spectrogram)
+        target = clean
+        if self.teacher:
+            with torch.no_grad():
+                taught = self._enhance(self.teacher, noisy_spectra, clean_wav)
+            share = self.config.train.distillation * self._to_device(batch.dry)[:, None].to(clean_wav.dtype)
+            target_wav = torch.lerp(clean_wav, taught.wav, share)
+            target = Speech(target_wav, self.spectrogram(target_wav))
+        terms = loss_terms(self.config.loss, target, enhanced, self.spectrogram)
         loss = weighted_sum(self.config.loss, terms)
         logs |= {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
         if with_metric:
@@ -173,6 +180,13 @@ class Trainer:
         self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
         self.global_step += 1
         return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(lr)}
+
+    def _enhance(self, network: nn.Module, noisy: Spectra, like: Tensor) -> Speech:
+        """Enhance spectra; the waveforms `[B, N]` have the shape and the data type of `like`."""
+        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16):
+            mag, pha = network(noisy)
+        spectra = Spectra(mag.to(like.dtype), pha.to(like.dtype))
+        return Speech(self.spectrogram.inverse(spectra, like.shape[-1]), spectra)
 
     def dropout(self, use: int, batch_size: int) -> Tensor:
         """Return this process's rows `[batch_size, HIDDEN]` of the dropout factors of all processes."""
@@ -233,6 +247,7 @@ class Trainer:
             "discriminator": self.discriminator,
             "discriminator_optimizer": self.discriminator_optimizer,
             "ema_model": self.ema_model,
+            "teacher": self.teacher,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -182,7 +182,7 @@ def test_a_crop_is_the_same_segment_of_both_recordings(tmp_path: Path) -> None:
     gain = 1 / np.sqrt(np.mean((2 * ramp) ** 2))
     starts: list[int] = []
     for epoch in range(300):
-        clean, noisy = source.crop(epoch, 0)
+        clean, noisy, _ = source.crop(epoch, 0)
         np.testing.assert_allclose(noisy, 2 * clean, rtol=1e-6)
         steps = clean / gain * 32_768
         starts.append(round(float(steps[0])) - 1)
@@ -193,22 +193,22 @@ def test_a_crop_is_the_same_segment_of_both_recordings(tmp_path: Path) -> None:
 
 def test_a_short_utterance_is_padded(tmp_path: Path) -> None:
     pairs = save_pairs(tmp_path, [(np.full(600, 0.25), np.full(600, 0.5))])
-    clean, noisy = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(3, 0)
+    clean, noisy, _ = PairedDataset(pairs, AudioCache(RATE, True), DATA, 0).crop(3, 0)
     assert clean.tolist() == [0.5] * 600 + [0] * 400  # the padding does not count for the gain of 2
     assert noisy.tolist() == [1.0] * 600 + [0] * 400
 
 
 def test_a_crop_follows_from_seed_epoch_and_index(utterances: list[Utterance]) -> None:
-    def crop(keep: bool, seed: int, epoch: int, index: int) -> Crop:
-        return PairedDataset(utterances, AudioCache(RATE, keep), DATA, seed).crop(epoch, index)
+    def crop(keep: bool, seed: int, epoch: int, index: int) -> tuple[np.ndarray, ...]:
+        return PairedDataset(utterances, AudioCache(RATE, keep), DATA, seed).crop(epoch, index)[:2]
 
     expected = crop(True, 1, 2, 0)
     assert np.array_equal(crop(False, 1, 2, 0), expected)
     assert not np.array_equal(crop(True, 2, 2, 0), expected)
     assert not np.array_equal(crop(True, 1, 3, 0), expected)
     source = PairedDataset([utterances[0], utterances[0]], AudioCache(RATE, True), DATA, 1)
-    assert not np.array_equal(source.crop(2, 1), expected)
-    assert np.array_equal(source.crop(2, 0), expected)  # independent of earlier crops
+    assert not np.array_equal(source.crop(2, 1)[:2], expected)
+    assert np.array_equal(source.crop(2, 0)[:2], expected)  # independent of earlier crops
 
 
 class FakeCrops:
@@ -255,7 +255,7 @@ def test_batches_do_not_depend_on_threads_and_ranks(utterances: list[Utterance],
     assert same(batches(source, workers=workers), expected)
     ranks = [batches(FakeCrops(), 2, rank=rank, ranks=2, workers=workers) for rank in range(2)]
     joined = [
-        Batch(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("indices", "clean", "noisy")))
+        Batch(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("indices", "clean", "noisy", "dry")))
         for a, b in zip(*ranks, strict=True)
     ]
     assert same(joined, batches(FakeCrops(), 2))

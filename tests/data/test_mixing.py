@@ -68,7 +68,7 @@ def test_add_noise_scales_to_the_snr_and_keeps_the_dtype(snr: float, kind: type)
 def test_snrs_and_gains_fill_their_ranges(tmp_path: Path) -> None:
     source = dataset(tmp_path, [SPEECH], [NOISE], replace(WILD, reverb_share=0))
     crops = [source.crop(epoch, 0) for epoch in range(200)]
-    snrs = [snr_of(*crop) for crop in crops]
+    snrs = [snr_of(*crop[:2]) for crop in crops]
     gains = [10 * np.log10(mean_power(crop.noisy)) for crop in crops]
     assert (min(snrs), max(snrs)) == pytest.approx((-5, 20), abs=1)
     assert (min(gains), max(gains)) == pytest.approx((-6, 6), abs=0.5)
@@ -81,13 +81,13 @@ def test_the_gain_is_applied_after_normalisation(tmp_path: Path) -> None:
     louder = dataset(tmp_path, [SPEECH], [NOISE], mix).crop(2, 0)
     assert plain.clean.dtype == plain.noisy.dtype == np.float32
     assert mean_power(plain.noisy) == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(louder, np.multiply(plain, gain), rtol=1e-6)
+    np.testing.assert_allclose(louder[:2], np.multiply(plain[:2], gain), rtol=1e-6)
     clean = dataset(tmp_path, [np.full(1500, 0.125)], [NOISE], mix, normalize_level=False).crop(2, 0).clean
     np.testing.assert_allclose(clean, np.full(SEGMENT, 0.125 * gain), rtol=1e-6)
 
 
 def test_short_speech_is_padded(tmp_path: Path) -> None:
-    clean, noisy = dataset(tmp_path, [np.full(600, 0.25)], [NOISE]).crop(0, 0)
+    clean, noisy, _ = dataset(tmp_path, [np.full(600, 0.25)], [NOISE]).crop(0, 0)
     assert clean[0] > 0
     assert np.array_equal(clean, np.repeat([clean[0], 0], [600, 400]))
     assert noisy[600:].all()
@@ -98,7 +98,7 @@ def test_short_noise_is_repeated_from_a_random_position(tmp_path: Path) -> None:
     source = dataset(tmp_path, [np.full(1500, 0.25)], [period])
     starts: set[int] = set()
     for epoch in range(20):
-        clean, noisy = source.crop(epoch, 0)
+        clean, noisy, _ = source.crop(epoch, 0)
         noise = noisy - clean
         np.testing.assert_allclose(noise[300:], noise[:-300], atol=1e-5)
         starts.add(int(np.argmin(noise[:300])))
@@ -122,7 +122,7 @@ def test_silence_gives_finite_crops(tmp_path: Path, speech: np.ndarray, noise: n
     source = dataset(tmp_path, [speech], [noise], replace(WILD, reverb_share=share))
     for epoch in range(3):
         crop = source.crop(epoch, 0)
-        assert np.isfinite(crop).all()
+        assert np.isfinite(crop[:2]).all()
         assert crop.clean.any() == speech.any()
         assert crop.noisy.any() == (speech.any() or noise.any())
 
@@ -135,7 +135,7 @@ def test_nearly_silent_segments_are_redrawn(tmp_path: Path) -> None:
     crops = [source.crop(epoch, 0) for epoch in range(30)]
     # The level is normalised, so that the faint part is recognised by being constant.
     constant = [np.ptp(crop.clean) < 1e-3 for crop in crops]
-    without_noise = [np.array_equal(*crop) for crop in crops]
+    without_noise = [np.array_equal(*crop[:2]) for crop in crops]
     assert sum(constant) <= 1
     assert sum(without_noise) <= 1
 
@@ -200,7 +200,7 @@ def test_a_crop_follows_from_epoch_and_index(tmp_path: Path) -> None:
     assert len(kept) == 2
     crops = {(epoch, index): kept.crop(epoch, index) for epoch in range(3) for index in range(2)}
     for (epoch, index), crop in reversed(crops.items()):
-        assert np.array_equal(anew.crop(epoch, index), crop)
+        assert np.array_equal(anew.crop(epoch, index)[:2], crop[:2])
     assert len({crop.noisy.tobytes() for crop in crops.values()}) == 6
 
 
@@ -233,7 +233,7 @@ def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
 
 def test_crops_without_noise(tmp_path: Path) -> None:
     source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, noise_free_share=0.3))
-    without = [np.array_equal(*source.crop(epoch, 0)) for epoch in range(200)]
+    without = [np.array_equal(*source.crop(epoch, 0)[:2]) for epoch in range(200)]
     assert 40 <= sum(without) <= 80
 
 
@@ -243,13 +243,13 @@ def test_band_limits_hold_for_target_and_mixture(tmp_path: Path) -> None:
     for epoch in range(20):
         crop = source.crop(epoch, 0)
         assert crop.clean.dtype == crop.noisy.dtype == np.float32
-        for signal in crop:
+        for signal in crop[:2]:
             power = np.abs(np.fft.rfft(signal * np.hanning(SEGMENT))) ** 2
             assert power[int(4200 / RATE * SEGMENT) :].sum() < 1e-3 * power.sum()
         power = np.abs(np.fft.rfft(crop.noisy * np.hanning(SEGMENT))) ** 2
         lowest.add(bool(power[: int(150 / RATE * SEGMENT)].max() < 1e-2 * power.max()))
         # At an SNR of 7 dB the correlation is 0.91; the bands remove noise.
-        assert np.corrcoef(*crop)[0, 1] > 0.85
+        assert np.corrcoef(*crop[:2])[0, 1] > 0.85
     assert lowest == {False, True}
 
 
@@ -268,7 +268,7 @@ def test_codecs_keep_level_and_position(tmp_path: Path) -> None:
     source = dataset(tmp_path, [speech_like(1.0)], [NOISE], mix)
     source._data = replace(DATA, segment_size=RATE // 2)
     for epoch in range(20):
-        clean, noisy = source.crop(epoch, 0)
+        clean, noisy, _ = source.crop(epoch, 0)
         assert not np.allclose(clean, noisy, atol=1e-3)
         assert np.dot(clean, noisy) / np.dot(clean, clean) == pytest.approx(1, abs=0.3)
         assert np.corrcoef(clean, noisy)[0, 1] > 0.7
@@ -284,7 +284,8 @@ def test_babble_has_voices_of_other_speakers_only(tmp_path: Path) -> None:
     cache, mix = AudioCache(RATE, True), replace(PLAIN, babble_share=1)
     mixer = Mixer(files, [noise], [], cache, mix, RATE)
     for seed in range(10):
-        clean, noisy = mixer.mix(np.random.default_rng(seed), files[0], cache.samples(files[0]), 0, SEGMENT)
+        clean, noisy, dry = mixer.mix(np.random.default_rng(seed), files[0], cache.samples(files[0]), 0, SEGMENT)
+        assert dry
         spectrum = np.abs(np.fft.rfft(noisy - clean))
         loud = {int(bin) * RATE // SEGMENT for bin in np.flatnonzero(spectrum > 1e-2 * spectrum.max())}
         assert loud <= {2000, 4000}
@@ -296,7 +297,7 @@ def test_a_second_noise_is_added(tmp_path: Path) -> None:
     source = dataset(tmp_path, [SPEECH], tones, replace(PLAIN, second_noise_share=1))
     kinds: set[frozenset[int]] = set()
     for epoch in range(20):
-        clean, noisy = source.crop(epoch, 0)
+        clean, noisy, _ = source.crop(epoch, 0)
         assert snr_of(clean, noisy) == pytest.approx(7, abs=1e-3)
         spectrum = np.abs(np.fft.rfft(noisy - clean))
         kinds.add(frozenset(int(bin) * RATE // SEGMENT for bin in np.flatnonzero(spectrum > 0.1 * spectrum.max())))
@@ -324,9 +325,10 @@ def test_rooms_from_files(tmp_path: Path) -> None:
     cache, mix = AudioCache(RATE, True), replace(PLAIN, reverb_share=1, noise_free_share=1)
     samples = cache.samples(speech[0])
     start = 2500
-    target, noisy = Mixer(speech, noise, rooms, cache, mix, RATE).mix(
+    target, noisy, dry = Mixer(speech, noise, rooms, cache, mix, RATE).mix(
         np.random.default_rng(0), speech[0], samples, start, SEGMENT
     )
+    assert not dry
     expected = 0.999 * np.convolve(samples, response)[start : start + SEGMENT]
     early = 0.999 * np.convolve(samples, response[:800])[start : start + SEGMENT]
     np.testing.assert_allclose(noisy, expected, atol=1e-4)

@@ -95,7 +95,7 @@ def test_steps_have_the_reference_losses_gradients_and_weights(
     names = [name for name, _ in trainer.network.named_parameters()]
     first = joined(trainer.network.state_dict(), names)
     for _, batch in batches_of_both(tmp_path, config):
-        crops = Batch(batch.indices, batch.clean.astype(np.float64), batch.noisy.astype(np.float64))
+        crops = Batch(batch.indices, batch.clean.astype(np.float64), batch.noisy.astype(np.float64), batch.dry)
         clean, noisy = torch.from_numpy(crops.clean), torch.from_numpy(crops.noisy)
         plain_batch = (clean, *reference_spectra(clean, config.stft), *reference_spectra(noisy, config.stft))
         losses = {name: value.item() for name, value in expected.step(plain_batch).items()}

@@ -88,6 +88,34 @@ def test_step_updates_both_networks_and_returns_all_logs(make: MakeTrainer) -> N
     assert np.allclose(enhanced_wav, enhanced.wav.numpy(), atol=1e-4)
 
 
+def test_distillation_teaches_dry_crops_the_output_of_the_first_network(make: MakeTrainer) -> None:
+    """In the first step the teacher's output is the network's own."""
+    trainer = make()
+    clean, enhanced = enhance_batch(trainer.network, trainer, BATCHES[0])
+    for share, dry in ((1.0, [True, True]), (0.25, [True, True]), (0.25, [True, False]), (1.0, [False, False])):
+        moved = share * torch.tensor(dry)[:, None]
+        wav = (1 - moved) * clean.wav + moved * enhanced.wav
+        target = Speech(wav, trainer.spectrogram(wav))
+        expected = floats(loss_terms(trainer.config.loss, target, enhanced, trainer.spectrogram))
+        distilling = make(distillation=share)
+        distilling.load_weights(trainer.network)
+        logs = floats(distilling.step(replace(BATCHES[0], dry=np.array(dry)), 0))
+        assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_teacher_keeps_its_weights(make: MakeTrainer) -> None:
+    trainer = make(distillation=0.5)
+    first = copy.deepcopy(trainer.network)
+    trainer.load_weights(first)
+    for batch in BATCHES[:2]:
+        trainer.step(batch, 0)
+    assert torch.equal(weights(trainer.teacher), weights(first))
+    assert not torch.equal(weights(trainer.network), weights(first))
+    other = make(distillation=0.5)
+    other.load_state_dict(trainer.state_dict())
+    assert torch.equal(weights(other.teacher), weights(first))
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 def test_step_runs_without_data(step_config: Config, monkeypatch: pytest.MonkeyPatch, lag: int) -> None:
     """On the meta device, which has no data: reading a value, which waits for a GPU, or a CPU tensor would raise."""
@@ -97,7 +125,10 @@ def test_step_runs_without_data(step_config: Config, monkeypatch: pytest.MonkeyP
     optim = replace(step_config.optim, ema_decay=0.5, grad_clip=1.0, warmup_steps=2, schedule="cosine")
     weights = {field.name: 0.1 for field in fields(step_config.loss)}  # all terms
     config = replace(
-        step_config, optim=optim, loss=LossConfig(**weights), train=replace(step_config.train, metric_lag=lag)
+        step_config,
+        optim=optim,
+        loss=LossConfig(**weights),
+        train=replace(step_config.train, metric_lag=lag, distillation=0.5),
     )
     trainer = Trainer(config, Group(0, 1, torch.device("meta")), GivenLabels(*LABELS))
     for batch in BATCHES[:3]:

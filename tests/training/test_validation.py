@@ -74,9 +74,9 @@ def test_losses_are_those_of_a_training_step_on_the_same_crop(small_config: Conf
     trainer = Trainer(config, ALONE, None)
     start = (len(PAIRS[0].noisy) - segment) // 2
     gain = np.mean(PAIRS[0].noisy.astype(np.float64) ** 2) ** -0.5
-    crops = [(signal[start : start + segment] * gain).astype(np.float32)[None] for signal in PAIRS[0][1:]]
+    clean, noisy = ((signal[start : start + segment] * gain).astype(np.float32)[None] for signal in PAIRS[0][1:])
     scores = validate(PAIRS[:1], config, trainer.network).scores
-    logs = trainer.step(Batch(np.arange(1), *crops), 0)
+    logs = trainer.step(Batch(np.arange(1), clean, noisy, np.array([True])), 0)
     for name in ("magnitude", "phase", "complex", "time", "loss"):
         assert scores[name] == pytest.approx(logs[name].item(), rel=1e-3), name
 

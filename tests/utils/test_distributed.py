@@ -43,7 +43,7 @@ def train(out: Path, batch_size: int) -> None:
     logs: list[dict[str, float]] = []
     for batch in BATCHES[: len(LABELS)]:
         clean, noisy = (crops[rows].astype(np.float64) for crops in (batch.clean, batch.noisy))
-        logs.append(group.mean(trainer.step(Batch(batch.indices[rows], clean, noisy), 0)))
+        logs.append(group.mean(trainer.step(Batch(batch.indices[rows], clean, noisy, batch.dry[rows]), 0)))
     state = trainer.state_dict()
     second_is_there = group.any(group.rank == 1)  # as when a signal reaches one process only
     if group.leads:
