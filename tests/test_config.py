@@ -57,7 +57,7 @@ def test_imse_json_is_the_papers_recipe(config: Config) -> None:
 def test_recipes_are_valid_and_survive_json(path: Path) -> None:
     config = load_config(path)
     assert parse_config(json.loads(json.dumps(config.to_dict())), "again") == config
-    assert (config.mix is not None) == path.stem.endswith("_mix")
+    assert (config.mix is not None) == path.stem.endswith(("_mix", "_real"))
 
 
 def test_sections_are_frozen_dataclasses_that_check_their_values(config: Config) -> None:

@@ -46,7 +46,6 @@ from tests.fixtures.training import (
 from tests.utils.test_processes import wait_until
 from training.trainer import Trainer
 from training.validation import Validation
-from utils.processes import available_cores
 
 LOSSES = {"magnitude", "phase", "complex", "metric", "discriminator", "loss"}
 
@@ -343,7 +342,6 @@ def test_network_overfits_eight_crops(tmp_path: Path) -> None:
         *settings(train_epochs=steps, train_validation_interval=steps),
         # Validate on the training crops.
         f"--max_steps={steps}", "--input_validation_file=training.txt", "--select_on=test",
-        threads=available_cores(),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     (score,) = re.findall(rf"^step {steps}: .*pesq ([\d.]+)", ended.stdout)
