@@ -113,8 +113,10 @@ def compare(options: Namespace) -> Iterator[Row]:
     network, config = load_checkpoint(options.checkpoint_file)
     worst = 0.0
     for path in list(audio_by_id(options.noisy_wav_dir).values())[: 1 if options.small else 20]:
-        samples, rate = read_audio(path, config.data.sampling_rate)
-        enhanced = [fast_enhancer(network, config, device)(samples[:, 0], rate) for device in (options.device, "cpu")]
+        samples, read = read_audio(path, config.data.sampling_rate)
+        enhanced = [
+            fast_enhancer(network, config, device)(samples[:, 0], read.rate) for device in (options.device, "cpu")
+        ]
         worst = max(worst, float(np.max(np.abs(enhanced[0] - enhanced[1]))) * 2**15)
     yield {"of": "enhanced files", "difference": worst, "limit": SAMPLE_LIMIT}
 
