@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import inference
 import train
-from data.dataset import Batch, load_batches
+from data.dataset import load_batches
 from models.checkpoint import load_checkpoint
 from tests.fixtures.commands import ROOT, Result, call_main
 from tests.fixtures.recordings import files_below, load, save
@@ -151,10 +152,10 @@ def test_interrupted_run_is_resumed_bit_for_bit(
     options = [*LAGGING_20, "--quiet", "--checkpoint_path", run]
     for last in (13, STEPS):
 
-        def step(trainer: Trainer, batch: Batch, epoch: int, last: int = last) -> dict[str, Tensor]:
+        def step(trainer: Trainer, *arguments: Any, last: int = last) -> dict[str, Tensor]:
             if trainer.global_step == last - 1:
                 os.kill(os.getpid(), signal.SIGINT)
-            return step_of(trainer, batch, epoch)
+            return step_of(trainer, *arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "step", step)
