@@ -94,6 +94,22 @@ class CnunetConfig(NetworkConfig):
         return "the network needs a multiple of 256 plus 1 (0 Hz)" if bins % 256 != 1 or bins == 1 else ""
 
 
+@dataclass(frozen=True)
+class DccrnConfig(NetworkConfig):
+    """Settings of DCCRN."""
+
+    lstm: Literal["complex", "real"] = "complex"
+    """"complex": DCCRN-CL. "real": the smaller encoder and the larger, real LSTM of the paper's other variants."""
+    mask: Literal["E", "C", "R"] = "E"
+    """"E": gain below 1 and rotation. "C": complex product. "R": real and imaginary part on their own."""
+    look_ahead: Annotated[int, Field(ge=0, le=6)] = 6
+    """How many decoder layers, from the first, see one frame ahead: all 6 in the paper. With 0 the network streams."""
+
+    def bins_problem(self, bins: int) -> str:
+        """Return an error message unless the bins above 0 Hz are a multiple of 64."""
+        return "the network needs a multiple of 64 plus 1 (0 Hz)" if bins % 64 != 1 or bins == 1 else ""
+
+
 @dataclass(frozen=True, config=CHECKED)
 class StftConfig:
     """Short-time Fourier transform of the network's input and output; sizes in samples."""
@@ -187,7 +203,8 @@ class MixConfig:
 class LossConfig:
     """Weights of the generator's loss terms in `models.losses`; terms with weight 0 are not computed.
 
-    IMSE and MUSE use the first four, CNUNet the two L1 terms, Lite-RTSE the two compressed terms and SI-SDR.
+    IMSE and MUSE use the first four, CNUNet the two L1 terms, Lite-RTSE the two compressed terms and SI-SDR, DCCRN
+    SI-SDR alone.
     """
 
     metric: NonNegativeFloat = 0.0
@@ -282,6 +299,7 @@ MODEL_CONFIGS: dict[str, type[NetworkConfig]] = {
     "muse": MuseConfig,
     "lite_rtse": LiteRtseConfig,
     "cnunet": CnunetConfig,
+    "dccrn": DccrnConfig,
 }
 """Settings class of each network by `model.name`. `models.register` adds to it and to `models.NETWORKS`."""
 

@@ -58,7 +58,7 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
     """
     name = type(network).__name__
     if stream and not isinstance(network, StreamingNetwork):
-        raise UserError(f"{name} cannot stream: it needs the whole signal; export it without --stream")
+        raise UserError(f"{name} cannot stream: its output depends on later frames; export it without --stream")
     if torch.__version__ < LSTM_NODE_SINCE and any(isinstance(part, nn.LSTM) for part in network.modules()):
         raise UserError(f"exporting {name} needs PyTorch {LSTM_NODE_SINCE} or newer; this is {torch.__version__}")
     if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:

@@ -55,8 +55,10 @@ class Stream:
 
     def __init__(self, network: nn.Module, config: Config) -> None:
         if not isinstance(network, StreamingNetwork):
-            name = type(network).__name__
-            raise UserError(f"{name} cannot stream: it needs the whole signal; give a causal network, as Lite-RTSE")
+            raise UserError(
+                f"{type(network).__name__} cannot stream: its output depends on later frames; give a causal network, "
+                "such as Lite-RTSE, or DCCRN with model.look_ahead 0"
+            )
         if config.data.normalize_level:
             raise UserError("data.normalize_level needs the whole signal; give a network that was trained without it")
         self.sampling_rate = config.data.sampling_rate

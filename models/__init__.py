@@ -14,6 +14,7 @@ from torch import nn
 import config as settings
 from config import Config, NetworkConfig
 from models.cnunet import CNUNet
+from models.dccrn import make_dccrn
 from models.imse import IMSE
 from models.lite_rtse import LiteRTSE
 from models.muse import MUSE
@@ -25,8 +26,9 @@ NETWORKS: dict[str, Callable[[Any, int], nn.Module]] = {
     "muse": MUSE,
     "lite_rtse": LiteRTSE,
     "cnunet": CNUNet,
+    "dccrn": make_dccrn,
 }
-"""Network class by `model.name`; `config.MODEL_CONFIGS` has the settings class of each."""
+"""Network class, or function that builds it, by `model.name`; `config.MODEL_CONFIGS` has the settings of each."""
 
 
 def register(name: str, config_class: type[NetworkConfig], network_class: Callable[[Any, int], nn.Module]) -> None:

@@ -113,8 +113,7 @@ class SpreadBins(nn.Module):
 class ComplexSubPixelConv(nn.Module):
     """CSPCONV, complex convolution that doubles the bins: complex `[B, 2C, F, T]` → `[B, 2C', 2F, T]`.
 
-    real = W_r(real) − W_i(imaginary), imaginary = W_i(real) + W_r(imaginary), where each W adds its bias every time;
-    `conv` holds W_r and W_i, one after the other. Each part has its own norm and slope.
+    Each part has its own norm and slope.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -125,12 +124,21 @@ class ComplexSubPixelConv(nn.Module):
         self.slopes = nn.Parameter(torch.full((2,), 0.25))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve both parts in one batch, combine, spread, normalise."""
-        of_real, of_imaginary = self.conv(torch.cat(x.chunk(2, dim=1))).chunk(2)
-        rr, ri = of_real.chunk(2, dim=1)
-        ir, ii = of_imaginary.chunk(2, dim=1)
-        x = self.norm(self.spread(torch.cat([rr - ii, ri + ir], dim=1)))
+        """Convolve, spread, normalise."""
+        x = self.norm(self.spread(complex_conv(self.conv, x)))
         return functional.prelu(x, self.slopes.repeat_interleave(x.shape[1] // 2))
+
+
+def complex_conv(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a complex convolution to complex `[B, 2C, F, T]`.
+
+    `conv` maps C channels to the outputs of W_r and those of W_i, one after the other. real = W_r(real) −
+    W_i(imaginary), imaginary = W_i(real) + W_r(imaginary), where each W adds its bias every time.
+    """
+    of_real, of_imaginary = conv(torch.cat(x.chunk(2, dim=1))).chunk(2)  # both parts in one batch
+    rr, ri = of_real.chunk(2, dim=1)
+    ir, ii = of_imaginary.chunk(2, dim=1)
+    return torch.cat([rr - ii, ri + ir], dim=1)
 
 
 def complex_concat(maps: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,8 @@
 
 IMSE and MUSE train with a weighted sum of `magnitude`, `phase`, `complex` and `metric` (IMSE paper, section on
 training, and its release); `metric` comes from the discriminator (`models.discriminator`). CNUNet trains with
-`magnitude_l1` and `complex_l1`, Lite-RTSE with `compressed_magnitude`, `compressed_complex` and `si_sdr`.
+`magnitude_l1` and `complex_l1`, Lite-RTSE with `compressed_magnitude`, `compressed_complex` and `si_sdr`, DCCRN with
+`si_sdr` alone.
 `consistency` is from MP-SENet, `time` is an error of the waveform.
 """
 

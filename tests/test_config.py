@@ -113,6 +113,10 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("lite_rtse", {"stft.window": "kaiser"}, "stft.window"),
         ("cnunet", {"model.released_skips": 1}, "model.released_skips"),
         ("cnunet", {"stft.n_fft": 510}, "stft.n_fft"),
+        ("dccrn", {"model.lstm": "CL"}, "model.lstm"),
+        ("dccrn", {"model.mask": "e"}, "model.mask"),
+        ("dccrn", {"model.look_ahead": 7}, "model.look_ahead"),
+        ("dccrn", {"stft.n_fft": 510}, "stft.n_fft"),
     ],
 )
 def test_invalid_value(recipe: str, changes: dict[str, Any], key: str) -> None:

@@ -20,6 +20,7 @@ SETTINGS = {
     "muse": {"model_channels": 8, **SHORT_STFT},
     "lite_rtse": {"data_segment_size": 8000, "train_batch_size": 2},
     "cnunet": {"data_segment_size": 2400, "train_batch_size": 2, "stft_hop_size": 200},
+    "dccrn": {"data_segment_size": 2400, "train_batch_size": 2, "stft_hop_size": 200},
 }
 
 

@@ -110,6 +110,7 @@ class Trainer:
         optim = self.config.optim
         lr = learning_rate(optim, epoch, self.global_step, last_step)
         batch_size = len(batch.indices)
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
 
         clean_wav, noisy_wav = self._to_device(batch.clean), self._to_device(batch.noisy)
         with torch.no_grad():
@@ -168,11 +169,17 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm, updated = _update(self.network, self.optimizer, lr, optim.grad_clip)
+        # A skipped step leaves the statistics of batch norms as they were too.
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(updated, buffer, before))
         if self.ema_model:
             # The first update copies the weights; a skipped step leaves the average as it is.
             weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
             for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
                 average.lerp_(parameter.detach(), weight.to(average.dtype))
+            # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
+            for copied, buffer in zip(self.ema_model.buffers(), self.network.buffers(), strict=True):
+                copied.copy_(buffer)
             self.ema_updates += updated
 
         finite = finite & updated

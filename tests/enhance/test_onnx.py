@@ -31,13 +31,13 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-NETWORKS = ("lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imse", "muse", "cnunet")))
+NETWORKS = ("lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imse", "muse", "cnunet", "dccrn")))
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Export a network to a file, once; "lite_rtse stream" with its state."""
+    """Export a network to a file, once; "lite_rtse stream" and "dccrn stream" with their states."""
     folder = tmp_path_factory.mktemp("onnx")
 
     @cache
@@ -50,7 +50,7 @@ def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return exported
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "lite_rtse stream"])
+@pytest.mark.parametrize("name", [*NETWORKS, "lite_rtse stream", pytest.param("dccrn stream", marks=pytest.mark.slow)])
 def test_results_equal_pytorch(name: str, file_of: Callable[[str], Path]) -> None:
     network, config = random_network(name.split()[0])
     exported, _ = load_onnx(file_of(name), threads=1)
@@ -89,16 +89,17 @@ def test_a_file_is_complete(name: str, file_of: Callable[[str], Path]) -> None:
     assert axes["past_0"] == ["batch", 2, bins, 32]
 
 
-def test_a_stream_equals_one_pass(file_of: Callable[[str], Path]) -> None:
-    network, config = random_network("lite_rtse")
-    exported, _ = load_onnx(file_of("lite_rtse stream"), threads=1)
+@pytest.mark.parametrize("name", ["lite_rtse", pytest.param("dccrn", marks=pytest.mark.slow)])
+def test_a_stream_equals_one_pass(name: str, file_of: Callable[[str], Path]) -> None:
+    network, config = random_network(name)
+    exported, _ = load_onnx(file_of(f"{name} stream"), threads=1)
     assert isinstance(exported, StreamingNetwork)
     with torch.inference_mode():
         expected = Enhancer(network, config).enhance_batch(torch.from_numpy(NOISY)[None])[0].numpy()
     assert np.abs(expected - NOISY).max() > 0.01
     for pieces in (1, 256, 1000, len(NOISY)):
         stream = Stream(exported, config)
-        starts = range(0, len(NOISY) if pieces > 1 else 800, pieces)
+        starts = range(0, len(NOISY) if pieces > 1 else 1000, pieces)
         enhanced = np.concatenate([stream.process(NOISY[start : start + pieces]) for start in starts])
         np.testing.assert_allclose(enhanced, expected[: len(enhanced)], rtol=0, atol=1e-5)
         assert len(enhanced) >= 512
@@ -204,10 +205,17 @@ def test_a_missing_package_is_named(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "largest"),
-    [("default", 3e6), ("imse/g_best_pesq_3.373", 3e6), ("muse/g_best", 4e6), ("lite_rtse", 7e6), ("cnunet", 7e6)],
+    [
+        ("default", 3e6),
+        ("imse/g_best_pesq_3.373", 3e6),
+        ("muse/g_best", 4e6),
+        ("lite_rtse", 7e6),
+        ("cnunet", 7e6),
+        ("dccrn", 15e6),
+    ],
 )
 def test_whole_networks(name: str, largest: float, request: pytest.FixtureRequest) -> None:
-    if name in ("lite_rtse", "cnunet"):
+    if name in ("lite_rtse", "cnunet", "dccrn"):
         torch.manual_seed(0)
         config = load_config(ROOT / f"configs/{name}.json")
         network = build(config).eval()

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from config import Config, LossConfig
+import models
+from config import Config, LossConfig, UNetConfig
 from models.discriminator import MetricDiscriminator
 from models.losses import Speech, loss_terms, weighted_sum
 from tests.fixtures.steps import (
@@ -29,6 +30,7 @@ from tests.fixtures.steps import (
     enhance_batch,
     weights,
 )
+from tests.fixtures.training import Tiny
 from training.trainer import Trainer, learning_rate
 from utils.distributed import Group
 
@@ -252,6 +254,39 @@ def test_averaged_weights_by_hand(make: MakeTrainer) -> None:
     assert torch.allclose(weights(trainer.eval_model), expected, atol=1e-7)
     plain = make()
     assert plain.eval_model is plain.network
+
+
+class Normed(Tiny):
+    """`Tiny` with a batch norm, whose running statistics are buffers."""
+
+    def __init__(self, config: UNetConfig, bins: int) -> None:
+        super().__init__(config, bins)
+        self.layers.insert(1, nn.BatchNorm2d(config.channels))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_batch_norm_statistics(step_config: Config, monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
+    """They follow the batches, except in a skipped step; those of the averaged network are equal."""
+    monkeypatch.setitem(models.NETWORKS, "tiny", Normed)
+    trainer = Trainer(
+        replace(step_config, optim=replace(step_config.optim, ema_decay=decay)), ALONE, GivenLabels(*LABELS)
+    )
+    seen: list[Tensor] = []
+    trainer.network.get_submodule("layers.0").register_forward_hook(lambda *call: seen.append(call[2].detach()))
+
+    def running_mean() -> Tensor:
+        kept, averaged = (each.get_buffer("layers.1.running_mean") for each in (trainer.network, trainer.eval_model))
+        assert torch.equal(kept, averaged)
+        return kept.clone()
+
+    trainer.step(BATCHES[0], 0)
+    expected = 0.1 * seen[0].mean(dim=(0, 2, 3))
+    assert torch.allclose(running_mean(), expected, atol=1e-6) and expected.abs().max() > 1e-3
+    before = running_mean()
+    trainer.step(NAN_BATCH, 0)
+    assert trainer.skipped_steps == 1 and not seen[1].isfinite().all()
+    assert torch.equal(running_mean(), before)
+    assert trainer.network.get_buffer("layers.1.num_batches_tracked") == 1
 
 
 @pytest.mark.parametrize(("lag", "decay"), [(0, 0.0), (1, 0.5)])
