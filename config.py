@@ -43,6 +43,20 @@ class NetworkConfig:
         del bins
         return ""
 
+    def stft_problem(self, stft: StftConfig) -> str:
+        """Return why the network cannot work with other settings of the STFT, or an empty string if it can."""
+        del stft
+        return ""
+
+    @property
+    def own_terms(self) -> tuple[str, ...]:
+        """Return the names of the loss terms that the network computes itself.
+
+        With such terms, the network in training is called with the noisy spectra, the clean waveforms `[B, N]` and the
+        epoch, and returns the enhanced spectra and the terms by name. `loss` has a weight of each name.
+        """
+        return ()
+
 
 @dataclass(frozen=True)
 class UNetConfig(NetworkConfig):
@@ -108,6 +122,37 @@ class DccrnConfig(NetworkConfig):
     def bins_problem(self, bins: int) -> str:
         """Return an error message unless the bins above 0 Hz are a multiple of 64."""
         return "the network needs a multiple of 64 plus 1 (0 Hz)" if bins % 64 != 1 or bins == 1 else ""
+
+
+@dataclass(frozen=True)
+class DpcrnConfig(NetworkConfig):
+    """Settings of DPCRN, with adaptive kernels (DPCRN-AC) and with a comb filter (DPCRN-CF)."""
+
+    size: Literal["light", "middle", "large", "sub_band"] = "middle"
+    """The first three are those of the published code; "sub_band" works on 129 bands instead of 257 bins."""
+    adaptive_kernels: bool = False
+    """Mix eight kernels in each convolution, with shares that change from frame to frame."""
+    comb: bool = False
+    """Restore harmonics with a comb filter, and estimate the fundamental frequency for it."""
+    label_epochs: NonNegativeInt = 10
+    """Epochs in which the comb filter uses the fundamental frequency of the clean speech."""
+
+    def bins_problem(self, bins: int) -> str:
+        """Return an error message unless the frequency axis can be halved and doubled again."""
+        if self.size == "sub_band" or self.comb:
+            return "the network needs 257" if bins != 257 else ""
+        return "the network needs a multiple of 8 plus 1 (0 Hz)" if bins % 8 != 1 or bins == 1 else ""
+
+    def stft_problem(self, stft: StftConfig) -> str:
+        """Return an error message if the comb filter cannot compute samples from the spectra."""
+        needed = StftConfig(n_fft=512, hop_size=256, win_size=512, compress_factor=1.0, window="sqrt_hann")
+        values = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(needed).items())
+        return f"model.comb needs {values}" if self.comb and stft != needed else ""
+
+    @property
+    def own_terms(self) -> tuple[str, ...]:
+        """Return the loss term of the F0 estimate if there is one."""
+        return ("f0",) if self.comb else ()
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -203,8 +248,8 @@ class MixConfig:
 class LossConfig:
     """Weights of the generator's loss terms in `models.losses`; terms with weight 0 are not computed.
 
-    IMSE and MUSE use the first four, CNUNet the two L1 terms, Lite-RTSE the two compressed terms and SI-SDR, DCCRN
-    SI-SDR alone.
+    IMSE and MUSE use the first four, CNUNet the two L1 terms, Lite-RTSE and DPCRN the two compressed terms and SI-SDR,
+    DCCRN SI-SDR alone.
     """
 
     metric: NonNegativeFloat = 0.0
@@ -227,6 +272,12 @@ class LossConfig:
     compressed_magnitude: NonNegativeFloat = 0.0
     compressed_complex: NonNegativeFloat = 0.0
     """Squared errors of the spectrum with magnitudes to the power of 0.3 (GTCRN)."""
+    f0: NonNegativeFloat = 0.0
+    """Cross-entropy of the estimated fundamental frequency; of DPCRN with the comb filter only, which needs it."""
+
+
+NETWORK_TERMS = ("f0",)
+"""Loss terms that a network computes itself, see `NetworkConfig.own_terms`."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -300,6 +351,7 @@ MODEL_CONFIGS: dict[str, type[NetworkConfig]] = {
     "lite_rtse": LiteRtseConfig,
     "cnunet": CnunetConfig,
     "dccrn": DccrnConfig,
+    "dpcrn": DpcrnConfig,
 }
 """Settings class of each network by `model.name`. `models.register` adds to it and to `models.NETWORKS`."""
 
@@ -422,9 +474,18 @@ def parse_config(content: Any, source: str) -> Config:
     model, stft, data, loss = (parsed.get(name) for name in ("model", "stft", "data", "loss"))
     if model and stft and (problem := model.bins_problem(stft.bins)):
         problems.append(f"stft.n_fft: gives {stft.bins} bins; {problem}")
+    elif model and stft and (problem := model.stft_problem(stft)):
+        problems.append(f"stft: {problem}")
+    if model and loss:
+        for name in NETWORK_TERMS:
+            if getattr(loss, name) > 0 and name not in model.own_terms:
+                problems.append(f"loss.{name}: this network has no such term; leave it out")
+            elif getattr(loss, name) == 0 and name in model.own_terms:
+                problems.append(f"loss.{name}: should be greater than 0, or a part of this network is not trained")
     if stft and data and data.segment_size < stft.n_fft:
         problems.append(f"data.segment_size: should be at least stft.n_fft = {stft.n_fft}")
-    if loss and not any(weight for name, weight in dataclasses.asdict(loss).items() if name != "metric"):
+    others = {"metric", *NETWORK_TERMS}
+    if loss and not any(weight for name, weight in dataclasses.asdict(loss).items() if name not in others):
         problems.append("loss: give a term besides metric a weight greater than 0")
     if problems:
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems))

@@ -18,7 +18,7 @@ from models.stft import Spectra, Spectrogram
 SPECTRA_INPUTS = ("mag", "pha")
 """Inputs of every graph, `[batch, F, frames]`. Further inputs are its state."""
 
-EXAMPLE_BATCH, EXAMPLE_FRAMES = 3, 8
+EXAMPLE_BATCH, EXAMPLE_FRAMES = 7, 8
 """Size of the example inputs. No axis of a network's state but the batch may have `EXAMPLE_BATCH` entries."""
 
 CHECKED_SHAPES = ((1, 1), (2, 7), (3, 30))

@@ -15,6 +15,7 @@ import config as settings
 from config import Config, NetworkConfig
 from models.cnunet import CNUNet
 from models.dccrn import make_dccrn
+from models.dpcrn import DPCRN
 from models.imse import IMSE
 from models.lite_rtse import LiteRTSE
 from models.muse import MUSE
@@ -27,6 +28,7 @@ NETWORKS: dict[str, Callable[[Any, int], nn.Module]] = {
     "lite_rtse": LiteRTSE,
     "cnunet": CNUNet,
     "dccrn": make_dccrn,
+    "dpcrn": DPCRN,
 }
 """Network class, or function that builds it, by `model.name`; `config.MODEL_CONFIGS` has the settings of each."""
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from config import DccrnConfig
 from models.blocks import at_least_float32
 from models.cnunet import complex_concat, complex_conv
-from models.lite_rtse import run_lstm
+from models.recurrent import run_rnn
 from models.stft import Spectra
 
 CHANNELS = {"complex": (32, 64, 128, 256, 256, 256), "real": (16, 32, 64, 128, 256, 256)}
@@ -133,13 +133,13 @@ class RealLSTM(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Apply the LSTM; return the result and the next state, `[1, B, C']` each."""
-        y, (hidden, cell) = run_lstm(self.lstm, x[0], (hidden, cell))
+        y, (hidden, cell) = run_rnn(self.lstm, x[0], (hidden, cell))
         return y[None], hidden, cell
 
 
 def _run_parts(lstm: nn.LSTM, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Apply an LSTM to two parts, `[2, B, T, C]` → `[2, B, T, C']`; return the result and the states `[2, B, C']`."""
-    y, state = run_lstm(lstm, x.flatten(0, 1), (hidden.flatten(0, 1)[None], cell.flatten(0, 1)[None]))
+    y, state = run_rnn(lstm, x.flatten(0, 1), (hidden.flatten(0, 1)[None], cell.flatten(0, 1)[None]))
     hidden, cell = (each[0].unflatten(0, (2, -1)) for each in state)
     return y.unflatten(0, (2, -1)), hidden, cell
 

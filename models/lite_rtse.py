@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from config import LiteRtseConfig
-from models.blocks import at_least_float32, is_exporting
+from models.blocks import at_least_float32
+from models.recurrent import run_rnn
 from models.stft import Spectra, angle
 
 SCALE_CHANNELS = 32
@@ -148,7 +148,7 @@ class LiteRTSE(nn.Module):
         Phases are not wrapped: they are in ±3π.
         """
         mag = noisy.mag.transpose(1, 2)  # [B, T, F]
-        hidden, mask_state = run_lstm(self.mask_lstm, mag, (state.mask_hidden, state.mask_cell))
+        hidden, (mask_hidden, mask_cell) = run_rnn(self.mask_lstm, mag, (state.mask_hidden, state.mask_cell))
         masked = mag * torch.sigmoid(self.mask(hidden))
 
         past_1, past_2, *past_orders = state.past
@@ -157,7 +157,7 @@ class LiteRTSE(nn.Module):
         mapped, past_orders = self.orders(x, past_orders)
 
         fused = self.fuse(torch.cat([mag, masked, mapped[:, 0]], dim=-1))
-        hidden, fused_state = run_lstm(self.fused_lstm, fused, (state.fused_hidden, state.fused_cell))
+        hidden, (fused_hidden, fused_cell) = run_rnn(self.fused_lstm, fused, (state.fused_hidden, state.fused_cell))
         scale, real, imaginary = (
             at_least_float32(head(hidden)).transpose(1, 2) for head in (self.magnitude, self.real, self.imaginary)
         )
@@ -165,33 +165,5 @@ class LiteRTSE(nn.Module):
         signed = masked + scale * (noisy.mag - masked)
         half_turn = math.pi * (signed < 0).to(signed)  # a negative magnitude is a phase shift of π
         pha = noisy.pha + angle(real, imaginary) + half_turn
-        return Spectra(signed.abs(), pha), State(*mask_state, *fused_state, (past_1, past_2, *past_orders))
-
-
-def run_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Apply an LSTM to `[B, T, F]`; return outputs of the same shape and the next hidden and cell state `[1, B, F]`."""
-    if is_exporting():
-        # PyTorch's LSTM would be recorded for one number of frames only: write ONNX's node instead. PyTorch orders
-        # the gates input, forget, cell, output; ONNX input, output, forget, cell.
-        gates = ([parameter.chunk(4)[gate] for gate in (0, 3, 1, 2)] for parameter in lstm.all_weights[0])
-        weight, recurrent, bias, recurrent_bias = (torch.cat(parts)[None] for parts in gates)
-        batch, frames, _ = x.shape
-        y, hidden, cell = torch.onnx.ops.symbolic_multi_out(
-            "LSTM",
-            (x.transpose(0, 1), weight, recurrent, torch.cat([bias, recurrent_bias], dim=1), None, *state),
-            {"hidden_size": lstm.hidden_size},
-            dtypes=[x.dtype] * 3,
-            shapes=[(frames, 1, batch, lstm.hidden_size), *[(1, batch, lstm.hidden_size)] * 2],
-        )
-        return y[:, 0].transpose(0, 1), (hidden, cell)
-    if x.shape[1] > 1:
-        # float32 on a CPU, also within autocast: oneDNN has no bfloat16 LSTM for CPUs without AVX-512.
-        with torch.autocast("cpu", enabled=False):
-            return lstm(x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x, state)
-    # One frame: nn.LSTM would reorder its weights at each call on a CPU, which takes 20 times as long as the frame.
-    (hidden, cell), (weight, recurrent, bias, recurrent_bias) = (each[0] for each in state), lstm.all_weights[0]
-    gates = functional.linear(x[:, 0], weight, bias) + functional.linear(hidden, recurrent, recurrent_bias)
-    input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
-    cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
-    hidden = output_gate.sigmoid() * cell.tanh()
-    return hidden[:, None], (hidden[None], cell[None])
+        past = past_1, past_2, *past_orders
+        return Spectra(signed.abs(), pha), State(mask_hidden, mask_cell, fused_hidden, fused_cell, past)

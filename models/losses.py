@@ -2,9 +2,9 @@
 
 IMSE and MUSE train with a weighted sum of `magnitude`, `phase`, `complex` and `metric` (IMSE paper, section on
 training, and its release); `metric` comes from the discriminator (`models.discriminator`). CNUNet trains with
-`magnitude_l1` and `complex_l1`, Lite-RTSE with `compressed_magnitude`, `compressed_complex` and `si_sdr`, DCCRN with
-`si_sdr` alone.
-`consistency` is from MP-SENet, `time` is an error of the waveform.
+`magnitude_l1` and `complex_l1`, Lite-RTSE and DPCRN with `compressed_magnitude`, `compressed_complex` and `si_sdr`,
+DCCRN with `si_sdr` alone. `consistency` is from MP-SENet, `time` is an error of the waveform. A network may compute a
+term of its own (`config.NetworkConfig.own_terms`).
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
 
 
 def loss_terms(weights: LossConfig, clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> dict[str, Tensor]:
-    """Compute the terms with a weight above 0 but `metric`, as unweighted scalars."""
-    names = [name for name, weight in asdict(weights).items() if weight > 0 and name != "metric"]
+    """Compute the `TERMS` with a weight above 0, as unweighted scalars."""
+    names = [name for name, weight in asdict(weights).items() if weight > 0 and name in TERMS]
     return {name: TERMS[name](clean, enhanced, spectrogram) for name in names}
 
 

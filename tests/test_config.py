@@ -117,6 +117,15 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("dccrn", {"model.mask": "e"}, "model.mask"),
         ("dccrn", {"model.look_ahead": 7}, "model.look_ahead"),
         ("dccrn", {"stft.n_fft": 510}, "stft.n_fft"),
+        ("dpcrn", {"model.size": "huge"}, "model.size"),
+        ("dpcrn", {"stft.n_fft": 520}, "stft.n_fft"),  # 261 bins
+        ("dpcrn_ac", {"stft.n_fft": 1024}, "stft.n_fft"),
+        ("dpcrn_cf", {"stft.hop_size": 128}, "stft"),  # the comb filter adds the halves of frames
+        ("dpcrn_cf", {"stft.compress_factor": 0.3}, "stft"),
+        ("dpcrn_cf", {"data.segment_size": 511}, "data.segment_size"),  # no whole frame for F0
+        ("dpcrn_cf", {"loss.f0": 0.0}, "loss.f0"),
+        ("dpcrn_ac", {"loss.f0": 0.5}, "loss.f0"),
+        ("lite_rtse", {"loss.f0": 0.5}, "loss.f0"),
     ],
 )
 def test_invalid_value(recipe: str, changes: dict[str, Any], key: str) -> None:

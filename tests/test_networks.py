@@ -14,6 +14,7 @@ from tests.fixtures.recordings import NOISY, RATE, save
 from tests.fixtures.training import assert_equal_states, curves_of, settings, train_here, write_pairs
 
 SHORT_STFT = {"stft_n_fft": 254, "stft_win_size": 254, "stft_hop_size": 127, "data_segment_size": 4800}
+SHORT_CROPS = {"data_segment_size": 8000, "train_batch_size": 2, "optim_schedule": "exponential"}
 # Small crops and widths, so that 35 steps take seconds.
 SETTINGS = {
     "imse": {"model_channels": 8, **SHORT_STFT},
@@ -21,6 +22,9 @@ SETTINGS = {
     "lite_rtse": {"data_segment_size": 8000, "train_batch_size": 2},
     "cnunet": {"data_segment_size": 2400, "train_batch_size": 2, "stft_hop_size": 200},
     "dccrn": {"data_segment_size": 2400, "train_batch_size": 2, "stft_hop_size": 200},
+    "dpcrn": {**SHORT_CROPS, "data_segment_size": 16_000},
+    "dpcrn_ac": SHORT_CROPS,
+    "dpcrn_cf": {"model_label_epochs": 2, **SHORT_CROPS},
 }
 
 

@@ -113,4 +113,4 @@ def test_own_settings_are_checked(recipe: Path) -> None:
 
 
 def test_every_loss_weight_has_its_term() -> None:
-    assert {*losses.TERMS, "metric"} == set(asdict(LossConfig()))
+    assert {*losses.TERMS, "metric", *configuration.NETWORK_TERMS} == set(asdict(LossConfig()))

@@ -100,23 +100,25 @@ class Trainer:
     def step(self, batch: Batch, epoch: int, last_step: int = 0) -> dict[str, Tensor]:
         """Train discriminator and generator on one batch; `last_step` is the length of the run in steps.
 
-        A network whose gradient is not finite keeps its weights and optimizer state; this is decided on the device.
+        A network whose gradient is not finite keeps its weights, the statistics of its batch norms and its optimizer
+        state; this is decided on the device.
         With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, and the step waits neither
         for the device nor for PESQ.
 
         Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
-        metric term, as in validation), `metric`, `discriminator`, the gradient norms and the learning rate.
+        metric term and the network's own terms, as in validation), `metric`, `discriminator`, the gradient norms and
+        the learning rate.
         """
         optim = self.config.optim
         lr = learning_rate(optim, epoch, self.global_step, last_step)
         batch_size = len(batch.indices)
-        buffers = [buffer.clone() for buffer in self.network.buffers()]
 
         clean_wav, noisy_wav = self._to_device(batch.clean), self._to_device(batch.noisy)
         with torch.no_grad():
             clean = Speech(clean_wav, self.spectrogram(clean_wav))
             noisy_spectra = self.spectrogram(noisy_wav)
-        enhanced = self._enhance(self.ddp_network, noisy_spectra, clean_wav)
+        statistics = [buffer.clone() for buffer in self.network.buffers()]  # batch norms update them
+        enhanced, own_terms = self._enhance(self.ddp_network, noisy_spectra, clean_wav, epoch)
 
         logs: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=self.group.device)
@@ -151,13 +153,15 @@ class Trainer:
         target = clean
         if self.teacher:
             with torch.no_grad():
-                taught = self._enhance(self.teacher, noisy_spectra, clean_wav)
+                taught, _ = self._enhance(self.teacher, noisy_spectra, clean_wav)
             share = self.config.train.distillation * self._to_device(batch.dry)[:, None].to(clean_wav.dtype)
             target_wav = torch.lerp(clean_wav, taught.wav, share)
             target = Speech(target_wav, self.spectrogram(target_wav))
         terms = loss_terms(self.config.loss, target, enhanced, self.spectrogram)
         loss = weighted_sum(self.config.loss, terms)
-        logs |= {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
+        logs |= {name: term.detach() for name, term in (terms | own_terms).items()} | {"loss": loss.detach()}
+        if own_terms:
+            loss = loss + weighted_sum(self.config.loss, own_terms)
         if with_metric:
             assert self.discriminator
             self.discriminator.requires_grad_(False)
@@ -169,17 +173,16 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm, updated = _update(self.network, self.optimizer, lr, optim.grad_clip)
-        # A skipped step leaves the statistics of batch norms as they were too.
-        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(torch.where(updated, buffer, before))
+        for buffer, before in zip(self.network.buffers(), statistics, strict=True):
+            buffer.copy_(buffer.where(updated, before))
         if self.ema_model:
             # The first update copies the weights; a skipped step leaves the average as it is.
             weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
             for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
                 average.lerp_(parameter.detach(), weight.to(average.dtype))
             # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
-            for copied, buffer in zip(self.ema_model.buffers(), self.network.buffers(), strict=True):
-                copied.copy_(buffer)
+            for average, buffer in zip(self.ema_model.buffers(), self.network.buffers(), strict=True):
+                average.copy_(buffer)
             self.ema_updates += updated
 
         finite = finite & updated
@@ -188,12 +191,21 @@ class Trainer:
         self.global_step += 1
         return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(lr)}
 
-    def _enhance(self, network: nn.Module, noisy: Spectra, like: Tensor) -> Speech:
-        """Enhance spectra; the waveforms `[B, N]` have the shape and the data type of `like`."""
+    def _enhance(
+        self, network: nn.Module, noisy: Spectra, clean_wav: Tensor, epoch: int | None = None
+    ) -> tuple[Speech, dict[str, Tensor]]:
+        """Enhance spectra; the waveforms `[B, N]` have the shape and the data type of the clean ones.
+
+        With an epoch, also return the loss terms that the network computes itself.
+        """
+        own_terms: dict[str, Tensor] = {}
         with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16):
-            mag, pha = network(noisy)
-        spectra = Spectra(mag.to(like.dtype), pha.to(like.dtype))
-        return Speech(self.spectrogram.inverse(spectra, like.shape[-1]), spectra)
+            if self.config.model.own_terms and epoch is not None:
+                (mag, pha), own_terms = network(noisy, clean_wav, epoch)
+            else:
+                mag, pha = network(noisy)
+        spectra = Spectra(mag.to(clean_wav.dtype), pha.to(clean_wav.dtype))
+        return Speech(self.spectrogram.inverse(spectra, clean_wav.shape[-1]), spectra), own_terms
 
     def dropout(self, use: int, batch_size: int) -> Tensor:
         """Return this process's rows `[batch_size, HIDDEN]` of the dropout factors of all processes."""

@@ -31,13 +31,18 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-NETWORKS = ("lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imse", "muse", "cnunet", "dccrn")))
+SLOW = ("imse", "muse", "cnunet", "dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf")
+NETWORKS = ("lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
+STREAMS = (
+    "lite_rtse stream",
+    *(pytest.param(f"{name} stream", marks=pytest.mark.slow) for name in ("dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf")),
+)
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Export a network to a file, once; "lite_rtse stream" and "dccrn stream" with their states."""
+    """Export a network to a file, once; as "lite_rtse stream" with its state."""
     folder = tmp_path_factory.mktemp("onnx")
 
     @cache
@@ -50,7 +55,7 @@ def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return exported
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "lite_rtse stream", pytest.param("dccrn stream", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*NETWORKS, *STREAMS])
 def test_results_equal_pytorch(name: str, file_of: Callable[[str], Path]) -> None:
     network, config = random_network(name.split()[0])
     exported, _ = load_onnx(file_of(name), threads=1)
@@ -89,10 +94,10 @@ def test_a_file_is_complete(name: str, file_of: Callable[[str], Path]) -> None:
     assert axes["past_0"] == ["batch", 2, bins, 32]
 
 
-@pytest.mark.parametrize("name", ["lite_rtse", pytest.param("dccrn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_equals_one_pass(name: str, file_of: Callable[[str], Path]) -> None:
-    network, config = random_network(name)
-    exported, _ = load_onnx(file_of(f"{name} stream"), threads=1)
+    network, config = random_network(name.split()[0])
+    exported, _ = load_onnx(file_of(name), threads=1)
     assert isinstance(exported, StreamingNetwork)
     with torch.inference_mode():
         expected = Enhancer(network, config).enhance_batch(torch.from_numpy(NOISY)[None])[0].numpy()
@@ -206,16 +211,12 @@ def test_a_missing_package_is_named(
 @pytest.mark.parametrize(
     ("name", "largest"),
     [
-        ("default", 3e6),
-        ("imse/g_best_pesq_3.373", 3e6),
-        ("muse/g_best", 4e6),
-        ("lite_rtse", 7e6),
-        ("cnunet", 7e6),
-        ("dccrn", 15e6),
+        *(("default", 3e6), ("imse/g_best_pesq_3.373", 3e6), ("muse/g_best", 4e6), ("lite_rtse", 7e6), ("cnunet", 7e6)),
+        *(("dccrn", 15e6), ("dpcrn", 1.5e6), ("dpcrn_ac", 2e6), ("dpcrn_cf", 2e6)),
     ],
 )
 def test_whole_networks(name: str, largest: float, request: pytest.FixtureRequest) -> None:
-    if name in ("lite_rtse", "cnunet", "dccrn"):
+    if name in ("lite_rtse", "cnunet", "dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf"):
         torch.manual_seed(0)
         config = load_config(ROOT / f"configs/{name}.json")
         network = build(config).eval()

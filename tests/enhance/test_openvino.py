@@ -28,7 +28,8 @@ from tests.fixtures.signals import speech_like, with_noise
 pytest.importorskip("openvino")
 
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
-SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet", "dccrn"))
+SLOW_STREAMS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf"))
+SLOW = (*(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet")), *SLOW_STREAMS)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_signals_equal_pytorch(protocol: str) -> None:
         assert si_sdr(expected, enhancer.enhance_signal(NOISY[:samples], protocol).astype(np.float64)) > 60
 
 
-@pytest.mark.parametrize("name", ["lite_rtse", pytest.param("dccrn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["lite_rtse", *SLOW_STREAMS])
 def test_stream_equals_one_pass(name: str) -> None:
     network, config = random_network(name)
     compiled = with_openvino(network, config, threads=1, frames=1, stream=True)

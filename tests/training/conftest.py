@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import tests.fixtures.training  # noqa: F401 (registers the network `tiny`)
-from config import Config, StftConfig, UNetConfig
+from config import Config, StftConfig, UNetConfig, load_config
 from models.discriminator import HIDDEN
+from tests.fixtures.commands import ROOT
 from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, MakeTrainer
 from training import trainer
 from training.trainer import Trainer
@@ -25,6 +26,13 @@ def step_config(small_config: Config) -> Config:
         stft=StftConfig(n_fft=126, hop_size=60, win_size=126, compress_factor=0.3),
         data=replace(small_config.data, segment_size=SEGMENT),
     )
+
+
+@pytest.fixture(scope="session")
+def comb_config() -> Config:
+    """DPCRN with the comb filter: batch norms, and a loss term of its own."""
+    changes = f"data.segment_size={SEGMENT}", "optim.schedule=exponential"
+    return load_config(ROOT / "configs/dpcrn_cf.json", changes)
 
 
 @pytest.fixture

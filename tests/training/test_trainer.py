@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import models
 from config import Config, LossConfig, UNetConfig
 from models.discriminator import MetricDiscriminator
-from models.losses import Speech, loss_terms, weighted_sum
+from models.losses import TERMS, Speech, loss_terms, weighted_sum
 from tests.fixtures.steps import (
     ALONE,
     BATCHES,
@@ -118,24 +118,25 @@ def test_the_teacher_keeps_its_weights(make: MakeTrainer) -> None:
     assert torch.equal(weights(other.teacher), weights(first))
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_step_runs_without_data(step_config: Config, monkeypatch: pytest.MonkeyPatch, lag: int) -> None:
+@pytest.mark.parametrize(("network", "lag", "steps"), [("tiny", 0, 3), ("tiny", 1, 3), ("dpcrn_cf", 0, 1)])
+def test_step_runs_without_data(
+    step_config: Config, comb_config: Config, monkeypatch: pytest.MonkeyPatch, network: str, lag: int, steps: int
+) -> None:
     """On the meta device, which has no data: reading a value, which waits for a GPU, or a CPU tensor would raise."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     optimizer = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cuda", "meta"])
-    optim = replace(step_config.optim, ema_decay=0.5, grad_clip=1.0, warmup_steps=2, schedule="cosine")
-    weights = {field.name: 0.1 for field in fields(step_config.loss)}  # all terms
-    config = replace(
-        step_config,
-        optim=optim,
-        loss=LossConfig(**weights),
-        train=replace(step_config.train, metric_lag=lag, distillation=0.5),
-    )
-    trainer = Trainer(config, Group(0, 1, torch.device("meta")), GivenLabels(*LABELS))
-    for batch in BATCHES[:3]:
+    with_metric = network == "tiny"
+    config = step_config if with_metric else comb_config
+    optim = replace(config.optim, ema_decay=0.5, grad_clip=1.0, warmup_steps=2, schedule="cosine")
+    weights = dict.fromkeys([*TERMS, *config.model.own_terms, *["metric"] * with_metric], 0.1)  # all terms
+    train = replace(config.train, metric_lag=lag, distillation=0.5)
+    config = replace(config, optim=optim, loss=LossConfig(**weights), train=train)
+    meta = Group(0, 1, torch.device("meta"))
+    trainer = Trainer(config, meta, GivenLabels(*LABELS) if with_metric else None)
+    for batch in BATCHES[:steps]:
         logs = trainer.step(batch, 0, last_step=3)
-        assert len(logs) == len(weights) + 5
+        assert len(logs) == len(weights) + (5 if with_metric else 3)
         with pytest.raises(RuntimeError):
             logs["loss"].item()
     assert all(part.device.type == "meta" for part in trainer.network.parameters())
@@ -173,6 +174,23 @@ def test_nonfinite_gradient_changes_nothing_and_is_counted(make: MakeTrainer, la
     assert trainer.unlabeled_crops == 4
     for module in (trainer.network, trainer.discriminator, trainer.eval_model):
         assert weights(module).isfinite().all()
+
+
+def test_a_networks_own_term_is_trained_but_not_part_of_the_logged_loss(comb_config: Config) -> None:
+    """The validation cannot compute the term, and its loss must be comparable."""
+    trainer, heavier = (
+        Trainer(replace(comb_config, loss=replace(comb_config.loss, f0=weight)), ALONE, None) for weight in (0.5, 5.0)
+    )
+    before = copy.deepcopy(trainer.network.state_dict())
+    logs, heavier_logs = floats(trainer.step(BATCHES[0], 0)), floats(heavier.step(BATCHES[0], 0))
+    names = "compressed_magnitude", "compressed_complex", "si_sdr"
+    assert logs.keys() == {*names, "f0", "loss", "gradient_norm", "learning_rate"}
+    assert logs["f0"] == pytest.approx(math.log(226), rel=0.1)  # all classes are about as probable
+    assert logs["loss"] == pytest.approx(sum(getattr(comb_config.loss, name) * logs[name] for name in names), rel=1e-5)
+    assert (logs["f0"], logs["loss"]) == (heavier_logs["f0"], heavier_logs["loss"])
+    assert logs["gradient_norm"] != heavier_logs["gradient_norm"]
+    changed = [name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert {"f0_head.logits.weight", "f0_head.conv.0.weight", "encoder.0.conv.weight"} <= {*changed}
 
 
 def test_learning_rate_warms_up_and_decays_per_epoch(config: Config) -> None:

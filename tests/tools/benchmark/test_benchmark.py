@@ -100,6 +100,9 @@ def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
         ("muse", "plain", 30_700, 9.98e9),
         ("lite_rtse", "eager", 62 * 256, 0.642e9),  # 63 frames
         ("cnunet", "eager", 162 * 100, 7.576e9),  # 163 frames
+        ("dpcrn", "eager", 62 * 256, 0.406e9),
+        ("dpcrn_ac", "eager", 62 * 256, 0.303e9),
+        ("dpcrn_cf", "eager", 62 * 256, 0.307e9),
     ],
 )
 @pytest.mark.slow

@@ -1,0 +1,478 @@
+"""DPCRN with adaptive kernels and comb filter: sizes, known values, plain versions, streaming, gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from config import DpcrnConfig, load_config
+from enhance.enhancer import Enhancer
+from enhance.streaming import Stream, StreamingNetwork
+from models import build
+from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, Memory, SubBands, confidence
+from models.f0 import CLASSES, UNVOICED, f0_classes, f0_loss
+from models.stft import Spectra, Spectrogram
+from tests.fixtures.commands import ROOT
+from tests.fixtures.signals import speech_like, with_noise
+from tests.models.spectra import random_spectra
+
+BINS = 257
+CF16 = DpcrnConfig("dpcrn", "sub_band", comb=True)
+AC16 = DpcrnConfig("dpcrn", "sub_band", adaptive_kernels=True)
+WITHOUT_COMB = DpcrnConfig("dpcrn", "sub_band")
+LIGHT, MIDDLE, LARGE = (DpcrnConfig("dpcrn", size) for size in ("light", "middle", "large"))
+BOTH = DpcrnConfig("dpcrn", "light", adaptive_kernels=True, comb=True)
+ALL = [CF16, AC16, WITHOUT_COMB, LIGHT, BOTH]
+RECIPES = ("dpcrn", "dpcrn_ac", "dpcrn_cf")
+
+
+def name_of(config: object) -> str | None:
+    if not isinstance(config, DpcrnConfig):
+        return None
+    return f"{config.size}{' adaptive' * config.adaptive_kernels}{' comb' * config.comb}"
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Build networks, with their constants, in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def random_network(config: DpcrnConfig) -> DPCRN:
+    """Return a network in float64 whose mask and comb filter vary much, also from frame to frame."""
+    torch.manual_seed(0)
+    with float64():
+        network = DPCRN(config, BINS).eval()
+    with torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean = torch.empty_like(part.bias).uniform_(-0.1, 0.1)
+                part.running_var = torch.empty_like(part.bias).uniform_(0.05, 0.2)
+            elif isinstance(part, AdaptiveConv):
+                part.shares.weight *= 20
+        if network.f0_head:
+            network.f0_head.logits.weight *= 50
+    return network
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "macs", "states"),
+    [
+        (LIGHT, 57_023, 0.103e9, 13_882),
+        (MIDDLE, 207_215, 0.406e9, 27_250),
+        (LARGE, 787_151, 1.61e9, 53_986),
+        (WITHOUT_COMB, 153_099, 0.284e9, None),
+        (CF16, 431_294, 0.307e9, None),
+        (AC16, 421_307, 0.303e9, None),
+    ],
+    ids=name_of,
+)
+def test_parameters_operations_and_state(config: DpcrnConfig, parameters: int, macs: float, states: int | None) -> None:
+    # On the meta device, since the counter does not see the LSTM of a CPU. Counts grow by the same for each frame.
+    counts: list[float] = []
+    with torch.device("meta"):
+        network = DPCRN(config, BINS)
+        for frames in (2, 6):
+            part = torch.empty(1, BINS, frames)
+            with FlopCounterMode(display=False) as counter:
+                network(Spectra(part, part))
+            counts.append(counter.get_total_flops() / 2)
+    assert (counts[1] - counts[0]) / 4 * 63 == pytest.approx(macs, rel=0.01)
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
+    if states:
+        assert sum(state.numel() for state in network.initial_state(1).layers) == states
+
+
+def test_parameters_of_the_parts() -> None:
+    network = DPCRN(CF16, BINS)
+    assert network.f0_head
+    assert network.comb
+    parts = *network.encoder, *network.blocks, *network.decoder, network.comb
+    head = network.f0_head.conv, network.f0_head.dense, network.f0_head.rnn, network.f0_head.logits
+    expected = [529, 3_169, 12_481, 60_544, 60_544, 12_385, 3_121, 489, 900, 2_081, 143_753, 102_144, 29_154]
+    assert [sum(weight.numel() for weight in part.parameters()) for part in (*parts, *head)] == expected
+
+
+def golden_values(shape: tuple[int, ...], shift: float = 0) -> Tensor:
+    """Return sqrt(3 · R / N) · sin(0.01 · (n + 1)² + shift) for the flat index n of N entries in R rows."""
+    n = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (math.sqrt(3 * shape[0] / len(n)) * torch.sin(0.01 * (n + 1) ** 2 + shift)).view(shape)
+
+
+def golden_network(config: DpcrnConfig) -> DPCRN:
+    """Return a network in float64 with weights by formula."""
+    with float64():
+        network = DPCRN(config, BINS).eval()
+    for path, tensor in network.state_dict().items():
+        module, _, name = path.rpartition(".")
+        n = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
+        if isinstance(network.get_submodule(module), nn.BatchNorm2d | nn.LayerNorm):
+            scale, shift = 1 + 0.1 * torch.sin(n), 0.1 * torch.cos(n)
+            mean, variance = 0.01 * torch.sin(n), 1 + 0.1 * torch.cos(n)
+            norms = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
+            tensor.copy_(norms.get(name, tensor))
+        elif isinstance(network.get_submodule(module), nn.PReLU):
+            tensor.fill_(0.25)
+        elif tensor.ndim == 5:  # the kernels of an adaptive convolution
+            tensor.copy_(torch.stack([golden_values(tuple(tensor.shape[1:]), k) for k in range(len(tensor))]))
+        elif name != "tap_logits":
+            tensor.copy_(golden_values(tuple(tensor.shape)) if tensor.ndim > 1 else 0.01 * torch.cos(n))
+    if config.size == "sub_band":
+        network.decoder[-1].get_parameter("conv.weight").data *= 0.1
+    if network.f0_head:
+        network.f0_head.logits.weight.data *= 10
+    return network
+
+
+def golden_spectrum(config: DpcrnConfig) -> Tensor:
+    """Return the STFT of a known signal of 1 s, complex `[1, 257, 63]`."""
+    n = torch.arange(16_000, dtype=torch.float64)
+    wav = 0.3 * torch.sin(2 * math.pi * 440 * n / 16_000) + 0.1 * torch.sin(1e-4 * n**2)
+    window = torch.hann_window(512, dtype=torch.float64).sqrt()
+    pad = "constant" if config.size == "sub_band" else "reflect"
+    return torch.stft(wav[None], 512, 256, 512, window, center=True, pad_mode=pad, return_complex=True)
+
+
+def outputs_of(part: nn.Module) -> list[Tensor]:
+    """Return a list to which the module appends its outputs."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output)
+
+    part.register_forward_hook(keep)
+    return outputs
+
+
+def golden_run(config: DpcrnConfig) -> tuple[dict[str, Tensor], Tensor, Tensor, DPCRN]:
+    """Return the outputs of the parts by name, the enhanced spectrum and waveform, and the network."""
+    network = golden_network(config)
+    parts = {"encoder": network.encoder[-1], "block 2": network.blocks[1], "decoder": network.decoder[-1]}
+    parts |= {"logits": network.f0_head, "comb": network.comb}
+    recorded = {name: outputs_of(part) for name, part in parts.items() if part is not None}
+    noisy = golden_spectrum(config)
+    with torch.inference_mode():
+        enhanced = torch.view_as_complex(network(Spectra(noisy.abs(), noisy.angle())).complex)
+        outputs = {name: output for name, (output,) in recorded.items()}
+        if network.bands:
+            outputs["decoder"] = network.bands.split(outputs["decoder"])
+    window = torch.hann_window(512, dtype=torch.float64).sqrt()
+    return outputs, enhanced, torch.istft(enhanced, 512, 256, 512, window, length=16_000)[0], network
+
+
+def assert_sums(tensor: Tensor, total: float | None, absolute: float) -> None:
+    """Compare the sum, and the sum of the absolute values, with all the digits that are given."""
+    if total is not None:
+        assert tensor.sum().item() == pytest.approx(total, rel=0, abs=1e-5 if abs(total) > 1e4 else 1e-6)
+    assert tensor.abs().sum().item() == pytest.approx(absolute, rel=0, abs=2e-5 if absolute > 1e5 else 1e-6)
+
+
+def test_known_values_of_the_sub_band_network() -> None:
+    assert_sums(golden_spectrum(WITHOUT_COMB), None, 9340.536597)
+    outputs, enhanced, wav, _ = golden_run(WITHOUT_COMB)
+    assert_sums(outputs["encoder"], 21151.92654234, 31682.42020795)
+    assert_sums(outputs["block 2"], 21517.83522458, 221812.89381)
+    assert_sums(enhanced, None, 6800.794787)
+    assert_sums(wav, -0.15461815, 1996.606652)
+    assert wav[1000].item() == pytest.approx(0.024176509, abs=1e-9)
+
+
+def test_known_values_with_comb_filter() -> None:
+    outputs, enhanced, wav, network = golden_run(CF16)
+    assert network.comb
+    assert_sums(outputs["block 2"], 21517.83522458, 221812.89381)
+    assert_sums(outputs["decoder"][:, :2].tanh(), 1225.549950, 13205.186041)
+    gate = outputs["decoder"][:, 2].sigmoid()
+    assert_sums(gate, 7567.012550, 7567.012550)
+    logits = outputs["logits"]
+    assert_sums(logits, -1385.603024, 108773.59905)
+    classes = logits.argmax(dim=-1)
+    assert classes[0, :12].tolist() == [33, 9, 9, 33, 33, 6, 33, 33, 33, 58, 58, 58]
+    sure = confidence(logits, classes)
+    assert_sums(sure, 42.934536, 42.934536)
+    assert_sums(torch.complex(*outputs["comb"].unbind(dim=1)), None, 6344.004009)
+    assert_sums(network.comb.fade * gate * sure[..., None], 3266.655212, 3266.655212)
+    assert_sums(enhanced, None, 8139.052855)
+    assert_sums(wav, -3.47723617, 2153.300674)
+    assert wav[[1000, 8000]].tolist() == pytest.approx([-0.102810946, 0.088988758], abs=1e-9)
+
+
+def test_known_values_of_the_comb_filter() -> None:
+    with float64():
+        comb = CombFilter()
+    t = torch.arange(63)
+    classes = torch.where(t % 7 == 0, UNVOICED, 40 + 3 * t % 150)[None]
+    noisy = torch.view_as_real(golden_spectrum(CF16)).permute(0, 3, 2, 1)
+    with torch.inference_mode():
+        filtered = comb(noisy, classes, Memory(comb.initial_states(1)))
+    assert_sums(torch.complex(*filtered.unbind(dim=1)), None, 5687.153960)
+    assert filtered.sum(dim=(0, 2, 3)).tolist() == pytest.approx([11.969295, -4.138318], abs=1e-6)
+
+
+def test_known_values_of_adaptive_kernels() -> None:
+    outputs, _, wav, _ = golden_run(AC16)
+    assert_sums(outputs["encoder"], 3878.40618131, 6265.53305408)
+    assert_sums(wav, 0.53755087, 526.327881)
+    assert wav[1000].item() == pytest.approx(-0.021141490, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        (MIDDLE, [(7509.850308, 165622.169986), (64304.943977, 727397.652488)]),
+        (LARGE, [(51647.352512, 225377.890735), (68483.199461, 792619.595967)]),
+    ],
+    ids=["middle", "large"],
+)
+def test_known_values_of_the_published_sizes(config: DpcrnConfig, values: list[tuple[float, float]]) -> None:
+    outputs, enhanced, _, _ = golden_run(config)
+    assert_sums(outputs["decoder"], *values[0])
+    assert_sums(torch.view_as_real(enhanced), *values[1])
+    if config is MIDDLE:
+        assert_sums(outputs["encoder"], 45294.593474, 69736.026850)
+        assert_sums(outputs["block 2"], 45871.925777, 247679.733755)
+
+
+def test_bands_by_hand() -> None:
+    """Centres 65, 66, 68, 70, 71, … 240, 245, 251, 256."""
+    with float64():
+        bands = SubBands()
+    weights = bands.weights
+    assert weights.sum(dim=1).eq(1).all()
+    centres = (weights == 1).nonzero()
+    assert centres[:, 1].tolist() == list(range(64))
+    assert [*(65 + centres[:5, 0]), *(65 + centres[-4:, 0])] == [65, 66, 68, 70, 71, 240, 245, 251, 256]
+    merged = bands.merge(torch.eye(BINS, dtype=torch.float64))  # of each bin
+    assert torch.equal(merged[:65, :65], torch.eye(65, dtype=torch.float64)) and merged.shape == (BINS, 129)
+    assert merged[67].nonzero().tolist() == [[66], [67]] and merged[67, [66, 67]].tolist() == [0.5, 0.5]
+    torch.testing.assert_close(merged[248, [126, 127]], torch.tensor([0.5, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(bands.split(torch.eye(129, dtype=torch.float64)), merged.T)
+
+
+def test_comb_filter_equals_sums_of_delayed_samples() -> None:
+    """Frame t holds samples 256 t − 256 … 256 t + 255; before the first and after the last sample are zeros."""
+    torch.manual_seed(0)
+    with float64():
+        comb = CombFilter()
+    comb.tap_logits.data.normal_()
+    wav = torch.randn(2, 5 * 256, dtype=torch.float64)
+    classes = torch.randint(0, CLASSES, (2, 6))
+    classes[0, :3] = torch.tensor([UNVOICED, 0, UNVOICED - 1])  # none, the longest and the shortest period
+    window = torch.hann_window(512, dtype=torch.float64).sqrt()
+    noisy = torch.stft(wav, 512, 256, 512, window, center=True, pad_mode="constant", return_complex=True)
+    with torch.inference_mode():
+        spectra = torch.view_as_real(noisy).permute(0, 3, 2, 1)
+        filtered = torch.complex(*comb(spectra, classes, Memory(comb.initial_states(2))).unbind(dim=1))
+    padded = functional.pad(wav, (1024, 256))
+    for row in range(2):
+        for t in range(6):
+            label, start = int(classes[row, t]), 1024 + 256 * t - 256
+            taps = torch.softmax(comb.tap_logits[label].detach(), dim=0).tolist() if label < UNVOICED else [1, 0, 0, 0]
+            shifts = [start - k * (256 - label) for k in range(4)]
+            frame = sum(tap * padded[row, shift : shift + 512] for tap, shift in zip(taps, shifts, strict=True))
+            expected = torch.fft.rfft(window * frame)
+            torch.testing.assert_close(filtered[row, t], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("size", "stride"), [((1, 3), 2), ((2, 5), 2), ((2, 3), 1)])
+def test_adaptive_convolution_equals_a_convolution_per_frame(
+    transposed: bool, size: tuple[int, int], stride: int
+) -> None:
+    torch.manual_seed(0)
+    with float64():
+        layer = ConvLayer(3, 4, size, stride, 9, adaptive=True, transposed=transposed).eval()
+    conv = layer.conv
+    assert isinstance(conv, AdaptiveConv)
+    conv.shares.weight.data *= 20
+    x = torch.randn(2, 3, 5, 9, dtype=torch.float64)
+    with torch.inference_mode():
+        found = layer(x, Memory(layer.initial_states(2)))
+        hidden, _ = conv.rnn(x.square().mean(dim=3).transpose(1, 2))
+        shares = torch.softmax(conv.shares(hidden), dim=-1)
+        seen = functional.pad(x, (0, 0, size[0] - 1, 0))
+        for row in range(2):
+            for t in range(5):
+                kernel = torch.stack([shares[row, t, k] * conv.weight[k] for k in range(8)]).sum(dim=0)
+                frames = seen[row : row + 1, :, t : t + size[0]]
+                convolve = functional.conv_transpose2d if transposed else functional.conv2d
+                padding = (size[0] - 1 if transposed else 0, size[1] // 2)
+                expected = layer.act(layer.norm(convolve(frames, kernel, conv.bias, (1, stride), padding)))
+                torch.testing.assert_close(found[row, :, t], expected[0, :, 0], rtol=0, atol=1e-12)
+    assert shares.std(dim=1).max() > 0.05
+
+
+def test_confidence_by_hand() -> None:
+    probabilities = torch.full((CLASSES,), 0.01, dtype=torch.float64)
+    probabilities[[0, 1, 2, 3, 99, 100, 223, 224, 225]] += torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 90]).double()
+    logits = probabilities.log().expand(1, 5, -1)
+    classes = torch.tensor([[0, 1, 101, 224, 225]])
+    sums = [1 + 2 + 3 + 0.03, 1 + 2 + 3 + 4 + 0.04, 5 + 6 + 0.05, 7 + 8 + 0.03, 0]
+    expected = torch.tensor(sums, dtype=torch.float64) / probabilities.sum()
+    torch.testing.assert_close(confidence(logits, classes)[0], expected)
+
+
+def cut(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
+    return [Spectra(*parts) for parts in zip(*(part.split(sizes, dim=2) for part in spectra), strict=True)]
+
+
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_streaming_equals_whole_signal(config: DpcrnConfig) -> None:
+    network, noisy = random_network(config), random_spectra(2, 9, BINS)
+    assert isinstance(network, StreamingNetwork)
+    with torch.inference_mode():
+        whole = network(noisy)
+        for sizes in ([1] * 9, [3, 1, 5]):
+            state = network.initial_state(2)
+            shapes = [each.shape for each in state.layers]
+            assert all(shape[0] == 2 for shape in shapes)
+            pieces: list[Spectra] = []
+            for piece in cut(noisy, sizes):
+                enhanced, state = network.stream(piece, state)
+                assert [each.shape for each in state.layers] == shapes
+                pieces.append(enhanced)
+            joined = Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+            torch.testing.assert_close(joined.complex, whole.complex, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_frames_depend_on_no_later_frame_and_no_other_signal(config: DpcrnConfig) -> None:
+    network, noisy = random_network(config), random_spectra(2, 8, BINS)
+    changed = Spectra(noisy.mag.clone(), noisy.pha.clone())
+    changed.mag[0, :, 5:] += 1
+    with torch.inference_mode():
+        difference = (network(noisy).complex - network(changed).complex).abs().amax(dim=(1, 3))
+    assert difference[1].max() < 1e-12 and difference[0, :5].max() < 1e-12
+    assert difference[0, 5:].min() > 1e-4
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_live_stream_has_a_latency_of_32_ms(recipe: str) -> None:
+    """Sample 8000 is first in the frame of samples 7680 … 8191, whose window is 0 at the first sample."""
+    config = load_config(ROOT / f"configs/{recipe}.json")
+    torch.manual_seed(0)
+    network = build(config).double().eval()
+    noisy = with_noise(speech_like(1, seed=2), 5)
+    changed = noisy.copy()
+    changed[8000] += 0.1
+    with torch.inference_mode():
+        before, after = (
+            Enhancer(network, config).double().enhance_batch(torch.from_numpy(wav)[None])[0] for wav in (noisy, changed)
+        )
+    assert (before - after).abs().gt(1e-12).nonzero()[0].item() == 7681
+    assert Stream(network, config).latency == 0.032
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_live_stream_equals_one_pass_in_float32(recipe: str) -> None:
+    config = load_config(ROOT / f"configs/{recipe}.json")
+    torch.manual_seed(0)
+    network = build(config).eval()
+    noisy = with_noise(speech_like(1, seed=2), 5).astype(np.float32)
+    expected = Enhancer(network, config).enhance_signal(noisy, "whole")
+    stream = Stream(network, config)
+    live = np.concatenate([*(stream.process(part) for part in np.array_split(noisy, 40)), stream.flush()])
+    assert np.abs(expected - noisy).max() > 0.01
+    np.testing.assert_allclose(live, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_new_networks_change_little(config: DpcrnConfig) -> None:
+    """The mask is near 1, or tanh 1, where untrained weights would give a random one around 0."""
+    torch.manual_seed(0)
+    network, noisy = DPCRN(config, BINS), random_spectra(2, 40, BINS, torch.float32)
+    expected = noisy.complex * (math.tanh(1) if config.size == "sub_band" else 1)
+    difference = (network(noisy).complex - expected).square().sum().sqrt() / expected.square().sum().sqrt()
+    assert 0.01 < difference < 0.3
+
+
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_silence_and_the_largest_magnitude(config: DpcrnConfig) -> None:
+    """512 samples of full scale, all in one bin."""
+    network = random_network(config).float()
+    for level in (0, 512):
+        with torch.inference_mode():
+            enhanced = network(random_spectra(1, 6, BINS, torch.float32, level))
+        assert enhanced.mag.isfinite().all() and enhanced.pha.isfinite().all()
+        assert enhanced.mag.any() == (level > 0)
+
+
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_every_weight_gets_a_finite_gradient(config: DpcrnConfig) -> None:
+    network = random_network(config).train()
+    clean = torch.from_numpy(np.stack([speech_like(0.3, seed=seed) for seed in (1, 2)])).double()
+    spectrogram = Spectrogram(load_config(ROOT / "configs/dpcrn.json").stft).double()
+    noise = 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for noisy in (clean + noise, 0 * clean):
+        network.zero_grad()
+        enhanced, terms = network(spectrogram(noisy), clean) if config.comb else (network(spectrogram(noisy)), {})
+        (enhanced.complex.square().sum() + sum(terms.values())).backward()
+        for name, weight in network.named_parameters():
+            assert weight.grad is not None and weight.grad.isfinite().all(), name
+            assert weight.grad.abs().max() > 0 or not noisy.any(), name
+
+
+def test_f0_term_and_labels_in_the_first_epochs() -> None:
+    network = random_network(DpcrnConfig("dpcrn", "sub_band", comb=True, label_epochs=3))
+    assert network.comb and network.f0_head
+    clean = torch.from_numpy(speech_like(0.5, seed=4))[None].double()
+    noisy = Spectrogram(load_config(ROOT / "configs/dpcrn.json").stft).double()(clean)
+    given: list[Tensor] = []
+    logits = outputs_of(network.f0_head)
+    network.comb.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[1]))
+    with torch.inference_mode():
+        for epoch in (0, 2, 3):
+            enhanced, terms = network(noisy, clean, epoch)
+            assert list(terms) == ["f0"]
+            torch.testing.assert_close(terms["f0"], f0_loss(logits[0], f0_classes(clean)))
+        alone = network(noisy)
+    labels, estimated = f0_classes(clean), logits[0].argmax(dim=-1)
+    assert labels.lt(UNVOICED).any() and not torch.equal(labels, estimated)
+    assert [torch.equal(each, labels) for each in given] == [True, True, False, False]
+    assert torch.equal(given[2], estimated) and torch.equal(given[3], estimated)
+    torch.testing.assert_close(alone.complex, enhanced.complex, rtol=0, atol=0)
+
+
+def test_only_the_f0_term_trains_the_estimate() -> None:
+    network = random_network(CF16)
+    assert network.f0_head
+    network(random_spectra(1, 12, BINS)).complex.square().sum().backward()
+    assert all(weight.grad is None for weight in network.f0_head.parameters())
+
+
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_bfloat16_is_close_to_float32(config: DpcrnConfig) -> None:
+    torch.manual_seed(0)
+    network, noisy = DPCRN(config, BINS).eval(), random_spectra(2, 8, BINS, torch.float32, level=3)
+    with torch.inference_mode():
+        expected = network(noisy)
+        with torch.autocast("cpu", torch.bfloat16):
+            enhanced = network(noisy)
+    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
+    error = (enhanced.complex - expected.complex).square().sum().sqrt() / expected.mag.square().sum().sqrt()
+    assert 1e-6 < error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("config", "bins"), [(LIGHT, 256), (LIGHT, 1), (AC16, 129), (DpcrnConfig("dpcrn", "light", comb=True), 129)]
+)
+def test_unsupported_bins(config: DpcrnConfig, bins: int) -> None:
+    with pytest.raises(ValueError, match=f"{bins} bins: the network needs"):
+        DPCRN(config, bins)
+
+
+def test_other_numbers_of_bins() -> None:
+    noisy = random_spectra(1, 3, 129, torch.float32)
+    assert DPCRN(LIGHT, 129)(noisy).mag.shape == (1, 129, 3)
