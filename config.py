@@ -155,6 +155,23 @@ class DpcrnConfig(NetworkConfig):
         return ("f0",) if self.comb else ()
 
 
+@dataclass(frozen=True)
+class MpsenetConfig(NetworkConfig):
+    """Settings of MP-SENet, the long version."""
+
+    channels: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
+    """Channels of all maps, divided among four attention heads: 64 in the release."""
+    beta: PositiveFloat
+    """Largest value of the magnitude mask: 2 in the release."""
+    released_axes: bool = True
+    """Run the first transformer of each block along frequency and the second along time, as the release does and its
+    weights need. Off: the other way round, as in the paper. The tensors are the same in both cases."""
+
+    def bins_problem(self, bins: int) -> str:
+        """Return an error message unless the number of bins is odd."""
+        return "" if bins % 2 else "the network needs an odd number: give n_fft a multiple of 4"
+
+
 @dataclass(frozen=True, config=CHECKED)
 class StftConfig:
     """Short-time Fourier transform of the network's input and output; sizes in samples."""
@@ -166,6 +183,9 @@ class StftConfig:
     """Exponent of the magnitudes that the network sees; 1 for no compression."""
     window: Literal["hann", "hamming", "sqrt_hann"] = "hann"
     """Window of analysis and synthesis, periodic."""
+    floors: bool = False
+    """Add small constants to the spectrum before magnitude and phase are computed, as the release of MP-SENet does: a
+    silent bin has a compressed magnitude of 0.0447 instead of 0."""
 
     @field_validator("win_size")
     @classmethod
@@ -248,8 +268,9 @@ class MixConfig:
 class LossConfig:
     """Weights of the generator's loss terms in `models.losses`; terms with weight 0 are not computed.
 
-    IMSE and MUSE use the first four, CNUNet the two L1 terms, Lite-RTSE and DPCRN the two compressed terms and SI-SDR,
-    DCCRN SI-SDR alone.
+    IMSE and MUSE use `metric`, `magnitude`, `phase` and `complex`; MP-SENet the same with `phase_inner` as phase loss,
+    `consistency` and `time`; CNUNet the two L1 terms; Lite-RTSE and DPCRN the two compressed terms and SI-SDR; DCCRN
+    SI-SDR.
     """
 
     metric: NonNegativeFloat = 0.0
@@ -257,7 +278,9 @@ class LossConfig:
     magnitude: NonNegativeFloat = 0.0
     """Squared error of the compressed magnitude."""
     phase: NonNegativeFloat = 0.0
-    """Anti-wrapping losses of instantaneous phase, group delay and instantaneous angular frequency (MP-SENet)."""
+    """Anti-wrapping losses of instantaneous phase, group delay and instantaneous angular frequency."""
+    phase_inner: NonNegativeFloat = 0.0
+    """The same, with differences between neighbouring bins and frames only (MP-SENet)."""
     complex: NonNegativeFloat = 0.0
     """Squared error of the compressed complex spectrum."""
     consistency: NonNegativeFloat = 0.0
@@ -314,6 +337,8 @@ class TrainConfig:
     metric_lag: Annotated[int, Field(ge=0, le=1)] = 0
     """0: each step waits for its PESQ labels, as in the paper. 1: the discriminator is trained on the labels of the
     step before, so that the device does not wait."""
+    metric_reanalysed: bool = False
+    """Show the discriminator the magnitude of the enhanced waveform instead of the network's output (MP-SENet)."""
     metric_start: NonNegativeInt = 0
     """First step with the metric discriminator; before it, the other loss terms are trained alone."""
     distillation: Share = 0.0
@@ -352,6 +377,7 @@ MODEL_CONFIGS: dict[str, type[NetworkConfig]] = {
     "cnunet": CnunetConfig,
     "dccrn": DccrnConfig,
     "dpcrn": DpcrnConfig,
+    "mpsenet": MpsenetConfig,
 }
 """Settings class of each network by `model.name`. `models.register` adds to it and to `models.NETWORKS`."""
 

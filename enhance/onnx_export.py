@@ -40,8 +40,8 @@ from enhance.streaming import StreamingNetwork
 OPSET = 18
 """ONNX operator set: the one that PyTorch's exporter writes without conversion; in onnxruntime since 1.14."""
 
-LSTM_NODE_SINCE = "2.8"
-"""First version of PyTorch that can export an LSTM for any number of frames."""
+RNN_NODE_SINCE = "2.8"
+"""First version of PyTorch that can export an LSTM or a GRU for any number of frames."""
 
 IN_MEMORY = "the exported network"
 """File name in messages on graphs in memory."""
@@ -59,8 +59,8 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
     name = type(network).__name__
     if stream and not isinstance(network, StreamingNetwork):
         raise UserError(f"{name} cannot stream: its output depends on later frames; export it without --stream")
-    if torch.__version__ < LSTM_NODE_SINCE and any(isinstance(part, nn.LSTM) for part in network.modules()):
-        raise UserError(f"exporting {name} needs PyTorch {LSTM_NODE_SINCE} or newer; this is {torch.__version__}")
+    if torch.__version__ < RNN_NODE_SINCE and any(isinstance(part, nn.RNNBase) for part in network.modules()):
+        raise UserError(f"exporting {name} needs PyTorch {RNN_NODE_SINCE} or newer; this is {torch.__version__}")
     if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
     state = (

@@ -111,7 +111,7 @@ class Stream:
         left = (stft.n_fft - stft.win_size) // 2  # torch.stft centres a window that is shorter than n_fft
         padded = functional.pad(frames * self._window, (left, stft.n_fft - stft.win_size - left))
         spectrum = torch.fft.rfft(padded).T[None]  # [1, F, k]
-        noisy = Spectra.from_stft(spectrum, stft.compress_factor)
+        noisy = Spectra.from_stft(spectrum, stft.compress_factor, stft.floors)
         enhanced, self._state = self._network.stream(noisy, self._state)
         spectrum = torch.polar(enhanced.mag ** (1 / stft.compress_factor), enhanced.pha)
         return self._overlap_add.push(torch.fft.irfft(spectrum[0].T, stft.n_fft)[:, left : left + stft.win_size])

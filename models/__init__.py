@@ -18,6 +18,7 @@ from models.dccrn import make_dccrn
 from models.dpcrn import DPCRN
 from models.imse import IMSE
 from models.lite_rtse import LiteRTSE
+from models.mpsenet import MPSENet
 from models.muse import MUSE
 
 __all__ = ["NETWORKS", "build", "register"]
@@ -29,6 +30,7 @@ NETWORKS: dict[str, Callable[[Any, int], nn.Module]] = {
     "cnunet": CNUNet,
     "dccrn": make_dccrn,
     "dpcrn": DPCRN,
+    "mpsenet": MPSENet,
 }
 """Network class, or function that builds it, by `model.name`; `config.MODEL_CONFIGS` has the settings of each."""
 

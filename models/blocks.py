@@ -1,5 +1,7 @@
 """Blocks of IMSE and MUSE: dense encoder, magnitude and phase decoder, and transformer block.
 
+MP-SENet has the same encoder and decoders with `causal` dense blocks and `subpixel` upsampling.
+
 Feature maps are `[B, C, T, F]`: time is the first spatial axis, frequency the second. They are channels-last in
 memory, which suits 1×1 and depthwise convolutions on CPUs and GPUs.
 """
@@ -52,8 +54,22 @@ class InstanceNorm(nn.Module):
         return torch.addcmul(self.bias[:, None, None], centred, scale)
 
 
+class PastConv2d(nn.Conv2d):
+    """Convolution that sees this and earlier frames only: `[B, C_in, T, F]` → `[B, C, T, F']`.
+
+    Frames before the first are zero. `padding` has to be the number of earlier frames that the kernel covers.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve, and drop the frames that the padding adds after the last one."""
+        return super().forward(input)[:, :, : input.shape[2]]
+
+
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, InstanceNorm, PReLU with one slope a channel: `[B, C_in, T, F]` → `[B, C, T', F']`."""
+    """Convolution without bias, InstanceNorm, PReLU with one slope a channel: `[B, C_in, T, F]` → `[B, C, T', F']`.
+
+    With `causal` the convolution sees this and earlier frames only, else as many later ones.
+    """
 
     def __init__(
         self,
@@ -62,22 +78,30 @@ class ConvNormAct(nn.Sequential):
         kernel_size: tuple[int, int],
         stride: tuple[int, int] = (1, 1),
         dilation: tuple[int, int] = (1, 1),
+        causal: bool = False,
     ) -> None:
-        padding = (dilation[0] * (kernel_size[0] // 2), dilation[1] * (kernel_size[1] // 2))
+        seen = kernel_size[0] - 1 if causal else kernel_size[0] // 2
+        padding = (dilation[0] * seen, dilation[1] * (kernel_size[1] // 2))
+        conv = PastConv2d if causal else nn.Conv2d
         super().__init__(
-            nn.Conv2d(in_channels, channels, kernel_size, stride, padding, dilation, bias=False),
+            conv(in_channels, channels, kernel_size, stride, padding, dilation, bias=False),
             InstanceNorm(channels),
             nn.PReLU(channels),
         )
 
 
 class DenseBlock(nn.Module):
-    """Four densely connected 3×3 layers, dilated 1, 2, 4, 8 along time: `[B, C, T, F]` → the same shape."""
+    """Four densely connected 3×3 layers, dilated 1, 2, 4, 8 along time: `[B, C, T, F]` → the same shape.
 
-    def __init__(self, channels: int) -> None:
+    With `causal` the layers are 2×3, over this frame and one earlier frame.
+    """
+
+    def __init__(self, channels: int, causal: bool = False) -> None:
         super().__init__()
+        size = (2, 3) if causal else (3, 3)
         self.layers = nn.ModuleList(
-            ConvNormAct(channels * (i + 1), channels, (3, 3), dilation=(2**i, 1)) for i in range(DENSE_LAYERS)
+            ConvNormAct(channels * (i + 1), channels, size, dilation=(2**i, 1), causal=causal)
+            for i in range(DENSE_LAYERS)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,12 +113,15 @@ class DenseBlock(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `in_channels` maps instead of 2."""
+    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `in_channels` maps instead of 2.
 
-    def __init__(self, channels: int, in_channels: int = 2) -> None:
+    An odd F is halved to (F + 1) / 2.
+    """
+
+    def __init__(self, channels: int, in_channels: int = 2, causal: bool = False) -> None:
         super().__init__()
         self.widen = ConvNormAct(in_channels, channels, (1, 1))
-        self.dense_block = DenseBlock(channels)
+        self.dense_block = DenseBlock(channels, causal)
         self.halve = ConvNormAct(channels, channels, (1, 3), stride=(1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,12 +134,18 @@ class FreqUpsample(nn.Module):
 
     The release applies a 2×2 pixel shuffle to 4C channels and then a convolution of stride 2 along time, which reads
     every second row only. Here only the 2C channels of these rows are computed, ordered so that the shuffle is a view.
+
+    With `subpixel` as in MP-SENet: the convolution before the shuffle is over three bins and has a bias; none follows.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, subpixel: bool = False) -> None:
         super().__init__()
-        self.spread = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.smooth = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1), groups=channels, bias=False)
+        if subpixel:
+            self.spread = nn.Conv2d(channels, 2 * channels, (1, 3), padding=(0, 1))
+            self.smooth = nn.Identity()
+        else:
+            self.spread = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+            self.smooth = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1), groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spread two channel groups over neighbouring bins, then filter along frequency."""
@@ -122,15 +155,23 @@ class FreqUpsample(nn.Module):
 
 
 class MagnitudeDecoder(nn.Module):
-    """Features `[B, C, T, F / 2]` → mask of the compressed magnitude, `[B, F, T]` in 0..`beta`."""
+    """Features `[B, C, T, F / 2]` → mask of the compressed magnitude, `[B, F, T]` in 0..`beta`.
 
-    def __init__(self, channels: int, bins: int, beta: float) -> None:
+    With `subpixel`, F is odd, as in MP-SENet: the features have (F + 1) / 2 bins, and after the norm over all channels
+    a convolution over two bins leaves F of the F + 1.
+    """
+
+    def __init__(self, channels: int, bins: int, beta: float, causal: bool = False, subpixel: bool = False) -> None:
         super().__init__()
         self.beta = beta
-        self.dense_block = DenseBlock(channels)
-        self.double_bins = FreqUpsample(channels)
-        self.squeeze = ConvNormAct(channels, 1, (1, 1))
-        self.rescale = nn.Conv2d(1, 1, 1)
+        self.dense_block = DenseBlock(channels, causal)
+        self.double_bins = FreqUpsample(channels, subpixel)
+        if subpixel:
+            self.squeeze = nn.Sequential(InstanceNorm(channels), nn.PReLU(channels), nn.Conv2d(channels, 1, (1, 2)))
+            self.rescale = nn.Identity()
+        else:
+            self.squeeze = ConvNormAct(channels, 1, (1, 1))
+            self.rescale = nn.Conv2d(1, 1, 1)
         self.slope = nn.Parameter(torch.ones(bins, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,16 +181,17 @@ class MagnitudeDecoder(nn.Module):
 
 
 class PhaseDecoder(nn.Module):
-    """Features `[B, C, T, F / 2]` → phase in radians, `[B, F, T]`."""
+    """Features `[B, C, T, F / 2]` → phase in radians, `[B, F, T]`; with `subpixel` as in `MagnitudeDecoder`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, causal: bool = False, subpixel: bool = False) -> None:
         super().__init__()
-        self.dense_block = DenseBlock(channels)
-        self.double_bins = FreqUpsample(channels)
+        self.dense_block = DenseBlock(channels, causal)
+        self.double_bins = FreqUpsample(channels, subpixel)
         self.norm = InstanceNorm(channels)
         self.act = nn.PReLU(channels)
-        self.real = nn.Conv2d(channels, 1, 1)
-        self.imaginary = nn.Conv2d(channels, 1, 1)
+        size = (1, 2) if subpixel else (1, 1)
+        self.real = nn.Conv2d(channels, 1, size)
+        self.imaginary = nn.Conv2d(channels, 1, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the angle of a learned real and imaginary part."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cli import UserError
 from config import Config, load_json, parse_config
 from models import build
-from models.published import config_sections, published_network, translate_published
+from models.published import config_sections, is_short_mpsenet, published_network, translate_published
 from utils.atomic import atomic_open
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -145,9 +145,16 @@ def _read_published(path: Path) -> tuple[dict[str, Tensor], Config]:
         for name, value in weights.items()
     ):
         raise UserError(f"{path}: a torch file without a 'generator' state dict; give a released checkpoint")
+    if is_short_mpsenet(weights):
+        raise UserError(
+            f"{path}: the short version of MP-SENet (Interspeech 2023), another network, which is not included; give "
+            "g_best_vb or g_best_dns of the long version (scripts/download_published.py)"
+        )
     network = published_network(weights)
     if network is None:
-        raise UserError(f"{path}: holds another network's tensors; give a released checkpoint of IMSE or MUSE")
+        raise UserError(
+            f"{path}: holds another network's tensors; give a released checkpoint of IMSE, MUSE or MP-SENet"
+        )
     beside = path.with_name("config.json")
     try:
         flat: Any = load_json(beside) if beside.exists() else {}

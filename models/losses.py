@@ -3,8 +3,8 @@
 IMSE and MUSE train with a weighted sum of `magnitude`, `phase`, `complex` and `metric` (IMSE paper, section on
 training, and its release); `metric` comes from the discriminator (`models.discriminator`). CNUNet trains with
 `magnitude_l1` and `complex_l1`, Lite-RTSE and DPCRN with `compressed_magnitude`, `compressed_complex` and `si_sdr`,
-DCCRN with `si_sdr` alone. `consistency` is from MP-SENet, `time` is an error of the waveform. A network may compute a
-term of its own (`config.NetworkConfig.own_terms`).
+DCCRN with `si_sdr` alone, MP-SENet with the terms of IMSE, but `phase_inner` instead of `phase`, and with `consistency`
+and `time`, an error of the waveform. A network may compute a term of its own (`config.NetworkConfig.own_terms`).
 """
 
 from __future__ import annotations
@@ -46,16 +46,18 @@ def instantaneous_phase(clean_pha: Tensor, pha: Tensor) -> Tensor:
     return anti_wrapping(clean_pha - pha).mean()
 
 
-def group_delay(clean_pha: Tensor, pha: Tensor) -> Tensor:
-    """Compute the group delay loss (GD): differences along frequency, starting from 0."""
+def group_delay(clean_pha: Tensor, pha: Tensor, inner: bool = False) -> Tensor:
+    """Compute the group delay loss (GD): differences along frequency, starting from 0 or, with `inner`, bin 0."""
     difference = clean_pha - pha
-    return anti_wrapping(torch.diff(difference, dim=1, prepend=torch.zeros_like(difference[:, :1]))).mean()
+    before = None if inner else torch.zeros_like(difference[:, :1])
+    return anti_wrapping(torch.diff(difference, dim=1, prepend=before)).mean()
 
 
-def angular_frequency(clean_pha: Tensor, pha: Tensor) -> Tensor:
-    """Compute the instantaneous angular frequency loss (IAF): differences along time, starting from 0."""
+def angular_frequency(clean_pha: Tensor, pha: Tensor, inner: bool = False) -> Tensor:
+    """Compute the instantaneous angular frequency loss (IAF), along time; see `group_delay`."""
     difference = clean_pha - pha
-    return anti_wrapping(torch.diff(difference, dim=2, prepend=torch.zeros_like(difference[..., :1]))).mean()
+    before = None if inner else torch.zeros_like(difference[..., :1])
+    return anti_wrapping(torch.diff(difference, dim=2, prepend=before)).mean()
 
 
 def magnitude(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
@@ -67,6 +69,13 @@ def phase(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
     """IP + GD + IAF in radians (Ai and Ling 2023, arXiv 2211.15974)."""
     clean_pha, pha = clean.spectra.pha, enhanced.spectra.pha
     return instantaneous_phase(clean_pha, pha) + group_delay(clean_pha, pha) + angular_frequency(clean_pha, pha)
+
+
+def phase_inner(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
+    """IP + GD + IAF in radians, without the first bin in GD and the first frame in IAF (release of MP-SENet)."""
+    clean_pha, pha = clean.spectra.pha, enhanced.spectra.pha
+    differences = group_delay(clean_pha, pha, inner=True) + angular_frequency(clean_pha, pha, inner=True)
+    return instantaneous_phase(clean_pha, pha) + differences
 
 
 def complex_spectrum(clean: Speech, enhanced: Speech, _: Spectrogram) -> Tensor:
@@ -140,6 +149,7 @@ def _compressed_mag(mag: Tensor) -> Tensor:
 TERMS: Mapping[str, Callable[[Speech, Speech, Spectrogram], Tensor]] = {
     "magnitude": magnitude,
     "phase": phase,
+    "phase_inner": phase_inner,
     "complex": complex_spectrum,
     "consistency": consistency,
     "time": time,

@@ -1,8 +1,9 @@
-"""Translate the authors' released checkpoints of IMSE and MUSE: tensor names and config.json.
+"""Translate the authors' released checkpoints of IMSE, MUSE and MP-SENet: tensor names and config.json.
 
 A released checkpoint is a `torch.save` of `{"generator": state_dict}`. Tensors without effect on the output are left
-out: the fusion of a single path (a softmax over one entry), the decoders' rows that a strided convolution skips, and
-biases before an InstanceNorm. `tests/models/test_published.py` proves this on the weights.
+out: the fusion of a single path (a softmax over one entry), the decoders' rows that a strided convolution skips, biases
+before an InstanceNorm, and biases of softmax attention's keys. `tests/models/test_published.py` and `test_mpsenet.py`
+prove this on the weights.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 # One released tensor, several of ours: equal parts of its first axis, in this order.
 _SPLITS = {
+    ".attention.in_proj_": tuple(f".attention.{part}." for part in ("query", "key", "value")),
     ".mala.qkvo.": tuple(f".attention.{part}." for part in ("query", "key", "value", "output_gate")),
     ".attn.qkv.": tuple(f".attention.{part}.0." for part in ("query", "key", "value")),
     ".attn.qkv_dwconv.": tuple(f".attention.{part}.1." for part in ("query", "key", "value")),
@@ -63,30 +65,61 @@ _RENAMES = (
     (r"^TCFTransformer\.(mag|pha)_output\.0\.", r"unet.\1_output."),
 )
 
+# For MP-SENet, applied before the others.
+_MPSENET_RENAMES = (
+    (
+        r"\.dense_block\.dense_block\.(\d)\.([123])\.",
+        lambda match: f".dense_block.layers.{match[1]}.{int(match[2]) - 1}.",
+    ),
+    (r"^mask_decoder\.mask_conv\.0\.conv\.", "magnitude_decoder.double_bins.spread."),
+    (r"^mask_decoder\.mask_conv\.([123])\.", lambda match: f"magnitude_decoder.squeeze.{int(match[1]) - 1}."),
+    (r"\.phase_conv\.0\.conv\.", ".double_bins.spread."),
+    (r"\.phase_conv\.1\.", ".norm."),
+    (r"\.phase_conv\.2\.", ".act."),
+    (r"^TSTransformer\.(\d)\.time_transformer\.", r"blocks.\1.first."),
+    (r"^TSTransformer\.(\d)\.freq_transformer\.", r"blocks.\1.second."),
+    (r"\.norm1\.", ".attention_norm."),
+    (r"\.norm2\.", ".feed_forward_norm."),
+    (r"\.norm3\.", ".output_norm."),
+    (r"\.attention\.out_proj\.", ".attention.project."),
+    (r"\.ffn\.gru\.", ".feed_forward.gru."),
+    (r"\.ffn\.linear\.", ".feed_forward.project."),
+)
+
 _WITHOUT_EFFECT = re.compile(
     r"\.aggregate\."  # fusion of one path
     r"|\.rope\.angle$"  # a constant, computed in models.mala
     r"|\.dense_conv_[12]\.0\.bias$|\.dense_block\.\d\.0\.bias$|\.mask_conv\.3\.bias$"  # before an InstanceNorm
 )
+_MPSENET_WITHOUT_EFFECT = re.compile(
+    r"\.dense_conv_[12]\.0\.bias$|\.dense_block\.\d\.1\.bias$"  # before an InstanceNorm
+    r"|\.attention\.key\.bias$"  # adds the same to all scores of a query, which a softmax ignores
+)
 
 
 def published_network(names: Mapping[str, Any]) -> str | None:
-    """Return "imse" or "muse" if these are tensor names of a released checkpoint, else None."""
-    for network, attention in (("imse", ".mala.qkvo."), ("muse", ".attn.refine_att.")):
-        if any(attention in name for name in names):
+    """Return "imse", "muse" or "mpsenet" if these are tensor names of a released checkpoint, else None."""
+    for network, part in (("imse", ".mala.qkvo."), ("muse", ".attn.refine_att."), ("mpsenet", "TSTransformer.")):
+        if any(part in name for name in names):
             return network
     return None
 
 
+def is_short_mpsenet(names: Mapping[str, Any]) -> bool:
+    """Return whether these are tensor names of MP-SENet's version of Interspeech 2023, another network."""
+    return any(name.startswith("TSConformer.") for name in names)
+
+
 def translate_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a released state dict to that of `models.imse.IMSE` or `models.muse.MUSE`.
+    """Convert a released state dict to that of `models.imse.IMSE`, `models.muse.MUSE` or `models.mpsenet.MPSENet`.
 
     Unknown names and impossible shapes are passed on, for the loader to report.
     """
+    mpsenet = published_network(published) == "mpsenet"
+    without_effect = _MPSENET_WITHOUT_EFFECT if mpsenet else _WITHOUT_EFFECT
+    renames = (*_MPSENET_RENAMES, *_RENAMES) if mpsenet else _RENAMES
     translated: dict[str, Tensor] = {}
     for name, tensor in published.items():
-        if _WITHOUT_EFFECT.search(name):
-            continue
         if name.endswith(("mask_conv.0.weight", "phase_conv.0.weight")) and tensor.ndim == 4 and len(tensor) % 4 == 0:
             # Rows are (channel, row, bin) of each 2×2 patch; the second row is never read. Ours are (bin, channel).
             tensor = tensor.unflatten(0, (-1, 2, 2))[:, 0].transpose(0, 1).flatten(0, 1)
@@ -99,7 +132,9 @@ def translate_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if old in name and tensor.ndim:
                 parts = {name.replace(old, part): rows for part, rows in zip(new, tensor.chunk(len(new)), strict=False)}
         for part, rows in parts.items():
-            for pattern, replacement in _RENAMES:
+            if without_effect.search(part):
+                continue
+            for pattern, replacement in renames:
                 part = re.sub(pattern, replacement, part)
             translated[part] = rows
     return translated
@@ -110,10 +145,12 @@ def config_sections(flat: Mapping[str, Any], paper: Mapping[str, Mapping[str, An
 
     `paper` is the network's configuration in configs/; it gives what the flat form does not contain (loss weights,
     epochs, validation interval). Keys of the flat form without a counterpart (workers, devices) are ignored.
+    `released_axes` is in no released file; it is for weights that were trained with corrected code.
     """
     places = {
         "dense_channel": ("model", "channels"),
         "beta": ("model", "beta"),
+        "released_axes": ("model", "released_axes"),
         "compress_factor": ("stft", "compress_factor"),
         "n_fft": ("stft", "n_fft"),
         "hop_size": ("stft", "hop_size"),

@@ -17,6 +17,9 @@ from config import StftConfig
 PHASE_FLOOR = 1e-6
 """Real and imaginary parts below this fraction of the frame's largest magnitude count as 0 for the phase."""
 
+# Added to power, real and imaginary part with `StftConfig.floors`.
+_POWER_FLOOR, _REAL_FLOOR, _IMAGINARY_FLOOR = 1e-9, 1e-5, 1e-10
+
 # Below a magnitude of 1e-15 the gradient of mag ** 0.3 overflows float32: treat it as silence.
 _SILENT_POWER = 1e-30
 
@@ -33,7 +36,7 @@ class Spectra(NamedTuple):
         return cls(_compressed_mag(real, imaginary, compress_factor), angle(real, imaginary))
 
     @classmethod
-    def from_stft(cls, spectrum: Tensor, compress_factor: float) -> Spectra:
+    def from_stft(cls, spectrum: Tensor, compress_factor: float, floors: bool = False) -> Spectra:
         """Convert a complex STFT `[B, F, T]`, with one defined phase for bins that are only rounding errors.
 
         A frame that is reflected at an edge of the signal is symmetric: its imaginary parts are rounding errors around
@@ -42,15 +45,20 @@ class Spectra(NamedTuple):
         imaginary part are +0, +0, −0, −0, … along frequency, so that both signs of π occur equally often, as they do
         in the rounding errors with which the published networks were trained; only at 0 Hz and at the Nyquist
         frequency, which are real in every frame, they are +0, as an FFT returns them. The magnitude is not affected.
+
+        With `floors` the constants of the released MP-SENet are added: 1e-9 to the power, and for the phase 1e-5 to the
+        real part and, where it is not a rounding error, 1e-10 to the imaginary part.
         """
-        mag = _compressed_mag(spectrum.real, spectrum.imag, compress_factor)
+        mag = _compressed_mag(spectrum.real, spectrum.imag, compress_factor, _POWER_FLOOR if floors else 0.0)
         floor = PHASE_FLOOR * spectrum.detach().abs().amax(dim=1, keepdim=True)
         bins = torch.arange(spectrum.shape[1], device=spectrum.device)[:, None]
         positive = (bins % 4 < 2) | (bins == len(bins) - 1)
         zero = torch.where(positive, 0.0, -0.0).to(spectrum.real.dtype)
         real = spectrum.real.masked_fill(spectrum.real.abs() < floor, 0.0)
-        imaginary = torch.where(spectrum.imag.abs() < floor, zero, spectrum.imag)
-        return cls(mag, angle(real, imaginary))
+        imaginary = spectrum.imag
+        if floors:
+            real, imaginary = real + _REAL_FLOOR, imaginary + _IMAGINARY_FLOOR
+        return cls(mag, angle(real, torch.where(spectrum.imag.abs() < floor, zero, imaginary)))
 
     @property
     def complex(self) -> Tensor:
@@ -65,8 +73,8 @@ def angle(real: Tensor, imaginary: Tensor) -> Tensor:
     return torch.where(silent, 0.0, torch.atan2(imaginary, real.masked_fill(silent, 1.0)))
 
 
-def _compressed_mag(real: Tensor, imaginary: Tensor, compress_factor: float) -> Tensor:
-    power = real.square() + imaginary.square()
+def _compressed_mag(real: Tensor, imaginary: Tensor, compress_factor: float, floor: float = 0.0) -> Tensor:
+    power = real.square() + imaginary.square() + floor
     silent = power < _SILENT_POWER
     return torch.where(silent, 0.0, power.masked_fill(silent, 1.0) ** (compress_factor / 2))
 
@@ -100,7 +108,7 @@ class Spectrogram(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
-        return Spectra.from_stft(spectrum, self.config.compress_factor)
+        return Spectra.from_stft(spectrum, self.config.compress_factor, self.config.floors)
 
     def inverse(self, spectra: Spectra, samples: int) -> Tensor:
         """Transform compressed spectra `[B, F, T]` back to waveforms `[B, samples]`, as `torch.istft` does.

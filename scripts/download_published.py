@@ -1,10 +1,10 @@
-"""Download the checkpoints that the authors of IMSE released, and verify them by their SHA-256.
+"""Download the checkpoints that the authors of IMSE and MP-SENet released, and verify their checksums.
 
     python -m scripts.download_published [NAME …] [--output_dir checkpoints/published] [--base_url URL]
 
-NAME is g_best_pesq_3.373 or g_best_pesq_3.399; default: both. A file is written only if its checksum is correct; a
-correct file that exists is kept, a wrong one replaced. Exit codes: 0 all present; 1 some downloads failed (each named
-on standard error, the others done); 2 invalid command line.
+NAME is g_best_pesq_3.373 or g_best_pesq_3.399 of IMSE, by default both, or g_best_vb or g_best_dns of MP-SENet. A file
+is written only if its checksum is correct; a correct file that exists is kept, a wrong one replaced. Exit codes: 0 all
+present; 1 some downloads failed (each named on standard error, the others done); 2 invalid command line.
 """
 
 from __future__ import annotations
@@ -24,17 +24,36 @@ from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from utils.atomic import atomic_open
 
 RELEASE_URL = "https://raw.githubusercontent.com/XinxXinTang/IMSE"
+MPSENET_URL = "https://raw.githubusercontent.com/yxlu-0102/MP-SENet"
 OUTPUT_DIR = Path(__file__).resolve().parents[1] / "checkpoints" / "published"
 TIMEOUT_SECONDS = 30.0
 """Longest silence of the server."""
 
 
 class Published(NamedTuple):
-    """A released file: name, path below the URL of the repository, SHA-256."""
+    """A released file.
+
+    name: of the file here.
+    path: below the URL of the repository.
+    checksum: hexadecimal SHA-256, or the file's git blob id.
+    release_url: of the repository.
+    """
 
     name: str
     path: str
-    sha256: str
+    checksum: str
+    release_url: str = RELEASE_URL
+
+    @property
+    def algorithm(self) -> str:
+        """Return the kind of checksum, which follows from its length."""
+        return "SHA-256" if len(self.checksum) == 64 else "git blob id"
+
+    def checksum_of(self, content: bytes) -> str:
+        """Compute the checksum of a file's content; a git blob id is what `git hash-object FILE` prints."""
+        if self.algorithm == "SHA-256":
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 PUBLISHED = (
@@ -50,20 +69,30 @@ PUBLISHED = (
         "c8e21c89fba61c2ac168ad5a9d50a3861ae2640bab3036eacbeb023d00dc07a1",
     ),
 )
+"""The released checkpoints of IMSE."""
+
+PUBLISHED_MPSENET = (
+    Published("g_best_vb", "main/best_ckpt/g_best_vb", "cb01711c8e930352b843f692dadae49a7f5718f7", MPSENET_URL),
+    Published("g_best_dns", "main/best_ckpt/g_best_dns", "44bd3cc8ada147d47a07e36e25e9d6dd2ee7e72a", MPSENET_URL),
+)
+"""The released checkpoints of MP-SENet, trained on VoiceBank+DEMAND and on the mixtures of the DNS Challenge 2020."""
 
 
-def fetch(published: Published, output_dir: Path, base_url: str, quiet: bool = False) -> bool:
-    """Download one file unless it exists; return whether it was downloaded. Raises `UserError`."""
+def fetch(published: Published, output_dir: Path, base_url: str | None = None, quiet: bool = False) -> bool:
+    """Download one file unless it exists; return whether it was downloaded. Raises `UserError`.
+
+    `base_url` is a copy of the repository, by default the repository itself.
+    """
     path = output_dir / published.name
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256:
+    if path.is_file() and published.checksum_of(path.read_bytes()) == published.checksum:
         return False
-    url = f"{base_url.rstrip('/')}/{published.path}"
+    url = f"{(base_url or published.release_url).rstrip('/')}/{published.path}"
     content = download(url, published.name, quiet)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != published.sha256:
+    checksum = published.checksum_of(content)
+    if checksum != published.checksum:
         raise UserError(
-            f"{path}: not downloaded: {url} is not the released file (SHA-256 {digest[:12]}… instead of "
-            f"{published.sha256[:12]}…); open it in a browser or try another --base_url"
+            f"{path}: not downloaded: {url} is not the released file ({published.algorithm} {checksum[:12]}… instead "
+            f"of {published.checksum[:12]}…); open it in a browser or try another --base_url"
         )
     try:
         with atomic_open(path) as file:
@@ -95,7 +124,7 @@ def download(url: str, name: str, quiet: bool) -> bytes:
     return bytes(content)
 
 
-def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quiet: bool = False) -> int:
+def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str | None, quiet: bool = False) -> int:
     """Download all files and return the exit code; report failures on standard error and continue."""
     code = DONE
     for published in wanted:
@@ -105,24 +134,26 @@ def fetch_all(wanted: Sequence[Published], output_dir: Path, base_url: str, quie
             print(error, file=sys.stderr)
             code = SOME_FAILED
         else:
-            print(f"{output_dir / published.name}: {'downloaded' if fetched else 'exists'}, SHA-256 correct")
+            state = "downloaded" if fetched else "exists"
+            print(f"{output_dir / published.name}: {state}, {published.algorithm} correct")
     return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = ArgumentParser(description="Download the released checkpoints of IMSE.")
-    known = {published.name: published for published in PUBLISHED}
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(known)}; default: both")
+    parser = ArgumentParser(description="Download the released checkpoints of IMSE or MP-SENet.")
+    known = {published.name: published for published in (*PUBLISHED, *PUBLISHED_MPSENET)}
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}; default: the first two, of IMSE")
     parser.add_argument("--output_dir", type=Path, default=OUTPUT_DIR, help="default: checkpoints/published")
-    parser.add_argument("--base_url", default=RELEASE_URL, help="a copy of the repository; default: %(default)s")
+    parser.add_argument("--base_url", metavar="URL", help="a copy of the repository; default: the authors'")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.names if name not in known]:
         parser.error(f"NAME: unknown checkpoint {', '.join(unknown)}; choose from {', '.join(known)}")
-    if not args.base_url.startswith(("https://", "http://", "file://")):
+    if args.base_url is not None and not args.base_url.startswith(("https://", "http://", "file://")):
         parser.error(f"--base_url {args.base_url}: should begin with https://, http:// or file://")
-    return fetch_all([known[name] for name in args.names or known], args.output_dir, args.base_url, args.quiet)
+    wanted = [known[name] for name in args.names] or PUBLISHED
+    return fetch_all(wanted, args.output_dir, args.base_url, args.quiet)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,9 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("dpcrn_cf", {"loss.f0": 0.0}, "loss.f0"),
         ("dpcrn_ac", {"loss.f0": 0.5}, "loss.f0"),
         ("lite_rtse", {"loss.f0": 0.5}, "loss.f0"),
+        ("mpsenet", {"model.channels": 10}, "model.channels"),
+        ("mpsenet", {"model.released_axes": "yes"}, "model.released_axes"),
+        ("mpsenet", {"stft.n_fft": 402}, "stft.n_fft"),  # 202 bins
     ],
 )
 def test_invalid_value(recipe: str, changes: dict[str, Any], key: str) -> None:

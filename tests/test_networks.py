@@ -25,6 +25,7 @@ SETTINGS = {
     "dpcrn": {**SHORT_CROPS, "data_segment_size": 16_000},
     "dpcrn_ac": SHORT_CROPS,
     "dpcrn_cf": {"model_label_epochs": 2, **SHORT_CROPS},
+    "mpsenet": {"model_channels": 8, **SHORT_STFT, "stft_n_fft": 256, "train_batch_size": 2},
 }
 
 

@@ -119,6 +119,7 @@ class Trainer:
             noisy_spectra = self.spectrogram(noisy_wav)
         statistics = [buffer.clone() for buffer in self.network.buffers()]  # batch norms update them
         enhanced, own_terms = self._enhance(self.ddp_network, noisy_spectra, clean_wav, epoch)
+        judged = self.spectrogram(enhanced.wav) if self.config.train.metric_reanalysed else enhanced.spectra
 
         logs: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=self.group.device)
@@ -127,7 +128,7 @@ class Trainer:
             # Discriminator: D(clean, clean) → 1, D(clean, enhanced) → (PESQ − 1) / 3.5
             assert self.labeler and self.discriminator and self.ddp_discriminator and self.discriminator_optimizer
             futures = self.labeler.submit(batch.clean, enhanced.wav.detach())
-            labeled = PesqBatch(clean.spectra.mag, enhanced.spectra.mag.detach(), futures)
+            labeled = PesqBatch(clean.spectra.mag, judged.mag.detach(), futures)
             if self.config.train.metric_lag == 1:
                 labeled, self.pending_batch = self.pending_batch, labeled
             clean_mags, mags = [clean.spectra.mag], [clean.spectra.mag]
@@ -165,7 +166,7 @@ class Trainer:
         if with_metric:
             assert self.discriminator
             self.discriminator.requires_grad_(False)
-            d_score = self.discriminator(clean.spectra.mag, enhanced.spectra.mag, self.dropout(_METRIC, batch_size))
+            d_score = self.discriminator(clean.spectra.mag, judged.mag, self.dropout(_METRIC, batch_size))
             self.discriminator.requires_grad_(True)
             metric = functional.mse_loss(d_score, torch.ones_like(d_score))
             loss = loss + self.config.loss.metric * metric

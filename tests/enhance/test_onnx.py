@@ -31,7 +31,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-SLOW = ("imse", "muse", "cnunet", "dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf")
+SLOW = ("imse", "muse", "cnunet", "dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf", "mpsenet")
 NETWORKS = ("lite_rtse", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 STREAMS = (
     "lite_rtse stream",
@@ -212,11 +212,11 @@ def test_a_missing_package_is_named(
     ("name", "largest"),
     [
         *(("default", 3e6), ("imse/g_best_pesq_3.373", 3e6), ("muse/g_best", 4e6), ("lite_rtse", 7e6), ("cnunet", 7e6)),
-        *(("dccrn", 15e6), ("dpcrn", 1.5e6), ("dpcrn_ac", 2e6), ("dpcrn_cf", 2e6)),
+        *(("dccrn", 15e6), ("dpcrn", 1.5e6), ("dpcrn_ac", 2e6), ("dpcrn_cf", 2e6), ("mpsenet", 1e7)),
     ],
 )
 def test_whole_networks(name: str, largest: float, request: pytest.FixtureRequest) -> None:
-    if name in ("lite_rtse", "cnunet", "dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf"):
+    if name in ("lite_rtse", "cnunet", "dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf", "mpsenet"):
         torch.manual_seed(0)
         config = load_config(ROOT / f"configs/{name}.json")
         network = build(config).eval()

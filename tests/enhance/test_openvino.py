@@ -29,7 +29,7 @@ pytest.importorskip("openvino")
 
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
 SLOW_STREAMS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf"))
-SLOW = (*(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet")), *SLOW_STREAMS)
+SLOW = (*(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet", "mpsenet")), *SLOW_STREAMS)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from config import Config, LossConfig, StftConfig
+from config import Config, LossConfig, StftConfig, load_config
 from models import build
 from models.losses import (
     TERMS,
@@ -24,6 +24,7 @@ from models.losses import (
     weighted_sum,
 )
 from models.stft import Spectra, Spectrogram
+from tests.fixtures.commands import ROOT
 from tests.models.spectra import random_spectra
 
 OFF = LossConfig(metric=0.0, magnitude=0.0, phase=0.0, complex=0.0)
@@ -81,6 +82,28 @@ def test_released_losses_and_their_weighted_sum(reference: Path, config: Config,
     assert total == pytest.approx(float(known["generator_total_without_metric"]), rel=1e-5)
 
 
+def test_released_losses_of_mpsenet_and_their_gradients(reference: Path) -> None:
+    arrays = np.load(reference / "mpsenet" / "losses.npz")
+    known = {name: torch.from_numpy(np.asarray(value)).double() for name, value in arrays.items()}
+    config = load_config(ROOT / "configs" / "mpsenet.json")
+    spectrogram = Spectrogram(config.stft).double()
+    mag, pha = known["mag_out"].requires_grad_(), known["pha_out"].requires_grad_()
+    clean, enhanced = speech_of(known["clean_wav"], spectrogram), speech_from(mag, pha, spectrogram, 2000)
+    assert (enhanced.wav - known["wav_out"]).abs().max() < 3e-6
+    assert (spectrogram(enhanced.wav).mag - known["reanalysed_mag"]).abs().max() < 2e-4
+    terms = loss_terms(config.loss, clean, enhanced, spectrogram)
+    names = {"magnitude", "complex", "consistency", "time"}
+    expected = {name: known[f"loss_{name}"].item() for name in names} | {"phase_inner": known["loss_phase"].item()}
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-6)
+    total = weighted_sum(config.loss, terms)
+    assert total.item() == pytest.approx(known["loss_total_without_metric"].item(), rel=1e-6)
+    for gradient, name in zip(torch.autograd.grad(total, (mag, pha)), ("grad_mag", "grad_pha"), strict=True):
+        difference = (gradient - known[name]).abs() / known[name].abs().max()
+        assert difference.flatten().quantile(0.99) < 1e-4
+        # Bins of the waveform's spectrum that are almost 0 amplify the rounding errors of the release.
+        assert difference.max() < 5e-3
+
+
 def test_phase_losses_by_hand(tiny: Spectrogram) -> None:
     turn = 2 * math.pi
     ip = (1 + 0 + 3 + 2 + 0.5 + (turn - 6)) / 6
@@ -94,6 +117,9 @@ def test_phase_losses_by_hand(tiny: Spectrogram) -> None:
     mag, wav = torch.ones_like(PHA), torch.zeros(1, 1)
     speech = Speech(wav, Spectra(mag, CLEAN_PHA)), Speech(wav, Spectra(mag, PHA))
     assert term("phase", *speech, tiny) == pytest.approx(ip + gd + iaf, rel=1e-12)
+    # Without the differences from zero: along frequency of 3 values, along time of 4.
+    gd, iaf = (1 + 0.5 + (9 - turn)) / 3, (1 + 3 + 1.5 + (6.5 - turn)) / 4
+    assert term("phase_inner", *speech, tiny) == pytest.approx(ip + gd + iaf, rel=1e-12)
 
 
 def test_spectral_and_waveform_errors_by_hand(tiny: Spectrogram) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import Config, StftConfig
+from config import Config, StftConfig, load_config
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from models.stft import PHASE_FLOOR, Spectra, Spectrogram, angle
 from tests.fixtures.commands import ROOT
@@ -48,6 +48,39 @@ def test_released_spectra_and_waveform(reference: Path, config: Config) -> None:
     assert wrapped(noisy.pha - stored["pha"])[stored["mag"] > 1e-2].max() < 1e-3
     wav = spectrogram.inverse(Spectra(stored["mag_out"], stored["pha_out"]), len(stored["wav"]))[0]
     assert (wav - stored["wav_out"]).abs().max() < 1e-4
+
+
+def test_released_spectra_and_waveform_of_mpsenet(reference: Path) -> None:
+    arrays = np.load(reference / "mpsenet/forward_T40.npz")
+    stored = {key: torch.from_numpy(array).double() for key, array in arrays.items() if array.dtype == np.float32}
+    spectrogram = Spectrogram(load_config(ROOT / "configs/mpsenet.json").stft).double()
+    wav, gain = stored["wav"], stored["norm_factor"]
+    assert gain.item() == pytest.approx(wav.square().mean().item() ** -0.5, rel=1e-6)
+    noisy = spectrogram(gain * wav[None])
+    assert torch.allclose(noisy.mag, stored["mag"], atol=1e-5)
+    assert wrapped(noisy.pha - stored["pha"]).max() < 2e-4
+    silent = stored["mag"] < 1e-9**0.15 + 1e-6
+    assert silent.sum() == 6 * 201
+    assert torch.allclose(noisy.pha[silent], torch.tensor(1e-5, dtype=torch.float64), rtol=1e-6)
+    enhanced = spectrogram.inverse(Spectra(stored["mag_out"], stored["pha_out"]), len(wav)) / gain
+    assert (enhanced - stored["wav_out"]).abs().max() < 1e-6
+
+
+def test_floors_by_hand() -> None:
+    bins = [  # and their phases
+        (3e-5 + 0j, 0),
+        (-2e-5 + 1e-5j, math.atan2(1e-5 + 1e-10, -1e-5)),
+        (-2e-5 + 1e-11j, -math.pi),  # the imaginary part is a rounding error, which counts as −0
+        (-5e-6 - 2e-10j, math.atan2(-1e-10, 5e-6)),
+        (0j, 0),
+    ]
+    frame = torch.tensor([value for value, _ in bins], dtype=torch.complex128)[None, :, None]
+    spectra = Spectra.from_stft(torch.cat([frame, 0 * frame], dim=2), 0.3, floors=True)
+    mags = [(abs(value) ** 2 + 1e-9) ** 0.15 for value, _ in bins]
+    assert spectra.mag[0, :, 0].tolist() == pytest.approx(mags, rel=1e-9)
+    assert spectra.pha[0, :, 0].tolist() == pytest.approx([phase for _, phase in bins], rel=1e-9)
+    assert spectra.mag[0, :, 1].tolist() == pytest.approx([1e-9**0.15] * 5, rel=1e-9)
+    assert spectra.pha[0, :, 1].tolist() == pytest.approx([1e-5] * 5, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""download_published against a local server: a file appears only if it is complete and has the right SHA-256."""
+"""download_published against a local server: a file appears only if it is complete and has the right checksum."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from cli import UserError
 from scripts import download_published
 from scripts.download_published import PUBLISHED, Published, fetch_all, main
 from tests.fixtures.commands import call_main, run_module
 
 CONTENT = {"one": b"first checkpoint" * 10_000, "two": b"second checkpoint" * 5_000}
 WANTED = [
-    Published(name, f"some/place/{name}", hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()
+    Published("one", "some/place/one", hashlib.sha256(CONTENT["one"]).hexdigest()),
+    Published("two", "some/place/two", "c33f10c83d606ffa630bf716ee89ecf13a157155"),  # git hash-object two
 ]
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
@@ -149,6 +151,32 @@ def test_a_failed_download_leaves_nothing_and_the_others_are_done(
         assert f"{server.url}/some/place/one " in line and keyword in line
 
 
+def test_a_wrong_git_blob_id(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hello = Published("hello", "hello", "ce013625030ba8dba906f756967f9e9ca394464a")
+    assert hello.checksum_of(b"hello\n") == hello.checksum
+    server.answers["two"] = another_file
+    assert fetch_all(WANTED, tmp_path, server.url, quiet=True) == 1
+    assert contents(tmp_path) == {"one": CONTENT["one"]}
+    out, err = capsys.readouterr()
+    assert "one: downloaded, SHA-256 correct" in out
+    assert err.count("\n") == 1 and "git blob id" in err and "instead of c33f10c83d60…" in err
+
+
+def test_each_file_comes_from_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(url: str, name: str, quiet: bool) -> bytes:
+        asked.append(url)
+        raise UserError(f"{name} {quiet}")
+
+    monkeypatch.setattr(download_published, "download", refuse)
+    names = "g_best_pesq_3.399", "g_best_vb", "g_best_dns"
+    assert call_main(main, *names, "--output_dir", tmp_path).returncode == 1
+    raw = "https://raw.githubusercontent.com"
+    mpsenet = [f"{raw}/yxlu-0102/MP-SENet/main/best_ckpt/{name}" for name in names[1:]]
+    assert asked == [f"{raw}/XinxXinTang/IMSE/main/paper_result/g_best_pesq_3.399", *mpsenet]
+
+
 @pytest.mark.parametrize("kind", ["a file instead of the folder", "a folder instead of the file"])
 def test_an_output_path_that_cannot_be_written(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -163,7 +191,11 @@ def test_an_output_path_that_cannot_be_written(
 
 @pytest.mark.parametrize(
     ("names", "requested"),
-    [([], ["g_best_pesq_3.373", "g_best_pesq_3.399"]), (["g_best_pesq_3.399"], ["g_best_pesq_3.399"])],
+    [
+        ([], ["g_best_pesq_3.373", "g_best_pesq_3.399"]),
+        (["g_best_pesq_3.399"], ["g_best_pesq_3.399"]),
+        (["g_best_dns", "g_best_vb"], ["g_best_dns", "g_best_vb"]),
+    ],
 )
 def test_names_select_the_files(server: Server, tmp_path: Path, names: list[str], requested: list[str]) -> None:
     done = call_main(main, *names, "--quiet", "--base_url", server.url, "--output_dir", tmp_path)

@@ -403,6 +403,25 @@ def test_discriminator_loss(make: MakeTrainer, labels: tuple[float, ...]) -> Non
 
 
 @pytest.mark.usefixtures("no_dropout")
+def test_discriminator_can_see_the_magnitude_of_the_waveform(make: MakeTrainer) -> None:
+    trainer = make(metric_reanalysed=True)
+    clean, enhanced = enhance_batch(trainer.network, trainer, BATCHES[0])
+    reanalysed = enhanced._replace(spectra=trainer.spectrogram(enhanced.wav))
+    discriminator = copied_discriminator(trainer)
+    logs = floats(trainer.step(BATCHES[0], 0))
+    of_clean, *others = (
+        squared_errors(discriminator, clean, speech, target).mean().item()
+        for speech, target in ((clean, 1.0), (reanalysed, LABELS[0]), (enhanced, LABELS[0]))
+    )
+    assert logs["discriminator"] == pytest.approx(of_clean + others[0], rel=1e-5)
+    assert logs["discriminator"] != pytest.approx(of_clean + others[1], rel=1e-4)
+    updated = copy.deepcopy(trainer.discriminator)
+    assert updated
+    metric = squared_errors(updated.eval(), clean, reanalysed, 1.0).mean()
+    assert logs["metric"] == pytest.approx(metric.item(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_dropout")
 def test_metric_lag_uses_the_labels_of_the_previous_batch(make: MakeTrainer) -> None:
     trainer = make(metric_lag=1)
     first = enhance_batch(trainer.network, trainer, BATCHES[0])

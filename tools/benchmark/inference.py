@@ -164,7 +164,7 @@ def noise_segment(config: Config) -> Spectra:
 
 @torch.inference_mode()
 def count_macs(network: nn.Module, config: Config) -> float:
-    """Count the multiply-accumulates of convolutions, LSTMs and matrix products in one segment, on the CPU."""
+    """Count the multiply-accumulates of convolutions, LSTMs, GRUs and matrix products in one segment, on the CPU."""
 
     def lstm_flops(x: torch.Size, weight_ih: torch.Size, weight_hh: torch.Size, *_: object, **__: object) -> int:
         return 2 * x[0] * x[1] * (weight_ih.numel() + weight_hh.numel())

@@ -103,6 +103,7 @@ def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
         ("dpcrn", "eager", 62 * 256, 0.406e9),
         ("dpcrn_ac", "eager", 62 * 256, 0.303e9),
         ("dpcrn_cf", "eager", 62 * 256, 0.307e9),
+        ("mpsenet", "eager", 32_000, 2 * 43.8e9),
     ],
 )
 @pytest.mark.slow
