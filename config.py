@@ -12,7 +12,7 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
@@ -37,6 +37,14 @@ class NetworkConfig:
 
     name: str
     """Which network: a key of `MODEL_CONFIGS`."""
+
+    block_frames: ClassVar[int] = 1
+    """Number of frames that a streaming network takes at a time."""
+
+    @property
+    def delay_frames(self) -> int:
+        """Number of frames by which the output of a streaming network lags behind its input."""
+        return 0
 
     def bins_problem(self, bins: int) -> str:
         """Return why the network cannot process spectra of `bins` frequency bins, or an empty string if it can."""
@@ -75,6 +83,23 @@ class UNetConfig(NetworkConfig):
 @dataclass(frozen=True)
 class ImseConfig(UNetConfig):
     """Settings of IMSE."""
+
+
+@dataclass(frozen=True)
+class ImseLiveConfig(UNetConfig):
+    """Settings of IMSE live."""
+
+    lookahead: Annotated[int, Field(ge=0, le=10**4, multiple_of=4)] = 0
+    """Frames after its block that an enhanced frame may depend on."""
+    memory_frames: PositiveFloat = 480.0
+    """Time constant of all running means in frames: 3 s with 160 frames a second."""
+
+    block_frames: ClassVar[int] = 4
+
+    @property
+    def delay_frames(self) -> int:
+        """Number of frames by which the output of a stream lags behind its input."""
+        return self.lookahead
 
 
 @dataclass(frozen=True)
@@ -372,6 +397,7 @@ class Config:
 
 MODEL_CONFIGS: dict[str, type[NetworkConfig]] = {
     "imse": ImseConfig,
+    "imse_live": ImseLiveConfig,
     "muse": MuseConfig,
     "lite_rtse": LiteRtseConfig,
     "cnunet": CnunetConfig,

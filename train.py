@@ -16,6 +16,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,11 +24,12 @@ import torch
 from tqdm import tqdm
 
 from cli import DONE, SOME_FAILED, TERMINATED, USAGE_ERROR, ArgumentParser, UserError, positive, run
-from config import Config, load_config
+from config import Config, ImseConfig, ImseLiveConfig, load_config
 from data.dataset import AudioCache, Batch, CropDataset, PairedUtterances, check_pairs, load_batches, steps_per_epoch
 from data.file_lists import Utterance, read_file_list
 from metrics.signals import RATE as METRICS_RATE
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.imse_live import causal_imse
 from training.data import Data, read_mixes, read_pairs
 from training.logger import TensorBoardLogger
 from training.pesq_labels import PesqLabeler
@@ -184,6 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"{options.config}: train.distillation needs --fine_tune")
             if options.fine_tune:
                 first_network, other = load_checkpoint(options.fine_tune)
+                if isinstance(config.model, ImseLiveConfig) and isinstance(other.model, ImseConfig):
+                    model = replace(config.model, channels=other.model.channels, beta=other.model.beta)
+                    first_network = causal_imse(first_network, model, other.stft.bins)
+                    other = replace(other, model=model)
                 if (other.model, other.stft) != (config.model, config.stft):
                     raise UserError(f"{options.fine_tune}: another network or STFT than in {options.config}")
             test_pairs = read_file_list(options.input_validation_file) if options.input_validation_file else []

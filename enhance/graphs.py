@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cli import UserError
-from config import Config
+from config import Config, NetworkConfig
 from enhance.streaming import StreamingNetwork
 from models.stft import Spectra, Spectrogram
+from models.streaming import stream_whole
 
 SPECTRA_INPUTS = ("mag", "pha")
 """Inputs of every graph, `[batch, F, frames]`. Further inputs are its state."""
@@ -29,6 +30,9 @@ TOLERANCE, COMPLEX_TOLERANCE = 1e-4, 2e-3
 
 A phase is the angle of two numbers that may both be near 0, which amplifies rounding errors.
 """
+
+WHOLE_PIECE = 1024
+"""Maximum number of frames in one call of a graph with a state, for whole signals."""
 
 NOISE_LEVEL = 0.1
 """Standard deviation of the test noise for networks without level normalisation; 1 for the others."""
@@ -46,10 +50,10 @@ class TensorNetwork(nn.Module):
         """Enhance magnitude and phase; with a state, return the next state too."""
         noisy = Spectra(mag, pha)
         next_state: dict[str, Tensor] = {}
-        if isinstance(self.network, StreamingNetwork):
-            before = _nest_state(state, like=self.example_state) if state else self.network.initial_state(mag.shape[0])
-            enhanced, after = self.network.stream(noisy, before)
-            next_state = flatten_state(after) if state else {}
+        if state:
+            before = _nest_state(state, like=self.example_state)
+            enhanced, after = cast(StreamingNetwork, self.network).stream(noisy, before)
+            next_state = flatten_state(after)
         else:
             enhanced = self.network(noisy)
         # An output of a graph must not be one of its inputs.
@@ -86,44 +90,43 @@ class GraphNetwork(nn.Module):
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
-        return self._enhance(noisy, {})[0]
+        return run_graph(self._run, noisy, {})[0]
 
-    def _enhance(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, Sequence[np.ndarray]]:
-        """Return the enhanced spectra and the other outputs, in order."""
-        inputs = {name: np.ascontiguousarray(x) for name, x in zip(SPECTRA_INPUTS, noisy, strict=True)}
-        mag, pha, *others = self._run({**inputs, **state})
-        return Spectra(torch.from_numpy(mag), torch.from_numpy(pha)), others
+
+def run_graph(
+    run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]], noisy: Spectra, state: Mapping[str, np.ndarray]
+) -> tuple[Spectra, Sequence[np.ndarray]]:
+    """Run a graph on spectra and a state; return the enhanced spectra and the other outputs, in order."""
+    inputs = {name: np.ascontiguousarray(x) for name, x in zip(SPECTRA_INPUTS, noisy, strict=True)}
+    mag, pha, *others = run({**inputs, **state})
+    return Spectra(torch.from_numpy(mag), torch.from_numpy(pha)), others
 
 
 class StreamingGraphNetwork(GraphNetwork):
-    """A network with a state: a `enhance.streaming.StreamingNetwork`.
+    """Base class of networks with a state: `enhance.streaming.StreamingNetwork`.
 
-    `state_shapes` are {input name: shape}, where sizes that are not integers stand for the batch.
+    `config` gives the sizes of the pieces.
     """
 
-    def __init__(
-        self,
-        run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]],
-        state_shapes: Mapping[str, Sequence[Any]],
-    ) -> None:
-        super().__init__(run)
-        self._state_shapes = state_shapes
+    def __init__(self, config: NetworkConfig) -> None:
+        nn.Module.__init__(self)
+        self.config = config
 
-    def initial_state(self, batch: int) -> dict[str, np.ndarray]:
-        """Return the state before the first frame of `batch` signals: {input name: zeros}."""
-        return {
-            name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
-            for name, shape in self._state_shapes.items()
-        }
+    def initial_state(self, batch: int) -> Any:
+        """Return the state before the first frame of `batch` signals."""
+        raise NotImplementedError
 
-    def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
-        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns them and the next state."""
-        enhanced, next_state = self._enhance(noisy, state)
-        return enhanced, dict(zip(self._state_shapes, next_state, strict=True))
+    def stream(self, noisy: Spectra, state: Any) -> tuple[Spectra, Any]:
+        """Enhance the next frames, spectra `[B, F, T]`; see `enhance.streaming.StreamingNetwork`."""
+        raise NotImplementedError
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
-        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
+        return self.in_pieces(noisy, WHOLE_PIECE)
+
+    def in_pieces(self, noisy: Spectra, frames: int) -> Spectra:
+        """Enhance whole signals, spectra `[B, F, T]`, in pieces of `frames` frames."""
+        return stream_whole(self.stream, noisy, self.initial_state(len(noisy.mag)), self.config, frames)
 
 
 @torch.inference_mode()
@@ -146,12 +149,8 @@ def check_graph(
         noise = level * torch.randn(batch, frames * config.stft.hop_size, generator=generator)
         noisy = Spectra(*(part[..., :frames] for part in spectrogram(noise)))
         expected = network(noisy)
-        if isinstance(graph, StreamingGraphNetwork):  # frame by frame, to check the state too
-            state, pieces = graph.initial_state(batch), []
-            for mag, pha in zip(noisy.mag.split(1, dim=2), noisy.pha.split(1, dim=2), strict=True):
-                piece, state = graph.stream(Spectra(mag, pha), state)
-                pieces.append(piece)
-            enhanced = Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+        if isinstance(graph, StreamingGraphNetwork):  # block by block, to check the state too
+            enhanced = graph.in_pieces(noisy, config.model.block_frames)
         else:
             enhanced = graph(noisy)
         largest = expected.mag.max()

@@ -67,7 +67,7 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
         flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
     )
     content = _simplified(_recorded(network, config.stft.bins, state), config)
-    check_graph(session_network(open_session(content, 1, IN_MEMORY)), network, config)
+    check_graph(session_network(open_session(content, 1, IN_MEMORY), config), network, config)
     return content
 
 
@@ -77,7 +77,7 @@ def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> GraphN
     Raises `UserError` as `export` does.
     """
     content = export(network, config, stream=isinstance(network, StreamingNetwork))
-    return session_network(open_session(content, threads, IN_MEMORY))
+    return session_network(open_session(content, threads, IN_MEMORY), config)
 
 
 def _recorded(network: nn.Module, bins: int, state: dict[str, Tensor]) -> bytes:

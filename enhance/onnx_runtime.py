@@ -10,14 +10,16 @@ complete: its metadata hold the configuration.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cli import UserError
 from config import Config, parse_config
-from enhance.graphs import SPECTRA_INPUTS, GraphNetwork, StreamingGraphNetwork
+from enhance.graphs import SPECTRA_INPUTS, GraphNetwork, StreamingGraphNetwork, run_graph
+from models.stft import Spectra
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -48,17 +50,45 @@ def load_onnx(path: Path, threads: int) -> tuple[GraphNetwork, Config]:
     except (UserError, ValueError, RecursionError) as error:
         reason = "; ".join(str(error).splitlines())
         raise UserError(f"{path}: its configuration cannot be used ({reason}); {_EXPORT_AGAIN}") from error
-    return session_network(session), config
+    return session_network(session, config), config
 
 
-def session_network(session: InferenceSession) -> GraphNetwork:
+def session_network(session: InferenceSession, config: Config) -> GraphNetwork:
     """Return the network of a session, a `StreamingGraphNetwork` if it has a state."""
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         return list(map(np.asarray, session.run(None, inputs)))
 
     state_shapes = {each.name: each.shape for each in session.get_inputs() if each.name not in SPECTRA_INPUTS}
-    return (StreamingGraphNetwork(run, state_shapes) if state_shapes else GraphNetwork(run)).eval()
+    return (_OnnxStream(run, state_shapes, config) if state_shapes else GraphNetwork(run)).eval()
+
+
+class _OnnxStream(StreamingGraphNetwork):
+    """A network whose state is a dict of arrays, inputs and outputs of the graph.
+
+    `state_shapes` are {input name: shape}, where sizes that are not integers stand for the batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]],
+        state_shapes: Mapping[str, Sequence[Any]],
+        config: Config,
+    ) -> None:
+        super().__init__(config.model)
+        self._run, self._state_shapes = run, state_shapes
+
+    def initial_state(self, batch: int) -> dict[str, np.ndarray]:
+        """Return the state before the first frame of `batch` signals: {input name: zeros}."""
+        return {
+            name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
+            for name, shape in self._state_shapes.items()
+        }
+
+    def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
+        """Enhance the next frames, spectra `[B, F, T]`; returns them and the next state."""
+        enhanced, next_state = run_graph(self._run, noisy, state)
+        return enhanced, dict(zip(self._state_shapes, next_state, strict=True))
 
 
 def open_session(content: bytes, threads: int, name: str, simplified: Path | None = None) -> InferenceSession:

@@ -36,10 +36,11 @@ from enhance.graphs import (
     flatten_state,
 )
 from enhance.streaming import StreamingNetwork
+from models.stft import Spectra
 from utils.atomic import atomic_open
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Core, Model
+    from openvino import CompiledModel, Core, InferRequest, Model
 
 ENTRIES_KEPT = 20
 """Maximum number of compiled networks in the cache folder."""
@@ -82,13 +83,13 @@ def with_openvino(
     }
     entry = cache_dir() / f"{_key(network, config, core, [frames, stream, properties])}.openvino"
     if compiled := _read_entry(entry, core, properties):
-        return _graph_network(compiled)
+        return _graph_network(compiled, config)
     try:
         compiled = core.compile_model(_convert(network, config, frames, stream), "CPU", properties)
     except (RuntimeError, GeneralFailure, NotImplementedFailure, OpConversionFailure, OpValidationFailure) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"OpenVINO cannot run {type(network).__name__}: {reason}") from error
-    graph = _graph_network(compiled)
+    graph = _graph_network(compiled, config)
     if not bf16:
         check_graph(graph, network, config, CHECKED_SHAPES if frames is None else [(1, max(frames, 7))], TOLERANCE)
     _write_entry(entry, compiled)
@@ -136,7 +137,7 @@ def _convert(network: nn.Module, config: Config, frames: int | None, stream: boo
     state = (
         flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
     )
-    example_frames = 1 if frames == 1 else EXAMPLE_FRAMES  # LSTMs compute a single frame in another way
+    example_frames = frames if stream and frames else EXAMPLE_FRAMES  # LSTMs compute a single frame in another way
     examples = *torch.rand(2, EXAMPLE_BATCH, config.stft.bins, example_frames), *state.values()
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         examples = tuple(example.clone() for example in examples)  # one tensor would be recorded as one input
@@ -157,7 +158,7 @@ def _convert(network: nn.Module, config: Config, frames: int | None, stream: boo
     return model
 
 
-def _graph_network(compiled: CompiledModel) -> GraphNetwork:
+def _graph_network(compiled: CompiledModel, config: Config) -> GraphNetwork:
     request = compiled.create_infer_request()
     batch_axis, bins, frame_axis = compiled.input("mag").partial_shape
 
@@ -171,30 +172,58 @@ def _graph_network(compiled: CompiledModel) -> GraphNetwork:
         signals = [infer({name: x[i : i + 1] for name, x in inputs.items()}) for i in range(len(inputs["mag"]))]
         return [np.concatenate(outputs) for outputs in zip(*signals, strict=True)]
 
-    state_shapes = {port.any_name: list(port.shape) for port in compiled.inputs if port.any_name not in SPECTRA_INPUTS}
-    if not state_shapes:
-        if frame_axis.is_dynamic:
-            # OpenVINO 2026.4 compiles softmax attention at its first input. If that is a single frame, the results for
-            # 16 or more frames are wrong.
-            first = np.zeros((1, bins.get_length(), EXAMPLE_FRAMES), np.float32)
-            infer(dict.fromkeys(SPECTRA_INPUTS, first))
-        return GraphNetwork(run).eval()
+    if len(compiled.inputs) > len(SPECTRA_INPUTS):
+        return _OpenVinoStream(compiled, config).eval()
+    if frame_axis.is_dynamic:
+        # OpenVINO 2026.4 compiles softmax attention at its first input. If that is a single frame, the results for 16
+        # or more frames are wrong.
+        first = np.zeros((1, bins.get_length(), EXAMPLE_FRAMES), np.float32)
+        infer(dict.fromkeys(SPECTRA_INPUTS, first))
+    return GraphNetwork(run).eval()
 
-    def run_in_pieces(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Run the graph on pieces of its number of frames."""
-        state = {name: inputs[name] for name in state_shapes}
-        length = frame_axis.get_length()
-        pieces: list[list[np.ndarray]] = []
-        for start in range(0, inputs["mag"].shape[2], length):
-            spectra = {
-                name: np.ascontiguousarray(inputs[name][:, :, start : start + length]) for name in SPECTRA_INPUTS
-            }
-            outputs = infer(spectra | state)
-            pieces.append(outputs[: len(spectra)])
-            state = dict(zip(state_shapes, outputs[len(spectra) :], strict=True))
-        return [*(np.concatenate(parts, axis=2) for parts in zip(*pieces, strict=True)), *state.values()]
 
-    return StreamingGraphNetwork(run_in_pieces, state_shapes).eval()
+class _OpenVinoStream(StreamingGraphNetwork):
+    """A network with a state for one signal after the other, in pieces of the graph's number of frames.
+
+    The state of a signal is a pair of infer requests that run in turn: the state that one writes is the input of the
+    other, so that nothing is copied. A state is overwritten by the next one.
+    """
+
+    def __init__(self, compiled: CompiledModel, config: Config) -> None:
+        super().__init__(config.model)
+        self._compiled = compiled
+        self._frames = compiled.input("mag").partial_shape[2].get_length()
+
+    def initial_state(self, batch: int) -> list[tuple[InferRequest, InferRequest]]:
+        """Return the state before the first frame of `batch` signals."""
+        return [self._requests() for _ in range(batch)]
+
+    def _requests(self) -> tuple[InferRequest, InferRequest]:
+        first, second = self._compiled.create_infer_request(), self._compiled.create_infer_request()
+        for index in range(len(SPECTRA_INPUTS), len(self._compiled.inputs)):
+            second.get_output_tensor(index).data[:] = 0
+            first.set_input_tensor(index, second.get_output_tensor(index))
+            second.set_input_tensor(index, first.get_output_tensor(index))
+        return first, second
+
+    def stream(
+        self, noisy: Spectra, state: list[tuple[InferRequest, InferRequest]]
+    ) -> tuple[Spectra, list[tuple[InferRequest, InferRequest]]]:
+        """Enhance the next frames, spectra `[B, F, T]`, T divisible by the graph's number of frames."""
+        mag, pha = torch.empty_like(noisy.mag), torch.empty_like(noisy.pha)
+        next_state = list(state)
+        for signal in range(len(mag)):
+            for start in range(0, mag.shape[2], self._frames):
+                piece = signal, slice(None), slice(start, start + self._frames)
+                request, other = next_state[signal]
+                for index, part in enumerate(noisy):
+                    request.get_input_tensor(index).data[0] = part[piece]
+                request.start_async()
+                request.wait()
+                for index, part in enumerate((mag, pha)):
+                    part[piece] = torch.from_numpy(request.get_output_tensor(index).data[0])
+                next_state[signal] = other, request
+        return Spectra(mag, pha), next_state
 
 
 def _read_entry(entry: Path, core: Core, properties: dict[str, Any]) -> CompiledModel | None:

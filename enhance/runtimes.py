@@ -82,7 +82,7 @@ def fast_stream(
     stream = Stream(network.to(device), config)  # first, because it raises if the network cannot stream
     if isinstance(network, GraphNetwork) or backend == "torch":
         return stream
-    return Stream(convert(network, config, backend, threads, frames=1, stream=True), config)
+    return Stream(convert(network, config, backend, threads, config.model.block_frames, stream=True), config)
 
 
 def convert(

@@ -38,7 +38,11 @@ class StreamingNetwork(Protocol):
         ...
 
     def stream(self, noisy: Spectra, state: Any) -> tuple[Spectra, Any]:
-        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns them and the next state."""
+        """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns T frames and the next state.
+
+        T is a multiple of `NetworkConfig.block_frames`. The frames that are returned precede the last
+        `NetworkConfig.delay_frames` ones.
+        """
         ...
 
 
@@ -62,7 +66,9 @@ class Stream:
         if config.data.normalize_level:
             raise UserError("data.normalize_level needs the whole signal; give a network that was trained without it")
         self.sampling_rate = config.data.sampling_rate
-        self.latency = config.stft.win_size / self.sampling_rate
+        self._block, self._delay = config.model.block_frames, config.model.delay_frames
+        waiting = (self._block - 1 + self._delay) * config.stft.hop_size
+        self.latency = (config.stft.win_size + waiting) / self.sampling_rate
         """Maximum delay of a sample in seconds, without the time to compute."""
         self._network = network
         self._stft = config.stft
@@ -74,6 +80,8 @@ class Stream:
         self._framer = _Framer(self._stft, self._window)
         self._overlap_add = _OverlapAdd(self._stft, self._window)
         self._state = self._network.initial_state(1)
+        self._held = torch.zeros(2, 1, self._stft.bins, 0).to(self._window)  # noisy spectra of a block in part
+        self._leading = self._delay  # frames still to come out that lie before the signal
         self._pending = 0  # samples that have come in but not gone out
 
     @torch.inference_mode()
@@ -93,7 +101,7 @@ class Stream:
     @torch.inference_mode()
     def flush(self) -> np.ndarray:
         """End the signal; returns its last enhanced samples `[m]`. A new signal may follow."""
-        samples = self._take([self._enhance(self._framer.finish()), self._overlap_add.finish()])
+        samples = self._take([self._enhance(self._framer.finish(), last=True), self._overlap_add.finish()])
         self._restart()
         return samples
 
@@ -103,18 +111,34 @@ class Stream:
         self._pending -= len(samples)
         return samples.cpu().numpy()
 
-    def _enhance(self, frames: Tensor) -> Tensor:
-        """Enhance frames `[k, win_size]`; returns the samples that are complete with them."""
-        if not len(frames):
-            return frames.new_zeros(0)
+    def _enhance(self, frames: Tensor, last: bool = False) -> Tensor:
+        """Enhance frames `[k, win_size]`; returns the samples that are complete with them, or all if they are `last`.
+
+        Frames that do not fill a block wait for the next ones. The last frames are followed by silent ones.
+        """
         stft = self._stft
         left = (stft.n_fft - stft.win_size) // 2  # torch.stft centres a window that is shorter than n_fft
         padded = functional.pad(frames * self._window, (left, stft.n_fft - stft.win_size - left))
-        spectrum = torch.fft.rfft(padded).T[None]  # [1, F, k]
-        noisy = Spectra.from_stft(spectrum, stft.compress_factor, stft.floors)
-        enhanced, self._state = self._network.stream(noisy, self._state)
-        spectrum = torch.polar(enhanced.mag ** (1 / stft.compress_factor), enhanced.pha)
-        return self._overlap_add.push(torch.fft.irfft(spectrum[0].T, stft.n_fft)[:, left : left + stft.win_size])
+        noisy = self._held
+        if len(frames):
+            spectrum = torch.fft.rfft(padded).T[None]  # [1, F, k]
+            noisy = torch.cat(
+                [noisy, torch.stack(Spectra.from_stft(spectrum, stft.compress_factor, stft.floors))], dim=3
+            )
+        filling = -noisy.shape[3] % self._block + self._delay if last else 0
+        noisy = functional.pad(noisy, (0, filling))
+        rest = noisy.shape[3] % self._block
+        noisy, self._held = noisy.split([noisy.shape[3] - rest, rest], dim=3)
+        if not noisy.shape[3]:
+            return frames.new_zeros(0)
+        enhanced, self._state = self._network.stream(Spectra(*noisy), self._state)
+        spectrum = torch.polar(enhanced.mag ** (1 / stft.compress_factor), enhanced.pha)[0].T  # [T, F]
+        skip = min(self._leading, len(spectrum))
+        self._leading -= skip
+        spectrum = spectrum[skip : len(spectrum) - max(filling - self._delay, 0)]
+        if not len(spectrum):
+            return frames.new_zeros(0)
+        return self._overlap_add.push(torch.fft.irfft(spectrum, stft.n_fft)[:, left : left + stft.win_size])
 
 
 def _lead(stft: StftConfig) -> int:

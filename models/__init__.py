@@ -17,6 +17,7 @@ from models.cnunet import CNUNet
 from models.dccrn import make_dccrn
 from models.dpcrn import DPCRN
 from models.imse import IMSE
+from models.imse_live import ImseLive
 from models.lite_rtse import LiteRTSE
 from models.mpsenet import MPSENet
 from models.muse import MUSE
@@ -25,6 +26,7 @@ __all__ = ["NETWORKS", "build", "register"]
 
 NETWORKS: dict[str, Callable[[Any, int], nn.Module]] = {
     "imse": IMSE,
+    "imse_live": ImseLive,
     "muse": MUSE,
     "lite_rtse": LiteRTSE,
     "cnunet": CNUNet,

@@ -140,7 +140,7 @@ class LiteRTSE(nn.Module):
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
-        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
+        return self.stream(noisy, self.initial_state(noisy.mag.shape[0]))[0]
 
     def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; return them and the state after them.

@@ -57,7 +57,7 @@ def test_imse_json_is_the_papers_recipe(config: Config) -> None:
 def test_recipes_are_valid_and_survive_json(path: Path) -> None:
     config = load_config(path)
     assert parse_config(json.loads(json.dumps(config.to_dict())), "again") == config
-    assert (config.mix is not None) == path.stem.endswith(("_mix", "_real"))
+    assert (config.mix is not None) == path.stem.endswith(("_mix", "_real", "_live"))
 
 
 def test_sections_are_frozen_dataclasses_that_check_their_values(config: Config) -> None:
@@ -117,6 +117,8 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("dccrn", {"model.mask": "e"}, "model.mask"),
         ("dccrn", {"model.look_ahead": 7}, "model.look_ahead"),
         ("dccrn", {"stft.n_fft": 510}, "stft.n_fft"),
+        ("imse_live", {"model.lookahead": 6}, "model.lookahead"),  # no whole block
+        ("imse_live", {"model.memory_frames": 0}, "model.memory_frames"),
         ("dpcrn", {"model.size": "huge"}, "model.size"),
         ("dpcrn", {"stft.n_fft": 520}, "stft.n_fft"),  # 261 bins
         ("dpcrn_ac", {"stft.n_fft": 1024}, "stft.n_fft"),

@@ -18,6 +18,7 @@ SHORT_CROPS = {"data_segment_size": 8000, "train_batch_size": 2, "optim_schedule
 # Small crops and widths, so that 35 steps take seconds.
 SETTINGS = {
     "imse": {"model_channels": 8, **SHORT_STFT},
+    "imse_live": {"model_channels": 8, **SHORT_STFT},
     "muse": {"model_channels": 8, **SHORT_STFT},
     "lite_rtse": {"data_segment_size": 8000, "train_batch_size": 2},
     "cnunet": {"data_segment_size": 2400, "train_batch_size": 2, "stft_hop_size": 200},

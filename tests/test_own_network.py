@@ -51,7 +51,7 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.full((bins, 1), 0.1))
 
     def forward(self, noisy: Spectra) -> Spectra:
-        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
+        return self.stream(noisy, self.initial_state(noisy.mag.shape[0]))[0]
 
     def initial_state(self, batch: int) -> State:
         low = self.bins // 2

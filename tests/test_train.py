@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from torch import Tensor
 
 import inference
 import train
+from config import ImseConfig, ImseLiveConfig
 from data.dataset import load_batches
-from models.checkpoint import load_checkpoint
+from models import build
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.imse_live import causal_imse
 from tests.fixtures.commands import ROOT, Result, call_main
 from tests.fixtures.recordings import files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
@@ -283,6 +287,21 @@ def test_fine_tuning_starts_from_a_checkpoint(pairs: Path, tmp_path: Path, whole
         torch.testing.assert_close(best[key], tensor, rtol=0, atol=1e-6)
         assert torch.equal(best[key], latest[key])  # validated once, at the end
     assert not all(torch.equal(best[key], tensor) for key, tensor in expected.items())
+
+
+def test_fine_tuning_a_causal_network_from_imse(pairs: Path, tmp_path: Path, whole: tuple[Path, Result]) -> None:
+    other = replace(load_checkpoint(whole[0] / "latest.safetensors")[1], model=ImseConfig("imse", 8, 2.0))
+    imse, run = build(other), tmp_path / "run"
+    save_checkpoint(tmp_path / "imse.safetensors", imse, other)
+    causal = settings(model_name="imse_live", model_channels=8, data_normalize_level="false", optim_learning_rate=1e-8)
+    options = [*SHORT, *causal, f"--fine_tune={tmp_path}/imse.safetensors", "--max_steps=1", "--checkpoint_path", run]
+    ended = train_here(pairs, *options)
+    assert ended.returncode == 0, ended.stderr
+    network, config = load_checkpoint(run / "latest.safetensors")
+    assert isinstance(config.model, ImseLiveConfig)
+    expected = causal_imse(imse, config.model, config.stft.bins).state_dict()
+    for key, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-6)
 
 
 def test_epochs_steps_and_validation_interval(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

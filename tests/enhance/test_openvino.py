@@ -28,7 +28,8 @@ from tests.fixtures.signals import speech_like, with_noise
 pytest.importorskip("openvino")
 
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
-SLOW_STREAMS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf"))
+LIVE = ("dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf", "imse_live")
+SLOW_STREAMS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in LIVE)
 SLOW = (*(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet", "mpsenet")), *SLOW_STREAMS)
 
 
@@ -65,7 +66,7 @@ def test_signals_equal_pytorch(protocol: str) -> None:
 @pytest.mark.parametrize("name", ["lite_rtse", *SLOW_STREAMS])
 def test_stream_equals_one_pass(name: str) -> None:
     network, config = random_network(name)
-    compiled = with_openvino(network, config, threads=1, frames=1, stream=True)
+    compiled = with_openvino(network, config, threads=1, frames=config.model.block_frames, stream=True)
     assert isinstance(compiled, StreamingNetwork)
     expected = Enhancer(network, config).enhance_signal(NOISY, "whole")
     for pieces in (256, 1000):

@@ -1,0 +1,336 @@
+"""IMSE live: IMSE as a causal network with a state of constant size.
+
+The U-Net of `models.imse`, with three changes. Convolutions see the current and earlier frames. The sums of MALA, the
+statistics of the norms and the level of the input are running means, in which older frames count exponentially less.
+The frames come in blocks of four, because the U-Net halves the time axis twice.
+
+For training and whole signals, all blocks are computed at once; `ImseLive.stream` computes the same piece by piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from config import ImseLiveConfig
+from models import imse
+from models.blocks import GDFN, InstanceNorm, TransformerBlock, at_least_float32, to_tokens
+from models.idconv import IDConv
+from models.imse import FRAME_MULTIPLE, IMSE, Stage
+from models.mala import HEAD_WIDTH, MALA, ROTARY_BASE, SCALE, Z_FLOOR, RotaryTables, rotary_tables
+from models.stft import Spectra
+from models.streaming import stream_whole
+
+PIECE = 512
+"""Maximum number of frames in one pass over a whole signal; memory for the running means grows with its square."""
+
+LEVEL_FLOOR = 1e-4
+"""Least input level: the compressed magnitude of silence is divided by this, not by 0."""
+
+
+class State(NamedTuple):
+    """State after a block: one tensor for each layer with a memory, in the order of computation."""
+
+    layers: tuple[Tensor, ...]
+
+
+class Memory:
+    """What the layers of one network keep from one pass to the next; each layer exchanges its part in turn."""
+
+    def __init__(self) -> None:
+        self._before: Iterator[Tensor] | None = None
+        self._after: list[Tensor] = []
+
+    def begin(self, before: State | None) -> None:
+        """Begin a pass after `before`, or at the start of the signals."""
+        self._before, self._after = (iter(before.layers) if before else None), []
+
+    def recall(self, initial: Tensor) -> Tensor:
+        """Return what the calling layer kept; `initial` at the start of the signals."""
+        return initial if self._before is None else next(self._before)
+
+    def keep(self, after: Tensor) -> None:
+        """Keep a tensor until the next pass."""
+        self._after.append(after)
+
+    def end(self) -> State:
+        """Return the state after the pass."""
+        after, self._after, self._before = State(tuple(self._after)), [], None
+        return after
+
+
+class RunningSum(nn.Module):
+    """Sum over the current and all earlier blocks, in which older ones count exponentially less.
+
+    y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`), for `[B, S, …]`.
+    """
+
+    def __init__(self, memory: Memory, blocks: float) -> None:
+        super().__init__()
+        self.memory, self.blocks = memory, blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add up `[B, S, …]`; returns the same shape."""
+        past = self.memory.recall(torch.zeros_like(x[:, 0]))
+        if x.shape[1] == 1:
+            sums = x + math.exp(-1 / self.blocks) * past[:, None]
+        else:
+            age, weights = ages(x, self.blocks)
+            del age
+            with torch.autocast(x.device.type, enabled=False):
+                sums = torch.einsum("st,bt...->bs...", weights, torch.cat([past[:, None], x], dim=1))
+        self.memory.keep(sums[:, -1])
+        return sums
+
+
+def ages(x: Tensor, blocks: float) -> tuple[Tensor, Tensor]:
+    """Return how many blocks before each block of x `[B, S, …]` the others lie, and their weights, `[S, S + 1]`.
+
+    The first column stands for the sum of all blocks before x.
+    """
+    index = torch.arange(x.shape[1] + 1, device=x.device, dtype=x.dtype)
+    age = index[1:, None] - index
+    return age, torch.exp(-age.clamp(min=0) / blocks) * (age >= 0)
+
+
+class RunningMean(nn.Module):
+    """Mean of each channel over this and earlier blocks: `[B, C, T, F]` → `[B, C, T, 1]`, constant in a block."""
+
+    def __init__(self, memory: Memory, blocks: float) -> None:
+        super().__init__()
+        self.sums = RunningSum(memory, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average."""
+        means = x.mean(dim=3).unflatten(2, (-1, FRAME_MULTIPLE)).mean(dim=3).transpose(1, 2)  # [B, S, C]
+        sums = self.sums(functional.pad(means, (0, 1), value=1.0))
+        means = (sums[..., :-1] / sums[..., -1:]).transpose(1, 2)
+        return means.repeat_interleave(FRAME_MULTIPLE, dim=2)[..., None]
+
+
+class RunningNorm(InstanceNorm):
+    """Normalise each channel by its running mean and variance: `[B, C, T, F]` → the same shape."""
+
+    def __init__(self, channels: int, memory: Memory, blocks: float) -> None:
+        super().__init__(channels)
+        self.mean, self.variance = RunningMean(memory, blocks), RunningMean(memory, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise in float32 at least, as `InstanceNorm` does."""
+        x = at_least_float32(x)
+        centred = x - self.mean(x)
+        scale = torch.rsqrt(self.variance(centred.square()) + 1e-5) * self.weight[:, None, None]
+        return torch.addcmul(self.bias[:, None, None], centred, scale)
+
+
+class Past(nn.Module):
+    """Put the last frames of the pass before in front of a map: `[B, C, T, F]` → `[B, C, frames + T, F]`."""
+
+    def __init__(self, memory: Memory, frames: int) -> None:
+        super().__init__()
+        self.memory, self.frames = memory, frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the earlier frames, zeros at the start of the signals, and x."""
+        past = self.memory.recall(x.new_zeros(x.shape[0], self.frames, x.shape[3], x.shape[1]))
+        # With the channels as last axis, the state has the layout of the feature maps.
+        x = torch.cat([past.permute(0, 3, 1, 2), x.contiguous(memory_format=torch.channels_last)], dim=2)
+        self.memory.keep(x[:, :, -self.frames :].permute(0, 2, 3, 1))
+        return x
+
+
+class CausalConv2d(nn.Conv2d):
+    """The causal half of a centred convolution: `[B, C, T, F]` → `[B, C', T, F']`.
+
+    A kernel of 2K + 1 frames becomes one of the current and K earlier frames, which come from `past`; if that is None,
+    the input begins with them.
+    """
+
+    def __init__(self, centred: nn.Conv2d, memory: Memory | None) -> None:
+        (frames, bins), (dilation, _) = centred.kernel_size, centred.dilation
+        super().__init__(
+            centred.in_channels,
+            centred.out_channels,
+            (frames // 2 + 1, bins),
+            padding=(0, bins // 2),
+            dilation=(dilation, 1),
+            groups=centred.groups,
+            bias=centred.bias is not None,
+        )
+        self.past = Past(memory, dilation * (frames // 2)) if memory else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        return super().forward(self.past(input) if self.past else input)
+
+
+class CausalGDFN(GDFN):
+    """GDFN over the current and the previous frame: `[B, C, T, F]` → the same shape.
+
+    The past is kept before the 1×1 convolutions, where it has a fifth of the channels.
+    """
+
+    def __init__(self, channels: int, memory: Memory) -> None:
+        super().__init__(channels)
+        for branch in (self.gate, self.value):
+            branch[1] = CausalConv2d(cast(nn.Conv2d, branch[1]), None)
+        self.past = Past(memory, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        return super().forward(self.past(x))
+
+
+class CausalMALA(MALA):
+    """MALA to the positions of the current and earlier blocks: `[B, C, T, F]` → the same shape.
+
+    Σ k̃ vᵀ, Σ k and Σ v run over the blocks. Rotary encoding depends on differences of positions only: keys are rotated
+    by their position within the block, and the running sum by one block at each step, so that no angle grows with time.
+
+    Parameters
+    ----------
+    channels: width C, divisible by 8.
+    frames, bins: size of a block on this level.
+    memory, blocks: memory of the network, and time constant of the running sums in blocks.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    speeds: Tensor
+
+    def __init__(self, channels: int, frames: int, bins: int, memory: Memory, blocks: float) -> None:
+        super().__init__(channels)
+        self.frames, self.bins, self.memory, self.blocks = frames, bins, memory, blocks
+        self.sums = RunningSum(memory, blocks)
+        tables = rotary_tables(frames, bins, channels, torch.zeros(1, 1, 1, 1))
+        self.register_buffer("cos", tables.cos, persistent=False)
+        self.register_buffer("sin", tables.sin, persistent=False)
+        exponents = torch.linspace(0, 1, HEAD_WIDTH // 4).repeat_interleave(2)
+        speeds = torch.cat([ROTARY_BASE**-exponents, torch.zeros_like(exponents)])  # along time, along frequency
+        self.register_buffer("speeds", frames * speeds.repeat(channels // HEAD_WIDTH), persistent=False)
+
+    def forward(self, x: Tensor, rotary: RotaryTables | None = None) -> Tensor:
+        """Attend to the current and earlier blocks; `rotary` is not used."""
+        del rotary
+        value = self.value(x)
+        q = self._blocks(functional.elu(self.query(x)) + 1)  # [B, S, P, C], positive
+        k = self._blocks(functional.elu(self.key(x)) + 1)
+        v = self._blocks(value)
+        channels = x.shape[1]
+        sums = self.sums(functional.pad(torch.cat([k.mean(dim=2), v.mean(dim=2)], dim=-1), (0, 1), value=1.0))
+        count = sums[..., -1:]
+        mean_k, mean_v = (sums[..., :-1] / count).split(channels, dim=-1)  # [B, S, C]
+        z = q @ (mean_k[..., None] * self.head_mask * SCALE)
+
+        kv = (k * self.cos).transpose(2, 3) @ v - self.quarter_turn @ ((k * self.sin).transpose(2, 3) @ v)
+        kv = self._running_sum(kv) * (self.head_mask * (SCALE / k.shape[2])) / count[..., None]  # [B, S, C, C]
+        numerator = (q * self.cos) @ kv + (q * self.sin) @ (self.quarter_turn @ kv)
+
+        attended = numerator + numerator / (z + Z_FLOOR) - z * mean_v[:, :, None]
+        attended = attended.flatten(1, 2).unflatten(1, (-1, self.bins)).permute(0, 3, 1, 2)  # [B, C, T, F]
+        return self.project((attended + self.lepe(value)) * self.output_gate(x))
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """Reshape a map `[B, C, T, F]` to blocks of positions `[B, S, P, C]`."""
+        return at_least_float32(to_tokens(x).unflatten(1, (-1, self.frames * self.bins)))
+
+    def _running_sum(self, kv: Tensor) -> Tensor:
+        """Add up products `[B, S, C, C]` as `RunningSum` does, each rotated by its distance in time."""
+        past = self.memory.recall(torch.zeros_like(kv[:, 0]))[:, None]
+        with torch.autocast(kv.device.type, enabled=False):
+            if kv.shape[1] == 1:
+                step, decay = self.speeds[:, None], math.exp(-1 / self.blocks)
+                sums = kv + decay * step.cos() * past + self.quarter_turn @ (decay * step.sin() * past)
+            else:
+                age, weights = ages(kv, self.blocks)
+                terms, angles = torch.cat([past, kv], dim=1), self.speeds[:, None, None] * age  # [C, S, S + 1]
+                sums = torch.einsum("cst,btcd->bscd", angles.cos() * weights, terms)
+                sums = sums + torch.einsum("cst,btcd->bscd", angles.sin() * weights, self.quarter_turn @ terms)
+        self.memory.keep(sums[:, -1])
+        return sums
+
+
+class ImseLive(IMSE):
+    """Noisy spectra → enhanced spectra, compressed and causal.
+
+    An output frame depends on the frames up to the end of its block of `ImseLiveConfig.block_frames` frames and
+    `ImseLiveConfig.lookahead` frames after it.
+    """
+
+    def __init__(self, config: ImseLiveConfig, bins: int) -> None:
+        memory, blocks = Memory(), config.memory_frames / FRAME_MULTIPLE
+
+        def stage(level: int, channels: int) -> Stage:
+            size = FRAME_MULTIPLE >> level, bins // 2 >> level
+            attention = (CausalMALA(channels, *size, memory, blocks) for _ in range(imse.BLOCKS_PER_STAGE))
+            return Stage(IDConv(channels), (TransformerBlock(channels, each) for each in attention))
+
+        super().__init__(config, bins, stage, rotary=False)
+        self.config, self.bins, self.memory = config, bins, memory
+        self.level = RunningMean(memory, blocks)
+        _make_causal(self, memory, blocks)
+
+    def initial_state(self, batch: int) -> State:
+        """Return the state before the first frame of `batch` signals, on the network's device."""
+        zeros = self.magnitude_decoder.slope.new_zeros(batch, self.bins, FRAME_MULTIPLE)
+        with torch.no_grad():
+            _, state = self.stream(Spectra(zeros, zeros), None)
+        return State(tuple(torch.zeros_like(each) for each in state.layers))
+
+    def forward(self, noisy: Spectra) -> Spectra:
+        """Enhance whole signals, compressed spectra `[B, F, T]`."""
+        return stream_whole(self.stream, noisy, None, self.config, PIECE)
+
+    def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
+        """Enhance the next frames, spectra `[B, F, T]` with T divisible by `FRAME_MULTIPLE`.
+
+        Returns the T frames that precede the last `lookahead` ones, and the state after them. Without a state, the
+        signals begin; the first `lookahead` frames of the result lie before them.
+        """
+        self.memory.begin(state)
+        # Power relative to the running mean, in the compressed domain.
+        level = self.level(noisy.mag.square().transpose(1, 2)[:, None])[:, 0].sqrt().transpose(1, 2)  # [B, 1, T]
+        for_mag, for_pha = self.features(noisy.mag / (level + LEVEL_FLOOR), noisy.pha)
+        mag = noisy.mag
+        if delay := self.config.lookahead:
+            past = self.memory.recall(mag.new_zeros(*mag.shape[:2], delay))
+            mag = torch.cat([past, mag], dim=2)
+            self.memory.keep(mag[:, :, -delay:])
+            mag = mag[:, :, :-delay]
+        enhanced = Spectra(mag * self.magnitude_decoder(for_mag), self.phase_decoder(for_pha))
+        return enhanced, self.memory.end()
+
+
+def _make_causal(part: nn.Module, memory: Memory, blocks: float) -> None:
+    """Replace the norms, and the convolutions over several frames, of a network by causal ones."""
+    for name, child in part.named_children():
+        if isinstance(child, InstanceNorm):
+            setattr(part, name, RunningNorm(len(child.weight), memory, blocks))
+        elif isinstance(child, GDFN):
+            setattr(part, name, CausalGDFN(child.project.out_channels, memory))
+        elif isinstance(child, nn.Conv2d) and child.kernel_size[0] > 1:
+            setattr(part, name, CausalConv2d(child, memory))
+        else:
+            _make_causal(child, memory, blocks)
+
+
+def causal_imse(network: nn.Module, config: ImseLiveConfig, bins: int) -> ImseLive:
+    """Build an `ImseLive` of the same width with the weights of an IMSE, from which it can be fine-tuned.
+
+    The kernel of a centred convolution has taps for later frames, which are added to that of the current frame: this
+    does the same to a stationary signal.
+    """
+    causal = ImseLive(config, bins)
+    weights = network.state_dict()
+    for name, module in causal.named_modules():
+        if isinstance(module, CausalConv2d):
+            kernel = weights[f"{name}.weight"]
+            earlier, rest = kernel.tensor_split([kernel.shape[2] // 2], dim=2)
+            weights[f"{name}.weight"] = torch.cat([earlier, rest.sum(dim=2, keepdim=True)], dim=2)
+    causal.load_state_dict(weights)
+    return causal.eval()

@@ -1,0 +1,35 @@
+"""Apply a streaming network to whole signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from config import NetworkConfig
+from models.stft import Spectra
+
+
+def stream_whole(
+    stream: Callable[[Spectra, Any], tuple[Spectra, Any]],
+    noisy: Spectra,
+    state: Any,
+    config: NetworkConfig,
+    piece: int,
+) -> Spectra:
+    """Enhance whole signals, spectra `[B, F, T]`, by a network that takes its frames in pieces and keeps a state.
+
+    stream: maps the next frames and the state to T frames, delayed by `config.delay_frames`, and the next state.
+    state: state before the first frame.
+    piece: maximum number of frames in one call, a multiple of `config.block_frames`.
+    """
+    frames, delay = noisy.mag.shape[-1], config.delay_frames
+    padding = -frames % config.block_frames + delay
+    pieces = (functional.pad(part, (0, padding)).split(piece, dim=2) for part in noisy)
+    enhanced: list[Spectra] = []
+    for mag, pha in zip(*pieces, strict=True):
+        spectra, state = stream(Spectra(mag, pha), state)
+        enhanced.append(spectra)
+    return Spectra(*(torch.cat(parts, dim=2)[:, :, delay : delay + frames] for parts in zip(*enhanced, strict=True)))
