@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
-# Train the default checkpoint on folders of clean speech and noise:
+# Fine-tune the released weights of IMSE for real recordings, on folders of clean speech and noise:
 #     bash scripts/train_default.sh SPEECH NOISE [options of train.py]
-# The run is in runs/default and is resumed if it exists. When it ends, its best network is copied to
-# checkpoints/default.safetensors. The variables RUN and OUTPUT replace the two paths.
+# The released weights are downloaded and rooms simulated (runs/rooms) if they are missing. The run is in runs/default and
+# is resumed if it exists. When it ends, its best network is copied to checkpoints/default.safetensors. The variables RUN,
+# OUTPUT, RELEASED and ROOMS replace the paths.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: bash scripts/train_default.sh SPEECH NOISE [options of train.py]" >&2; exit 2; }
 speech=$(realpath -- "$1") noise=$(realpath -- "$2")
 shift 2
 cd "$(dirname "$0")/.."
 run=${RUN:-runs/default} output=${OUTPUT:-checkpoints/default.safetensors}
+released=${RELEASED:-checkpoints/published/g_best_pesq_3.373} rooms=${ROOMS:-runs/rooms}
 
 bash scripts/setup.sh train
-resume=()
-[ ! -e "$run/latest.pt" ] || resume=(--resume)
-.venv/bin/python train.py --config configs/imse_mix.json --input_clean_wavs_dir "$speech" --input_noise_dir "$noise" \
-    --checkpoint_path "$run" "${resume[@]}" "$@"
+[ -e "$released" ] || .venv/bin/python -m scripts.download_published
+if [ ! -d "$rooms" ]; then
+    bash scripts/setup.sh rooms
+    .venv/bin/python -m scripts.make_rooms "$rooms"
+fi
+start=(--fine_tune "$released")
+[ ! -e "$run/latest.pt" ] || start=(--resume)
+.venv/bin/python train.py --config configs/imse_real.json --input_clean_wavs_dir "$speech" --input_noise_dir "$noise" \
+    --input_rooms_dir "$rooms" --checkpoint_path "$run" "${start[@]}" "$@"
 cp "$run/best.safetensors" "$output"
 echo "saved $output; describe it in checkpoints/README.md"

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.checkpoint import load_checkpoint
+from config import load_config
+from models import build
+from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like
@@ -145,13 +147,18 @@ def test_train_default_trains_resumes_and_saves_the_best_network(tmp_path: Path,
     for index, name in enumerate(("anna_1", "ben_1", "carl_1")):
         save(tmp_path / f"speech/{name}.wav", speech_like(1.5, seed=index))
     write_noises(tmp_path / "noise", 2)
-    output = tmp_path / "trained.safetensors"
+    for index in range(10):
+        save(tmp_path / f"rooms/{index}.wav", np.eye(1, 800, dtype=np.float32)[0])
+    released, output = tmp_path / "released.safetensors", tmp_path / "trained.safetensors"
+    config = load_config(ROOT / "configs/imse.json", ["model.channels=8"])
+    save_checkpoint(released, build(config), config)
     small = settings(model_channels=8, data_segment_size=8000, mix_validation_mixes=1)
     command = ["bash", str(real_project / "scripts/train_default.sh"), "speech", "noise", "--device=cpu", "--quiet"]
-    environment = os.environ | {"OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
+    paths = {"OUTPUT": str(output), "RELEASED": str(released), "ROOMS": str(tmp_path / "rooms")}
+    environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
     for steps in (2, 3):
         result = subprocess.run(
-            [*command, *small, *settings(train_compile="false", train_bf16="false"), f"--max_steps={steps}"],
+            [*command, *small, *settings(train_compile="false", train_bf16="false", train_epochs=9), f"--max_steps={steps}"],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
