@@ -265,6 +265,8 @@ class MixConfig:
     """Fraction of the crops whose speech is in a simulated room; the target keeps the first 50 ms of its response."""
     validation_mixes: PositiveInt
     """Number of mixtures of held-out speech and noise for validation."""
+    synthetic_room_share: Share = 0.0
+    """Fraction of the rooms that are synthetic (`data.mixing.room_response`) although there are room files."""
     noise_free_share: Share = 0.0
     """Fraction of the crops without noise."""
     babble_share: Share = 0.0
@@ -368,7 +370,7 @@ class TrainConfig:
     """First step with the metric discriminator; before it, the other loss terms are trained alone."""
     distillation: Share = 0.0
     """With `train.py --fine_tune`: how far the target of dry crops is moved from the clean speech to the output of the
-    network that the run starts from, so that it forgets less. Dry crops are those with noise only, see `mix`."""
+    network that the run starts from, so that it forgets less. Dry crops are those with noise and nothing else."""
     save_interval: PositiveInt = 1000
     """Steps between saves of the training state."""
     bf16: bool = False

@@ -121,7 +121,7 @@ def _summary(heading: str, problems: Sequence[str]) -> str:
 class Crop(NamedTuple):
     """A segment of clean speech and the same segment with noise, with the same gain: float32 `[segment]` each.
 
-    `dry` is False if the speech is degraded by more than noise.
+    `dry` is True if noise is the only degradation.
     """
 
     clean: np.ndarray

@@ -119,7 +119,9 @@ class Mixer:
             target, noisy = in_room(before, noisy, response, early)
             dry = False
         drawn_snr = rng.uniform(mix.snr_low, mix.snr_high)
-        if not chance(rng, mix.noise_free_share):
+        if chance(rng, mix.noise_free_share):
+            dry = False
+        else:
             babbling = chance(rng, mix.babble_share)
             noise = self._babble(rng, sound, samples) if babbling else self._noise.draw(rng, samples)
             if chance(rng, mix.second_noise_share):
@@ -142,7 +144,7 @@ class Mixer:
 
     def _room(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the response of a random room and its early part."""
-        if not self._rooms:
+        if not self._rooms or chance(rng, self._mix.synthetic_room_share):
             decay, ratio = rng.uniform(*REVERBERATION_TIME), rng.uniform(*DIRECT_TO_REVERBERANT)
             return room_response(rng, self._rate, decay, ratio)
         response = self._cache.samples(self._rooms[int(rng.integers(len(self._rooms)))])

@@ -152,7 +152,7 @@ class Trainer:
 
         # Generator
         target = clean
-        if self.teacher:
+        if self.teacher and batch.dry.any():
             with torch.no_grad():
                 taught, _ = self._enhance(self.teacher, noisy_spectra, clean_wav)
             share = self.config.train.distillation * self._to_device(batch.dry)[:, None].to(clean_wav.dtype)

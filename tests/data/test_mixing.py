@@ -233,8 +233,10 @@ def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
 
 def test_crops_without_noise(tmp_path: Path) -> None:
     source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, noise_free_share=0.3))
-    without = [np.array_equal(*source.crop(epoch, 0)[:2]) for epoch in range(200)]
+    crops = [source.crop(epoch, 0) for epoch in range(200)]
+    without = [np.array_equal(crop.clean, crop.noisy) for crop in crops]
     assert 40 <= sum(without) <= 80
+    assert [crop.dry for crop in crops] == [not each for each in without]
 
 
 def test_band_limits_hold_for_target_and_mixture(tmp_path: Path) -> None:
@@ -333,6 +335,18 @@ def test_rooms_from_files(tmp_path: Path) -> None:
     early = 0.999 * np.convolve(samples, response[:800])[start : start + SEGMENT]
     np.testing.assert_allclose(noisy, expected, atol=1e-4)
     np.testing.assert_allclose(target, early, atol=1e-4)
+
+
+def test_a_share_of_the_rooms_is_synthetic(tmp_path: Path) -> None:
+    """The room file leaves the speech as it is, only half as loud."""
+    rooms, speech = save_all(tmp_path, "room", [np.array([0.5])]), save_all(tmp_path, "speech", [SPEECH])
+    noise = save_all(tmp_path, "noise", [NOISE])
+    mix = replace(PLAIN, reverb_share=1, noise_free_share=1, synthetic_room_share=0.3)
+    cache = AudioCache(RATE, True)
+    mixer, samples = Mixer(speech, noise, rooms, cache, mix, RATE), cache.samples(speech[0])
+    drawn = [mixer.mix(np.random.default_rng(seed), speech[0], samples, 0, SEGMENT).noisy for seed in range(200)]
+    from_file = [np.allclose(noisy, 0.5 * samples[:SEGMENT], atol=1e-4) for noisy in drawn]
+    assert 120 <= sum(from_file) <= 160
 
 
 def test_long_noise_is_drawn_like_short_one(tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ def test_distillation_teaches_dry_crops_the_output_of_the_first_network(make: Ma
         assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_teacher_is_asked_about_dry_crops_only(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(distillation=0.5)
+    monkeypatch.setattr(trainer.teacher, "forward", lambda *_: pytest.fail("asked"))
+    trainer.step(replace(BATCHES[0], dry=np.array([False, False])), 0)
+
+
 def test_the_teacher_keeps_its_weights(make: MakeTrainer) -> None:
     trainer = make(distillation=0.5)
     first = copy.deepcopy(trainer.network)
