@@ -210,20 +210,22 @@ class _OpenVinoStream(StreamingGraphNetwork):
         self, noisy: Spectra, state: list[tuple[InferRequest, InferRequest]]
     ) -> tuple[Spectra, list[tuple[InferRequest, InferRequest]]]:
         """Enhance the next frames, spectra `[B, F, T]`, T divisible by the graph's number of frames."""
-        mag, pha = torch.empty_like(noisy.mag), torch.empty_like(noisy.pha)
+        noisy_parts = [part.numpy() for part in noisy]
+        enhanced = [np.empty_like(part) for part in noisy_parts]
         next_state = list(state)
-        for signal in range(len(mag)):
-            for start in range(0, mag.shape[2], self._frames):
+        batch, _, frames = noisy.mag.shape
+        for signal in range(batch):
+            for start in range(0, frames, self._frames):
                 piece = signal, slice(None), slice(start, start + self._frames)
                 request, other = next_state[signal]
-                for index, part in enumerate(noisy):
+                for index, part in enumerate(noisy_parts):
                     request.get_input_tensor(index).data[0] = part[piece]
                 request.start_async()
                 request.wait()
-                for index, part in enumerate((mag, pha)):
-                    part[piece] = torch.from_numpy(request.get_output_tensor(index).data[0])
+                for index, part in enumerate(enhanced):
+                    part[piece] = request.get_output_tensor(index).data[0]
                 next_state[signal] = other, request
-        return Spectra(mag, pha), next_state
+        return Spectra(*map(torch.from_numpy, enhanced)), next_state
 
 
 def _read_entry(entry: Path, core: Core, properties: dict[str, Any]) -> CompiledModel | None:

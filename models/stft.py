@@ -6,6 +6,7 @@ same frame by frame.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -51,9 +52,7 @@ class Spectra(NamedTuple):
         """
         mag = _compressed_mag(spectrum.real, spectrum.imag, compress_factor, _POWER_FLOOR if floors else 0.0)
         floor = PHASE_FLOOR * spectrum.detach().abs().amax(dim=1, keepdim=True)
-        bins = torch.arange(spectrum.shape[1], device=spectrum.device)[:, None]
-        positive = (bins % 4 < 2) | (bins == len(bins) - 1)
-        zero = torch.where(positive, 0.0, -0.0).to(spectrum.real.dtype)
+        zero = _signed_zeros(spectrum.shape[1], spectrum.real.dtype, spectrum.device)
         real = spectrum.real.masked_fill(spectrum.real.abs() < floor, 0.0)
         imaginary = spectrum.imag
         if floors:
@@ -64,6 +63,14 @@ class Spectra(NamedTuple):
     def complex(self) -> Tensor:
         """Real and imaginary part of the compressed spectra, `[B, F, T, 2]`."""
         return torch.stack([self.mag * torch.cos(self.pha), self.mag * torch.sin(self.pha)], dim=-1)
+
+
+@cache
+def _signed_zeros(bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the zeros of imaginary parts in `Spectra.from_stft`, `[bins, 1]`."""
+    with torch.inference_mode(False):  # a tensor that training can use too
+        index = torch.arange(bins, device=device)[:, None]
+        return torch.where((index % 4 < 2) | (index == bins - 1), 0.0, -0.0).to(dtype)
 
 
 def angle(real: Tensor, imaginary: Tensor) -> Tensor:
