@@ -41,6 +41,10 @@ class NetworkConfig:
     block_frames: ClassVar[int] = 1
     """Number of frames that a streaming network takes at a time."""
 
+    complex_spectra: ClassVar[bool] = False
+    """Whether input and output are real and imaginary parts of uncompressed spectra, instead of compressed magnitude
+    and phase."""
+
     @property
     def delay_frames(self) -> int:
         """Number of frames by which the output of a streaming network lags behind its input."""
@@ -53,7 +57,8 @@ class NetworkConfig:
 
     def stft_problem(self, stft: StftConfig) -> str:
         """Return why the network cannot work with other settings of the STFT, or an empty string if it can."""
-        del stft
+        if self.complex_spectra and (stft.compress_factor != 1 or stft.floors):
+            return "the network takes uncompressed spectra: compress_factor should be 1, floors false"
         return ""
 
     @property
@@ -128,6 +133,8 @@ class CnunetConfig(NetworkConfig):
     """Wire the skip connections as the released code does, where three come from the other part (real instead of
     imaginary or vice versa). Off: each decoder takes those of its own part, as evidently intended."""
 
+    complex_spectra: ClassVar[bool] = True
+
     def bins_problem(self, bins: int) -> str:
         """Return an error message unless the bins above 0 Hz are a multiple of 256."""
         return "the network needs a multiple of 256 plus 1 (0 Hz)" if bins % 256 != 1 or bins == 1 else ""
@@ -162,6 +169,8 @@ class DpcrnConfig(NetworkConfig):
     label_epochs: NonNegativeInt = 10
     """Epochs in which the comb filter uses the fundamental frequency of the clean speech."""
 
+    complex_spectra: ClassVar[bool] = True
+
     def bins_problem(self, bins: int) -> str:
         """Return an error message unless the frequency axis can be halved and doubled again."""
         if self.size == "sub_band" or self.comb:
@@ -172,7 +181,7 @@ class DpcrnConfig(NetworkConfig):
         """Return an error message if the comb filter cannot compute samples from the spectra."""
         needed = StftConfig(n_fft=512, hop_size=256, win_size=512, compress_factor=1.0, window="sqrt_hann")
         values = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(needed).items())
-        return f"model.comb needs {values}" if self.comb and stft != needed else ""
+        return f"model.comb needs {values}" if self.comb and stft != needed else super().stft_problem(stft)
 
     @property
     def own_terms(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class Enhancer(nn.Module):
 
     Parameters
     ----------
-    network: maps `Spectra` to `Spectra`; in evaluation mode.
+    network: maps spectra to spectra; in evaluation mode.
     config: gives the STFT, the sampling rate in Hz, the segment length in samples and the level normalisation.
     batch_size: windows in one pass of the network; by default 1 on a CPU and `GPU_BATCH` on a GPU.
     """
@@ -42,7 +42,7 @@ class Enhancer(nn.Module):
         super().__init__()
         self.network = network
         self.config = config
-        self.spectrogram = Spectrogram(config.stft)
+        self.spectrogram = Spectrogram(config.stft, config.model.complex_spectra)
         self.sampling_rate = config.data.sampling_rate
         self.segment_size = config.data.segment_size
         self.normalize_level = config.data.normalize_level

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from cli import UserError
 from config import Config, NetworkConfig
 from enhance.streaming import StreamingNetwork
-from models.stft import Spectra, Spectrogram
+from models.stft import AnySpectra, Spectrogram, spectra_class
 from models.streaming import stream_whole
 
-SPECTRA_INPUTS = ("mag", "pha")
-"""Inputs of every graph, `[batch, F, frames]`. Further inputs are its state."""
+SPECTRA_INPUTS = 2
+"""Number of inputs for the spectra, `[batch, F, frames]` each, as of outputs. Further ones are the state."""
 
 EXAMPLE_BATCH, EXAMPLE_FRAMES = 7, 8
 """Size of the example inputs. No axis of a network's state but the batch may have `EXAMPLE_BATCH` entries."""
@@ -39,16 +39,17 @@ NOISE_LEVEL = 0.1
 
 
 class TensorNetwork(nn.Module):
-    """A network with plain tensors as inputs and outputs: magnitude and phase `[B, F, T]`, and its state if any."""
+    """A network with plain tensors as inputs and outputs: both parts of spectra `[B, F, T]`, and its state if any."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, complex_spectra: bool) -> None:
         super().__init__()
         self.network = network
+        self.spectra_class = spectra_class(complex_spectra)
         self.example_state = network.initial_state(EXAMPLE_BATCH) if isinstance(network, StreamingNetwork) else None
 
-    def forward(self, mag: Tensor, pha: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Enhance magnitude and phase; with a state, return the next state too."""
-        noisy = Spectra(mag, pha)
+    def forward(self, first: Tensor, second: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Enhance spectra; with a state, return the next state too."""
+        noisy = self.spectra_class(first, second)
         next_state: dict[str, Tensor] = {}
         if state:
             before = _nest_state(state, like=self.example_state)
@@ -88,18 +89,18 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self._run = run
 
-    def forward(self, noisy: Spectra) -> Spectra:
+    def forward(self, noisy: AnySpectra) -> AnySpectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
         return run_graph(self._run, noisy, {})[0]
 
 
 def run_graph(
-    run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]], noisy: Spectra, state: Mapping[str, np.ndarray]
-) -> tuple[Spectra, Sequence[np.ndarray]]:
+    run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]], noisy: AnySpectra, state: Mapping[str, np.ndarray]
+) -> tuple[AnySpectra, Sequence[np.ndarray]]:
     """Run a graph on spectra and a state; return the enhanced spectra and the other outputs, in order."""
-    inputs = {name: np.ascontiguousarray(x) for name, x in zip(SPECTRA_INPUTS, noisy, strict=True)}
-    mag, pha, *others = run({**inputs, **state})
-    return Spectra(torch.from_numpy(mag), torch.from_numpy(pha)), others
+    inputs = {name: np.ascontiguousarray(x) for name, x in noisy._asdict().items()}
+    outputs = run({**inputs, **state})
+    return type(noisy)(*map(torch.from_numpy, outputs[:SPECTRA_INPUTS])), outputs[SPECTRA_INPUTS:]
 
 
 class StreamingGraphNetwork(GraphNetwork):
@@ -116,17 +117,17 @@ class StreamingGraphNetwork(GraphNetwork):
         """Return the state before the first frame of `batch` signals."""
         raise NotImplementedError
 
-    def stream(self, noisy: Spectra, state: Any) -> tuple[Spectra, Any]:
+    def stream(self, noisy: AnySpectra, state: Any) -> tuple[AnySpectra, Any]:
         """Enhance the next frames, spectra `[B, F, T]`; see `enhance.streaming.StreamingNetwork`."""
         raise NotImplementedError
 
-    def forward(self, noisy: Spectra) -> Spectra:
+    def forward(self, noisy: AnySpectra) -> AnySpectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
         return self.in_pieces(noisy, WHOLE_PIECE)
 
-    def in_pieces(self, noisy: Spectra, frames: int) -> Spectra:
+    def in_pieces(self, noisy: AnySpectra, frames: int) -> AnySpectra:
         """Enhance whole signals, spectra `[B, F, T]`, in pieces of `frames` frames."""
-        return stream_whole(self.stream, noisy, self.initial_state(len(noisy.mag)), self.config, frames)
+        return stream_whole(self.stream, noisy, self.initial_state(len(noisy[0])), self.config, frames)
 
 
 @torch.inference_mode()
@@ -142,12 +143,12 @@ def check_graph(
     `shapes` are those of the spectra, (batch, frames); `tolerance` is that of the magnitudes, and the least of the
     complex spectra.
     """
-    spectrogram = Spectrogram(config.stft)
+    spectrogram = Spectrogram(config.stft, config.model.complex_spectra)
     generator = torch.Generator().manual_seed(0)
     level = 1 if config.data.normalize_level else NOISE_LEVEL
     for batch, frames in shapes:
         noise = level * torch.randn(batch, frames * config.stft.hop_size, generator=generator)
-        noisy = Spectra(*(part[..., :frames] for part in spectrogram(noise)))
+        noisy = spectrogram.spectra_class(*(part[..., :frames] for part in spectrogram(noise)))
         expected = network(noisy)
         if isinstance(graph, StreamingGraphNetwork):  # block by block, to check the state too
             enhanced = graph.in_pieces(noisy, config.model.block_frames)

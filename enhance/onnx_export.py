@@ -51,8 +51,9 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
     """Export a network on the CPU in evaluation mode; returns the content of an .onnx file.
 
     Inputs are `mag` and `pha`, outputs `enhanced_mag` and `enhanced_pha`, float32 `[batch, F, frames]` for any batch
-    size and 1 or more frames. With `stream`, the state before the first frame (zeros at the beginning) and after the
-    last are inputs and outputs too. The metadata hold the configuration.
+    size and 1 or more frames; with `config.NetworkConfig.complex_spectra`, `real` and `imaginary` instead. With
+    `stream`, the state before the first frame (zeros at the beginning) and after the last are inputs and outputs too.
+    The metadata hold the configuration.
 
     Raises `UserError` if the network cannot stream, the graph's results differ, or a package is missing.
     """
@@ -66,7 +67,7 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
     state = (
         flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
     )
-    content = _simplified(_recorded(network, config.stft.bins, state), config)
+    content = _simplified(_recorded(network, config, state), config)
     check_graph(session_network(open_session(content, 1, IN_MEMORY), config), network, config)
     return content
 
@@ -80,23 +81,25 @@ def with_onnxruntime(network: nn.Module, config: Config, threads: int) -> GraphN
     return session_network(open_session(content, threads, IN_MEMORY), config)
 
 
-def _recorded(network: nn.Module, bins: int, state: dict[str, Tensor]) -> bytes:
+def _recorded(network: nn.Module, config: Config, state: dict[str, Tensor]) -> bytes:
     """Return the graph as PyTorch's exporter writes it."""
-    mag, pha = torch.rand(2, EXAMPLE_BATCH, bins, EXAMPLE_FRAMES)
+    wrapped = TensorNetwork(network, config.model.complex_spectra)
+    names = wrapped.spectra_class._fields
+    first, second = torch.rand(SPECTRA_INPUTS, EXAMPLE_BATCH, config.stft.bins, EXAMPLE_FRAMES)
     spectra_axes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     state_axes = tuple({each.shape.index(EXAMPLE_BATCH): Dim.DYNAMIC} for each in state.values())
     with torch.no_grad(), _no_warnings():
         program = torch.export.export(
-            TensorNetwork(network),
+            wrapped,
             # Cloned, because inputs that are one tensor would be recorded as one input.
-            (mag, pha, *(each.clone() for each in state.values())),
+            (first, second, *(each.clone() for each in state.values())),
             dynamic_shapes=(spectra_axes, spectra_axes, *([state_axes] if state else [])),
             strict=False,
         )
         exported = torch.onnx.export(
             program,
-            input_names=[*SPECTRA_INPUTS, *state],
-            output_names=[f"enhanced_{name}" for name in SPECTRA_INPUTS] + [f"next_{name}" for name in state],
+            input_names=[*names, *state],
+            output_names=[f"enhanced_{name}" for name in names] + [f"next_{name}" for name in state],
             opset_version=OPSET,
             dynamo=True,
             optimize=False,  # takes longer than all the rest; onnxruntime simplifies in a second

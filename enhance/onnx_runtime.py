@@ -1,9 +1,9 @@
 """Networks run by onnxruntime, from the .onnx files that `scripts/export_onnx.py` writes.
 
     network, config = load_onnx(Path("network.onnx"), threads=1)
-    enhanced = network(Spectrogram(config.stft)(wav))
+    enhanced = network(Spectrogram(config.stft, config.model.complex_spectra)(wav))
 
-They map `Spectra` to `Spectra` on the CPU, so `Enhancer` and `Stream` take them like the PyTorch networks. A file is
+They map spectra to spectra on the CPU, so `Enhancer` and `Stream` take them like the PyTorch networks. A file is
 complete: its metadata hold the configuration.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from cli import UserError
 from config import Config, parse_config
 from enhance.graphs import SPECTRA_INPUTS, GraphNetwork, StreamingGraphNetwork, run_graph
-from models.stft import Spectra
+from models.stft import AnySpectra, spectra_class
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,14 +42,16 @@ def load_onnx(path: Path, threads: int) -> tuple[GraphNetwork, Config]:
         raise UserError(f"{path}: the network cannot be read: {error.strerror}") from error
     session = open_session(content, threads, str(path))
     metadata = session.get_modelmeta().custom_metadata_map
-    inputs = [each.name for each in session.get_inputs()]
-    if CONFIG_KEY not in metadata or tuple(inputs[: len(SPECTRA_INPUTS)]) != SPECTRA_INPUTS:
+    if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: an ONNX file without this project's configuration; {_EXPORT_AGAIN}")
     try:
         config = parse_config(json.loads(metadata[CONFIG_KEY]), "its configuration")
     except (UserError, ValueError, RecursionError) as error:
         reason = "; ".join(str(error).splitlines())
         raise UserError(f"{path}: its configuration cannot be used ({reason}); {_EXPORT_AGAIN}") from error
+    inputs = tuple(each.name for each in session.get_inputs())
+    if inputs[:SPECTRA_INPUTS] != spectra_class(config.model.complex_spectra)._fields:
+        raise UserError(f"{path}: its inputs are not those of {config.model.name}; {_EXPORT_AGAIN}")
     return session_network(session, config), config
 
 
@@ -59,7 +61,7 @@ def session_network(session: InferenceSession, config: Config) -> GraphNetwork:
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         return list(map(np.asarray, session.run(None, inputs)))
 
-    state_shapes = {each.name: each.shape for each in session.get_inputs() if each.name not in SPECTRA_INPUTS}
+    state_shapes = {each.name: each.shape for each in session.get_inputs()[SPECTRA_INPUTS:]}
     return (_OnnxStream(run, state_shapes, config) if state_shapes else GraphNetwork(run)).eval()
 
 
@@ -85,7 +87,7 @@ class _OnnxStream(StreamingGraphNetwork):
             for name, shape in self._state_shapes.items()
         }
 
-    def stream(self, noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
+    def stream(self, noisy: AnySpectra, state: Mapping[str, np.ndarray]) -> tuple[AnySpectra, dict[str, np.ndarray]]:
         """Enhance the next frames, spectra `[B, F, T]`; returns them and the next state."""
         enhanced, next_state = run_graph(self._run, noisy, state)
         return enhanced, dict(zip(self._state_shapes, next_state, strict=True))

@@ -36,7 +36,7 @@ from enhance.graphs import (
     flatten_state,
 )
 from enhance.streaming import StreamingNetwork
-from models.stft import Spectra
+from models.stft import AnySpectra, spectra_class
 from utils.atomic import atomic_open
 
 if TYPE_CHECKING:
@@ -138,21 +138,22 @@ def _convert(network: nn.Module, config: Config, frames: int | None, stream: boo
         flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
     )
     example_frames = frames if stream and frames else EXAMPLE_FRAMES  # LSTMs compute a single frame in another way
-    examples = *torch.rand(2, EXAMPLE_BATCH, config.stft.bins, example_frames), *state.values()
+    examples = *torch.rand(SPECTRA_INPUTS, EXAMPLE_BATCH, config.stft.bins, example_frames), *state.values()
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         examples = tuple(example.clone() for example in examples)  # one tensor would be recorded as one input
-        trace = torch.jit.trace(TensorNetwork(network).eval(), examples, check_trace=False, strict=False)
+        wrapped = TensorNetwork(network, config.model.complex_spectra).eval()
+        trace = torch.jit.trace(wrapped, examples, check_trace=False, strict=False)
         decoder = TorchScriptPythonDecoder(torch.jit.freeze(trace), skip_freeze=True)
     frontend = FrontEndManager().load_by_framework("pytorch")
     graph = frontend.load(decoder)
     for index, (place, example) in enumerate(zip(graph.get_inputs(), examples, strict=True)):
         shape = [(1 if frames else -1) if size == EXAMPLE_BATCH else size for size in example.shape]
-        if index < len(SPECTRA_INPUTS):
+        if index < SPECTRA_INPUTS:
             shape[2] = frames or -1
         graph.set_element_type(place, openvino.Type.f32)
         graph.set_partial_shape(place, openvino.PartialShape(shape))
     model = frontend.convert(graph)
-    for port, name in zip(model.inputs, [*SPECTRA_INPUTS, *state], strict=True):
+    for port, name in zip(model.inputs, [*wrapped.spectra_class._fields, *state], strict=True):
         port.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
     return model
@@ -160,7 +161,7 @@ def _convert(network: nn.Module, config: Config, frames: int | None, stream: boo
 
 def _graph_network(compiled: CompiledModel, config: Config) -> GraphNetwork:
     request = compiled.create_infer_request()
-    batch_axis, bins, frame_axis = compiled.input("mag").partial_shape
+    batch_axis, bins, frame_axis = compiled.input(0).partial_shape
 
     def infer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [output.copy() for output in request.infer(inputs, share_inputs=True, share_outputs=True).values()]
@@ -169,16 +170,17 @@ def _graph_network(compiled: CompiledModel, config: Config) -> GraphNetwork:
         """Run the graph, on one signal after the other if it takes one only."""
         if batch_axis.is_dynamic:
             return infer(inputs)
-        signals = [infer({name: x[i : i + 1] for name, x in inputs.items()}) for i in range(len(inputs["mag"]))]
+        alone = zip(*(x[:, None] for x in inputs.values()), strict=True)
+        signals = [infer(dict(zip(inputs, parts, strict=True))) for parts in alone]
         return [np.concatenate(outputs) for outputs in zip(*signals, strict=True)]
 
-    if len(compiled.inputs) > len(SPECTRA_INPUTS):
+    if len(compiled.inputs) > SPECTRA_INPUTS:
         return _OpenVinoStream(compiled, config).eval()
     if frame_axis.is_dynamic:
         # OpenVINO 2026.4 compiles softmax attention at its first input. If that is a single frame, the results for 16
         # or more frames are wrong.
         first = np.zeros((1, bins.get_length(), EXAMPLE_FRAMES), np.float32)
-        infer(dict.fromkeys(SPECTRA_INPUTS, first))
+        infer(dict.fromkeys(spectra_class(config.model.complex_spectra)._fields, first))
     return GraphNetwork(run).eval()
 
 
@@ -192,7 +194,7 @@ class _OpenVinoStream(StreamingGraphNetwork):
     def __init__(self, compiled: CompiledModel, config: Config) -> None:
         super().__init__(config.model)
         self._compiled = compiled
-        self._frames = compiled.input("mag").partial_shape[2].get_length()
+        self._frames = compiled.input(0).partial_shape[2].get_length()
 
     def initial_state(self, batch: int) -> list[tuple[InferRequest, InferRequest]]:
         """Return the state before the first frame of `batch` signals."""
@@ -200,20 +202,20 @@ class _OpenVinoStream(StreamingGraphNetwork):
 
     def _requests(self) -> tuple[InferRequest, InferRequest]:
         first, second = self._compiled.create_infer_request(), self._compiled.create_infer_request()
-        for index in range(len(SPECTRA_INPUTS), len(self._compiled.inputs)):
+        for index in range(SPECTRA_INPUTS, len(self._compiled.inputs)):
             second.get_output_tensor(index).data[:] = 0
             first.set_input_tensor(index, second.get_output_tensor(index))
             second.set_input_tensor(index, first.get_output_tensor(index))
         return first, second
 
     def stream(
-        self, noisy: Spectra, state: list[tuple[InferRequest, InferRequest]]
-    ) -> tuple[Spectra, list[tuple[InferRequest, InferRequest]]]:
+        self, noisy: AnySpectra, state: list[tuple[InferRequest, InferRequest]]
+    ) -> tuple[AnySpectra, list[tuple[InferRequest, InferRequest]]]:
         """Enhance the next frames, spectra `[B, F, T]`, T divisible by the graph's number of frames."""
         noisy_parts = [part.numpy() for part in noisy]
         enhanced = [np.empty_like(part) for part in noisy_parts]
         next_state = list(state)
-        batch, _, frames = noisy.mag.shape
+        batch, _, frames = noisy_parts[0].shape
         for signal in range(batch):
             for start in range(0, frames, self._frames):
                 piece = signal, slice(None), slice(start, start + self._frames)
@@ -225,7 +227,7 @@ class _OpenVinoStream(StreamingGraphNetwork):
                 for index, part in enumerate(enhanced):
                     part[piece] = request.get_output_tensor(index).data[0]
                 next_state[signal] = other, request
-        return Spectra(*map(torch.from_numpy, enhanced)), next_state
+        return type(noisy)(*map(torch.from_numpy, enhanced)), next_state
 
 
 def _read_entry(entry: Path, core: Core, properties: dict[str, Any]) -> CompiledModel | None:

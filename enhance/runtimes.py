@@ -20,7 +20,7 @@ from enhance.openvino_runtime import with_openvino
 from enhance.streaming import Stream
 from enhance.windows import repeated_length
 from models.checkpoint import load_checkpoint
-from models.stft import Spectra
+from models.stft import AnySpectra
 
 BACKENDS = ("auto", "torch", "openvino", "onnxruntime")
 
@@ -120,11 +120,11 @@ class Bfloat16(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, spectra: Spectra) -> Spectra:
+    def forward(self, spectra: AnySpectra) -> AnySpectra:
         """Enhance noisy spectra."""
-        with torch.autocast(spectra.mag.device.type, torch.bfloat16):
+        with torch.autocast(spectra[0].device.type, torch.bfloat16):
             enhanced = self.network(spectra)
-        return Spectra(*(part.float() for part in enhanced))
+        return type(spectra)(*(part.float() for part in enhanced))
 
 
 class CompiledForShape(nn.Module):
@@ -140,9 +140,9 @@ class CompiledForShape(nn.Module):
         self.compiled = torch.compile(network, dynamic=False)
         self.batch_size, self.frames = batch_size, frames
 
-    def forward(self, spectra: Spectra) -> Spectra:
+    def forward(self, spectra: AnySpectra) -> AnySpectra:
         """Enhance noisy spectra."""
-        batch_size, _, frames = spectra.mag.shape
+        batch_size, _, frames = spectra[0].shape
         compiled = (batch_size, frames) == (self.batch_size, self.frames)
         return self.compiled(spectra) if compiled else self.network(spectra)
 

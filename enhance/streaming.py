@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from cli import UserError
 from config import Config, StftConfig
-from models.stft import Spectra, Spectrogram
+from models.stft import AnySpectra, Spectrogram
 
 MOST_FRAMES = 128
 """Maximum number of frames in one pass of the network: a stream that is late catches up in bounded memory."""
@@ -37,7 +37,7 @@ class StreamingNetwork(Protocol):
         """Return the state before the first frame of `batch` signals."""
         ...
 
-    def stream(self, noisy: Spectra, state: Any) -> tuple[Spectra, Any]:
+    def stream(self, noisy: Any, state: Any) -> tuple[AnySpectra, Any]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns T frames and the next state.
 
         T is a multiple of `NetworkConfig.block_frames`. The frames that are returned precede the last
@@ -72,7 +72,8 @@ class Stream:
         """Maximum delay of a sample in seconds, without the time to compute."""
         self._network = network
         self._stft = config.stft
-        window = Spectrogram(config.stft).window
+        self._spectrogram = Spectrogram(config.stft, config.model.complex_spectra)
+        window = self._spectrogram.window
         weights = next(network.parameters(), window)
         self._device = weights.device
         self._window = window.to(weights.dtype).numpy()
@@ -126,7 +127,7 @@ class Stream:
             windowed = np.zeros((len(frames), stft.n_fft), self._window.dtype)
             windowed[:, left : left + stft.win_size] = frames * self._window
             spectrum = torch.fft.rfft(torch.from_numpy(windowed).to(self._device)).T[None]  # [1, F, k]
-            noisy = torch.stack(Spectra.from_stft(spectrum, stft.compress_factor, stft.floors))
+            noisy = torch.stack(self._spectrogram.from_stft(spectrum))
             noisy = torch.cat([self._held, noisy], dim=3) if self._held.shape[3] else noisy
         filling = -noisy.shape[3] % self._block + self._delay if last else 0
         noisy = functional.pad(noisy, (0, filling)) if filling else noisy
@@ -134,8 +135,8 @@ class Stream:
         noisy, self._held = noisy.split([noisy.shape[3] - rest, rest], dim=3)
         if not noisy.shape[3]:
             return self._window[:0]
-        enhanced, self._state = self._network.stream(Spectra(*noisy), self._state)
-        spectrum = torch.polar(enhanced.mag ** (1 / stft.compress_factor), enhanced.pha)[0].T  # [T, F]
+        enhanced, self._state = self._network.stream(self._spectrogram.spectra_class(*noisy), self._state)
+        spectrum = self._spectrogram.to_stft(enhanced)[0].T  # [T, F]
         skip = min(self._leading, len(spectrum))
         self._leading -= skip
         spectrum = spectrum[skip : len(spectrum) - max(filling - self._delay, 0)]

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from config import CnunetConfig
 from models.blocks import at_least_float32, is_exporting
-from models.stft import Spectra
+from models.stft import AnySpectra, ComplexSpectra
 
 STAGE_DEPTHS = (6, 5, 4, 4, 4, 3)
 """Number of times each stage halves its frequency axis, from the highest resolution to the lowest."""
@@ -327,7 +327,7 @@ class CNUNet(nn.Module):
         self.imaginary_decoder = Decoder()
         self.out_conv = nn.Conv2d(WIDTH, 2, 1)
 
-    def forward(self, noisy: Spectra) -> Spectra:
+    def forward(self, noisy: AnySpectra) -> ComplexSpectra:
         """Enhance uncompressed spectra `[B, F, T]`; the bin at 0 Hz is ignored and 0 in the result."""
         x = noisy.complex.permute(0, 3, 1, 2)[:, :, 1:]  # [B, 2, F - 1, T]
         x = self.in_conv(x.contiguous(memory_format=torch.channels_last))
@@ -346,4 +346,4 @@ class CNUNet(nn.Module):
         decoded = [self.real_decoder(real, skips[REAL]), self.imaginary_decoder(imaginary, skips[IMAGINARY])]
         x = at_least_float32(self.out_conv(torch.cat(decoded, dim=1)))
         real, imaginary = functional.pad(x, (0, 0, 1, 0)).unbind(dim=1)
-        return Spectra.from_parts(real, imaginary)
+        return ComplexSpectra(real, imaginary)

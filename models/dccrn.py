@@ -22,7 +22,7 @@ from config import DccrnConfig
 from models.blocks import at_least_float32
 from models.cnunet import complex_concat, complex_conv
 from models.recurrent import run_rnn
-from models.stft import Spectra
+from models.stft import ComplexSpectra, Spectra
 
 CHANNELS = {"complex": (32, 64, 128, 256, 256, 256), "real": (16, 32, 64, 128, 256, 256)}
 """Output channels of the encoder layers by `DccrnConfig.lstm`, real and imaginary parts together."""
@@ -256,8 +256,10 @@ def apply_mask(kind: Literal["E", "C", "R"], noisy: Spectra, real: Tensor, imagi
     """Multiply spectra by a complex mask, `[B, F, T]` each, in one of the ways of `DccrnConfig.mask`."""
     if kind == "R":
         noisy_real, noisy_imaginary = noisy.complex.unbind(dim=-1)
-        return Spectra.from_parts(noisy_real * real, noisy_imaginary * imaginary)
-    gain, rotation = Spectra.from_parts(real, imaginary)
+        masked = ComplexSpectra(noisy_real * real, noisy_imaginary * imaginary)
+        return Spectra(masked.mag, masked.pha)
+    mask = ComplexSpectra(real, imaginary)
+    gain, rotation = mask.mag, mask.pha
     if kind == "C":
         return Spectra(noisy.mag * gain, noisy.pha + rotation)
     return Spectra((noisy.mag.square() + _SILENT_POWER).sqrt() * torch.tanh(gain), noisy.pha + rotation)

@@ -32,7 +32,7 @@ from config import DpcrnConfig
 from models.blocks import at_least_float32
 from models.f0 import CLASSES, FRAME, HOP, LONGEST_PERIOD, SHORTEST_PERIOD, UNVOICED, f0_classes, f0_loss
 from models.recurrent import run_rnn
-from models.stft import Spectra
+from models.stft import AnySpectra, ComplexSpectra
 
 KERNELS = 8
 """Kernels of an adaptive convolution."""
@@ -379,14 +379,14 @@ class DPCRN(nn.Module):
         return State(tuple(state for layer in layers for state in layer.initial_states(batch)))
 
     def forward(
-        self, noisy: Spectra, clean_wav: Tensor | None = None, epoch: int = 0
-    ) -> Spectra | tuple[Spectra, dict[str, Tensor]]:
+        self, noisy: AnySpectra, clean_wav: Tensor | None = None, epoch: int = 0
+    ) -> ComplexSpectra | tuple[ComplexSpectra, dict[str, Tensor]]:
         """Enhance whole signals, spectra `[B, F, T]`.
 
         With the clean waveforms `[B, N]`, for training, also return the loss term `f0` of the network with the comb
         filter; in the first epochs, `DpcrnConfig.label_epochs`, the comb filter then uses the F0 of the clean speech.
         """
-        memory = Memory(self.initial_state(noisy.mag.shape[0]).layers)
+        memory = Memory(self.initial_state(len(noisy[0])).layers)
         if clean_wav is None:
             return self._enhance(noisy, memory)[0]
         labels = f0_classes(clean_wav)
@@ -394,13 +394,15 @@ class DPCRN(nn.Module):
         assert logits is not None, "only the network with the comb filter has a loss term of its own"
         return enhanced, {"f0": f0_loss(logits, labels)}
 
-    def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
+    def stream(self, noisy: AnySpectra, state: State) -> tuple[ComplexSpectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; return them and the state after them."""
         memory = Memory(state.layers)
         enhanced, _ = self._enhance(noisy, memory)
         return enhanced, State(tuple(memory.after))
 
-    def _enhance(self, noisy: Spectra, memory: Memory, classes: Tensor | None = None) -> tuple[Spectra, Tensor | None]:
+    def _enhance(
+        self, noisy: AnySpectra, memory: Memory, classes: Tensor | None = None
+    ) -> tuple[ComplexSpectra, Tensor | None]:
         """Return the enhanced spectra and the F0 logits; `classes` are used instead of the estimated ones."""
         spectrum = noisy.complex.permute(0, 3, 2, 1)  # [B, 2, T, F]
         x = spectrum
@@ -432,7 +434,7 @@ class DPCRN(nn.Module):
             spectrum = spectrum + strength[:, None] * (filtered - spectrum)
 
         (mask_real, mask_imaginary), (real, imaginary) = mask.unbind(dim=1), spectrum.unbind(dim=1)
-        return Spectra.from_parts(
+        return ComplexSpectra(
             (mask_real * real - mask_imaginary * imaginary).transpose(1, 2),
             (mask_real * imaginary + mask_imaginary * real).transpose(1, 2),
         ), logits

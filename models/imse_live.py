@@ -284,7 +284,7 @@ class ImseLive(IMSE):
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, compressed spectra `[B, F, T]`."""
-        return stream_whole(self.stream, noisy, None, self.config, PIECE)
+        return Spectra(*stream_whole(self.stream, noisy, None, self.config, PIECE))
 
     def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T divisible by `FRAME_MULTIPLE`.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from config import LossConfig
-from models.stft import Spectra, Spectrogram
+from models.stft import AnySpectra, ComplexSpectra, Spectra, Spectrogram
 
 _SI_SDR_EPS = 1e-8
 _COMPRESSION = 0.3
@@ -30,10 +30,10 @@ _COMPRESSED_POWER = 1e-12
 
 
 class Speech(NamedTuple):
-    """A batch of speech at the network's level: waveforms `[B, N]` and compressed spectra `[B, F, T]`."""
+    """A batch of speech at the network's level: waveforms `[B, N]` and spectra `[B, F, T]`."""
 
     wav: Tensor
-    spectra: Spectra
+    spectra: AnySpectra
 
 
 def anti_wrapping(difference: Tensor) -> Tensor:
@@ -115,10 +115,8 @@ def magnitude_l1(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> T
 
 def complex_l1(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
     """Mean absolute error of the uncompressed real and imaginary parts of the enhanced waveform (CNUNet)."""
-    reanalysed = spectrogram(enhanced.wav)
-    clean_parts = Spectra(_linear_mag(clean.spectra, spectrogram), clean.spectra.pha).complex
-    parts = Spectra(_linear_mag(reanalysed, spectrogram), reanalysed.pha).complex
-    return functional.l1_loss(parts, clean_parts)
+    parts = _linear_parts(spectrogram(enhanced.wav), spectrogram)
+    return functional.l1_loss(parts, _linear_parts(clean.spectra, spectrogram))
 
 
 def compressed_magnitude(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
@@ -130,16 +128,23 @@ def compressed_magnitude(clean: Speech, enhanced: Speech, spectrogram: Spectrogr
 
 def compressed_complex(clean: Speech, enhanced: Speech, spectrogram: Spectrogram) -> Tensor:
     """Sum of the mean squared errors of real and imaginary part with magnitudes to the power of 0.3 (GTCRN)."""
-    clean_mag = _linear_mag(clean.spectra, spectrogram)
-    mag = _linear_mag(enhanced.spectra, spectrogram)
-    clean_mag = clean_mag / _compressed_mag(clean_mag) ** (1 / _COMPRESSION - 1)
-    mag = mag / _compressed_mag(mag) ** (1 / _COMPRESSION - 1)
-    clean_parts, parts = Spectra(clean_mag, clean.spectra.pha).complex, Spectra(mag, enhanced.spectra.pha).complex
-    return 2 * functional.mse_loss(parts, clean_parts)
+
+    def compressed(spectra: AnySpectra) -> Tensor:
+        mag = _compressed_mag(_linear_mag(spectra, spectrogram))
+        return _linear_parts(spectra, spectrogram) / mag[..., None] ** (1 / _COMPRESSION - 1)
+
+    return 2 * functional.mse_loss(compressed(enhanced.spectra), compressed(clean.spectra))
 
 
-def _linear_mag(spectra: Spectra, spectrogram: Spectrogram) -> Tensor:
+def _linear_mag(spectra: AnySpectra, spectrogram: Spectrogram) -> Tensor:
     return spectra.mag ** (1 / spectrogram.config.compress_factor)
+
+
+def _linear_parts(spectra: AnySpectra, spectrogram: Spectrogram) -> Tensor:
+    """Return real and imaginary part of the uncompressed spectra, `[B, F, T, 2]`."""
+    if isinstance(spectra, ComplexSpectra):
+        return spectra.complex
+    return Spectra(_linear_mag(spectra, spectrogram), spectra.pha).complex
 
 
 def _compressed_mag(mag: Tensor) -> Tensor:

@@ -32,11 +32,6 @@ class Spectra(NamedTuple):
     pha: Tensor
 
     @classmethod
-    def from_parts(cls, real: Tensor, imaginary: Tensor, compress_factor: float = 1.0) -> Spectra:
-        """Convert real and imaginary part of uncompressed spectra."""
-        return cls(_compressed_mag(real, imaginary, compress_factor), angle(real, imaginary))
-
-    @classmethod
     def from_stft(cls, spectrum: Tensor, compress_factor: float, floors: bool = False) -> Spectra:
         """Convert a complex STFT `[B, F, T]`, with one defined phase for bins that are only rounding errors.
 
@@ -65,6 +60,40 @@ class Spectra(NamedTuple):
         return torch.stack([self.mag * torch.cos(self.pha), self.mag * torch.sin(self.pha)], dim=-1)
 
 
+class ComplexSpectra(NamedTuple):
+    """Real and imaginary part of the uncompressed spectra of a batch of signals, each `[B, F, T]`.
+
+    For networks that compute with these, without a detour through the phase.
+    """
+
+    real: Tensor
+    imaginary: Tensor
+
+    @property
+    def mag(self) -> Tensor:
+        """Magnitude."""
+        return _compressed_mag(self.real, self.imaginary, 1.0)
+
+    @property
+    def pha(self) -> Tensor:
+        """Phase in radians."""
+        return angle(self.real, self.imaginary)
+
+    @property
+    def complex(self) -> Tensor:
+        """Real and imaginary part, `[B, F, T, 2]`."""
+        return torch.stack(self, dim=-1)
+
+
+AnySpectra = Spectra | ComplexSpectra
+"""Input and output of a network: `ComplexSpectra` if `config.NetworkConfig.complex_spectra` is set."""
+
+
+def spectra_class(complex_spectra: bool) -> type[Spectra] | type[ComplexSpectra]:
+    """Return the class of a network's input and output."""
+    return ComplexSpectra if complex_spectra else Spectra
+
+
 @cache
 def _signed_zeros(bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the zeros of imaginary parts in `Spectra.from_stft`, `[bins, 1]`."""
@@ -90,20 +119,21 @@ class Spectrogram(nn.Module):
     """STFT with power-law compression, and its inverse; gradients are finite everywhere, also at zero magnitude.
 
     Centred frames, reflected edges, periodic window. N samples, padded by `StftConfig.padding`, give N // hop_size + 1
-    frames of n_fft / 2 + 1 bins.
+    frames of n_fft / 2 + 1 bins. With `complex_spectra` the spectra are `ComplexSpectra`, uncompressed.
     """
 
     window: Tensor
 
-    def __init__(self, config: StftConfig) -> None:
+    def __init__(self, config: StftConfig, complex_spectra: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.spectra_class = spectra_class(complex_spectra)
         window = torch.hamming_window if config.window == "hamming" else torch.hann_window
         samples = window(config.win_size)
         self.register_buffer("window", samples.sqrt() if config.window == "sqrt_hann" else samples, persistent=False)
 
-    def forward(self, wav: Tensor) -> Spectra:
-        """Transform waveforms `[B, N]`, N ≥ 1, to compressed spectra `[B, F, T]`."""
+    def forward(self, wav: Tensor) -> AnySpectra:
+        """Transform waveforms `[B, N]`, N ≥ 1, to spectra `[B, F, T]`."""
         wav = functional.pad(wav, (0, self.config.padding(wav.shape[-1])))
         spectrum = torch.stft(
             wav,
@@ -115,15 +145,27 @@ class Spectrogram(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
+        return self.from_stft(spectrum)
+
+    def from_stft(self, spectrum: Tensor) -> AnySpectra:
+        """Convert a complex STFT `[B, F, T]`."""
+        if self.spectra_class is ComplexSpectra:
+            return ComplexSpectra(spectrum.real, spectrum.imag)
         return Spectra.from_stft(spectrum, self.config.compress_factor, self.config.floors)
 
-    def inverse(self, spectra: Spectra, samples: int) -> Tensor:
-        """Transform compressed spectra `[B, F, T]` back to waveforms `[B, samples]`, as `torch.istft` does.
+    def to_stft(self, spectra: AnySpectra) -> Tensor:
+        """Return the complex STFT `[B, F, T]`."""
+        if isinstance(spectra, ComplexSpectra):
+            return torch.complex(spectra.real, spectra.imaginary)
+        return torch.polar(spectra.mag ** (1 / self.config.compress_factor), spectra.pha)
+
+    def inverse(self, spectra: AnySpectra, samples: int) -> Tensor:
+        """Transform spectra `[B, F, T]` back to waveforms `[B, samples]`, as `torch.istft` does.
 
         `torch.istft` would wait for a GPU, to check the window.
         """
         n_fft, hop = self.config.n_fft, self.config.hop_size
-        spectrum = torch.polar(spectra.mag ** (1 / self.config.compress_factor), spectra.pha)
+        spectrum = self.to_stft(spectra)
         left = (n_fft - len(self.window)) // 2
         window = functional.pad(self.window, (left, n_fft - len(self.window) - left))[:, None]
         frames = torch.fft.irfft(spectrum, n_fft, dim=1) * window

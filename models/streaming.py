@@ -9,27 +9,28 @@ import torch
 from torch.nn import functional
 
 from config import NetworkConfig
-from models.stft import Spectra
+from models.stft import AnySpectra
 
 
 def stream_whole(
-    stream: Callable[[Spectra, Any], tuple[Spectra, Any]],
-    noisy: Spectra,
+    stream: Callable[[Any, Any], tuple[AnySpectra, Any]],
+    noisy: AnySpectra,
     state: Any,
     config: NetworkConfig,
     piece: int,
-) -> Spectra:
+) -> AnySpectra:
     """Enhance whole signals, spectra `[B, F, T]`, by a network that takes its frames in pieces and keeps a state.
 
     stream: maps the next frames and the state to T frames, delayed by `config.delay_frames`, and the next state.
     state: state before the first frame.
     piece: maximum number of frames in one call, a multiple of `config.block_frames`.
     """
-    frames, delay = noisy.mag.shape[-1], config.delay_frames
+    frames, delay = noisy[0].shape[-1], config.delay_frames
     padding = -frames % config.block_frames + delay
     pieces = (functional.pad(part, (0, padding)).split(piece, dim=2) for part in noisy)
-    enhanced: list[Spectra] = []
-    for mag, pha in zip(*pieces, strict=True):
-        spectra, state = stream(Spectra(mag, pha), state)
+    enhanced: list[AnySpectra] = []
+    for parts in zip(*pieces, strict=True):
+        spectra, state = stream(type(noisy)(*parts), state)
         enhanced.append(spectra)
-    return Spectra(*(torch.cat(parts, dim=2)[:, :, delay : delay + frames] for parts in zip(*enhanced, strict=True)))
+    joined = (torch.cat(parts, dim=2)[:, :, delay : delay + frames] for parts in zip(*enhanced, strict=True))
+    return type(enhanced[0])(*joined)

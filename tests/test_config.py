@@ -113,6 +113,8 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("lite_rtse", {"stft.window": "kaiser"}, "stft.window"),
         ("cnunet", {"model.released_skips": 1}, "model.released_skips"),
         ("cnunet", {"stft.n_fft": 510}, "stft.n_fft"),
+        ("cnunet", {"stft.compress_factor": 0.3}, "stft"),
+        ("dpcrn", {"stft.floors": True}, "stft"),
         ("dccrn", {"model.lstm": "CL"}, "model.lstm"),
         ("dccrn", {"model.mask": "e"}, "model.mask"),
         ("dccrn", {"model.look_ahead": 7}, "model.look_ahead"),

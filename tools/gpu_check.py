@@ -126,7 +126,7 @@ def outputs(config: Config, device: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = build(config).eval()
     clean, noise = 0.1 * torch.randn(2, 1, config.data.segment_size)
-    spectrogram = Spectrogram(config.stft).to(device)
+    spectrogram = Spectrogram(config.stft, config.model.complex_spectra).to(device)
     network.to(device)
     wav = clean.to(device)
     enhanced = network(spectrogram((clean + noise).to(device)))

@@ -23,7 +23,7 @@ from data.dataset import Batch
 from models import build
 from models.discriminator import MetricDiscriminator, dropout_factors
 from models.losses import Speech, loss_terms, weighted_sum
-from models.stft import Spectra, Spectrogram
+from models.stft import AnySpectra, Spectrogram
 from training.pesq_labels import PesqLabeler
 from utils.distributed import Group
 
@@ -64,7 +64,7 @@ class Trainer:
 
     def __init__(self, config: Config, group: Group, labeler: PesqLabeler | None) -> None:
         self.config, self.group, self.labeler = config, group, labeler
-        self.spectrogram = Spectrogram(config.stft).to(group.device)
+        self.spectrogram = Spectrogram(config.stft, config.model.complex_spectra).to(group.device)
         with torch.random.fork_rng():
             torch.manual_seed(config.train.seed)
             self.network = build(config).to(group.device)
@@ -193,7 +193,7 @@ class Trainer:
         return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(lr)}
 
     def _enhance(
-        self, network: nn.Module, noisy: Spectra, clean_wav: Tensor, epoch: int | None = None
+        self, network: nn.Module, noisy: AnySpectra, clean_wav: Tensor, epoch: int | None = None
     ) -> tuple[Speech, dict[str, Tensor]]:
         """Enhance spectra; the waveforms `[B, N]` have the shape and the data type of the clean ones.
 
@@ -202,10 +202,10 @@ class Trainer:
         own_terms: dict[str, Tensor] = {}
         with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16):
             if self.config.model.own_terms and epoch is not None:
-                (mag, pha), own_terms = network(noisy, clean_wav, epoch)
+                enhanced, own_terms = network(noisy, clean_wav, epoch)
             else:
-                mag, pha = network(noisy)
-        spectra = Spectra(mag.to(clean_wav.dtype), pha.to(clean_wav.dtype))
+                enhanced = network(noisy)
+        spectra = type(noisy)(*(part.to(clean_wav.dtype) for part in enhanced))
         return Speech(self.spectrogram.inverse(spectra, clean_wav.shape[-1]), spectra), own_terms
 
     def dropout(self, use: int, batch_size: int) -> Tensor:

@@ -22,7 +22,7 @@ from enhance.onnx_runtime import load_onnx, open_session, session_network
 from enhance.streaming import Stream, StreamingNetwork
 from models import build
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
-from models.stft import Spectra, Spectrogram
+from models.stft import AnySpectra, Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.fixtures.networks import assert_same_spectra, noise, random_network
 from tests.fixtures.signals import speech_like, with_noise
@@ -139,7 +139,7 @@ def test_check_finds_a_lost_state(file_of: Callable[[str], Path], monkeypatch: p
     assert isinstance(exported, StreamingGraphNetwork)
     remembering = exported.stream
 
-    def forgetful(noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[Spectra, dict[str, np.ndarray]]:
+    def forgetful(noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[AnySpectra, dict[str, np.ndarray]]:
         enhanced, after = remembering(noisy, state)
         return enhanced, after | {"past_5": state["past_5"]}
 
@@ -188,7 +188,7 @@ def test_files_of_other_projects(file_of: Callable[[str], Path], tmp_path: Path,
     assert "an ONNX file without this project's configuration" in message_of(path)
     onnx.helper.set_model_props(model, {"config": json.dumps(small_config.to_dict())})
     onnx.save(model, path)
-    assert "an ONNX file without this project's configuration" in message_of(path)
+    assert "its inputs are not those of imse" in message_of(path)
 
     model = onnx.load(file_of("lite_rtse"))
     for config, words in (("{", "its configuration cannot be used"), ("{}", "model: missing")):

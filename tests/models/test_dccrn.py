@@ -148,7 +148,7 @@ def recorded_input() -> Tensor:
 
 
 def as_spectra(spectrum: Tensor) -> Spectra:
-    return Spectra.from_parts(spectrum.real[None], spectrum.imag[None])
+    return Spectra(spectrum.abs()[None], spectrum.angle()[None])
 
 
 def as_complex(spectra: Spectra) -> Tensor:

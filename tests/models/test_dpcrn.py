@@ -19,7 +19,7 @@ from enhance.streaming import Stream, StreamingNetwork
 from models import build
 from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, Memory, SubBands, confidence
 from models.f0 import CLASSES, UNVOICED, f0_classes, f0_loss
-from models.stft import Spectra, Spectrogram
+from models.stft import ComplexSpectra, Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
 from tests.models.spectra import random_spectra
@@ -338,12 +338,12 @@ def test_streaming_equals_whole_signal(config: DpcrnConfig) -> None:
             state = network.initial_state(2)
             shapes = [each.shape for each in state.layers]
             assert all(shape[0] == 2 for shape in shapes)
-            pieces: list[Spectra] = []
+            pieces: list[ComplexSpectra] = []
             for piece in cut(noisy, sizes):
                 enhanced, state = network.stream(piece, state)
                 assert [each.shape for each in state.layers] == shapes
                 pieces.append(enhanced)
-            joined = Spectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+            joined = ComplexSpectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
             torch.testing.assert_close(joined.complex, whole.complex, rtol=0, atol=1e-10)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from config import Config, StftConfig, load_config
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
-from models.stft import PHASE_FLOOR, Spectra, Spectrogram, angle
+from models.stft import PHASE_FLOOR, ComplexSpectra, Spectra, Spectrogram, angle
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
 from tests.models.spectra import wrapped
@@ -117,6 +117,21 @@ def test_gradients_are_finite_down_to_silence(spectrogram: Spectrogram, scale: f
     assert wav.grad is not None
     assert wav.grad.isfinite().all()
     assert (wav.grad.abs().sum() > 0) == (scale > 0)
+
+
+def test_complex_spectra_hold_the_same_as_polar_ones() -> None:
+    stft = StftConfig(n_fft=8, hop_size=3, win_size=8, compress_factor=1.0)
+    wav = torch.randn(2, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    both = Spectrogram(stft, complex_spectra=True).double()
+    spectra, polar = both(wav), Spectrogram(stft).double()(wav)
+    assert isinstance(spectra, ComplexSpectra) and isinstance(polar, Spectra)
+    torch.testing.assert_close(spectra.mag, polar.mag, rtol=0, atol=1e-12)
+    error = PHASE_FLOOR * float(spectra.mag.max())
+    torch.testing.assert_close(spectra.complex, polar.complex, rtol=0, atol=error)
+    torch.testing.assert_close(both.inverse(spectra, 25), wav, rtol=0, atol=1e-12)
+    torch.testing.assert_close(both.inverse(polar, 25), wav, rtol=0, atol=error)
+    turned = ComplexSpectra(torch.tensor([[[0.0, -3.0]]]), torch.tensor([[[2.0, 0.0]]]))
+    assert turned.pha.flatten().tolist() == pytest.approx([math.pi / 2, math.pi])
 
 
 def test_angle_of_zero_is_zero_without_gradient() -> None:

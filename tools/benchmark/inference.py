@@ -29,7 +29,7 @@ from enhance.runtimes import BACKENDS, fast_enhancer, fast_stream, tune_malloc
 from enhance.windows import WHOLE_LIMIT
 from models import build
 from models.published import translate_published
-from models.stft import Spectra, Spectrogram
+from models.stft import AnySpectra, Spectra, Spectrogram
 from tests.reference.muse import has_reference_network, plain_network
 
 Row = dict[str, Any]
@@ -115,9 +115,10 @@ def measure_networks(options: Namespace) -> list[Row]:
     tune_malloc()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
-    runs: list[tuple[nn.Module, Spectra]] = []
+    runs: list[tuple[nn.Module, AnySpectra]] = []
     for config in map(load_config, options.config):
-        noisy = Spectra(*(part.to(options.device) for part in noise_segment(config)))
+        noisy = noise_segment(config)
+        noisy = type(noisy)(*(part.to(options.device) for part in noisy))
         networks = make_networks(config)
         first = None
         for form in options.forms:
@@ -156,10 +157,10 @@ def segment_seconds(config: Config) -> float:
     return config.data.segment_size / config.data.sampling_rate
 
 
-def noise_segment(config: Config) -> Spectra:
+def noise_segment(config: Config) -> AnySpectra:
     """Return the spectra of one segment of noise, `[1, F, T]`."""
     wav = 0.1 * torch.randn(1, config.data.segment_size, generator=torch.Generator().manual_seed(0))
-    return Spectrogram(config.stft)(wav)
+    return Spectrogram(config.stft, config.model.complex_spectra)(wav)
 
 
 @torch.inference_mode()
