@@ -3,7 +3,7 @@
     python inference.py --input_noisy_wavs_dir noisy --output_dir enhanced [--resume]
     torchrun --nproc_per_node N inference.py …      # each process takes its share of the files
     python inference.py --input_noisy_wavs_dir - < noisy.wav > enhanced.wav
-    arecord -f S16_LE -r 16000 -t raw | python inference.py --stream | aplay -f S16_LE -r 16000
+    arecord -f S16_LE -r 16000 -t wav | python inference.py --stream | aplay
 
 Each output keeps its input's name, sampling rate, channel count, length and sample format; a folder's tree is mirrored.
 With a folder of clean files the scores are printed too. Exit codes: 0 all done, 1 some files failed (each is named on
@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     protocols = [name for name in PROTOCOLS if name != "averaged"]
     add("--protocol", choices=protocols, help="how signals are cut into windows; default: overlap")
     add("--passes", type=int, choices=MAX_HOP, help="of protocol overlap: 2 averages two passes; default: 1")
-    add("--stream", action="store_true", help="live: raw 16-bit PCM from standard input to standard output")
+    add("--stream", action="store_true", help="live: WAV or raw 16-bit PCM from standard input to standard output")
     add("--backend", choices=BACKENDS, default="auto", help="default: OpenVINO on a CPU, else PyTorch")
     add("--device", help="cpu or cuda; default: cuda if available")
     add("--batch_size", type=positive, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
@@ -146,7 +146,7 @@ def enhance_live(options: Namespace) -> int:
         torch.set_num_threads(1)  # a frame is too little work to share
     if not options.quiet:
         print(f"live at {stream.sampling_rate} Hz, {1000 * stream.latency:g} ms behind", file=sys.stderr)
-    pipe_pcm(stream.process, stream.flush)
+    pipe_pcm(stream.process, stream.flush, stream.sampling_rate)
     return DONE
 
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import cli
@@ -36,6 +38,12 @@ def to_pcm(samples: np.ndarray) -> bytes:
 
 NOISY = to_pcm(with_noise(speech_like(1), 5))
 CLIPPED = to_pcm(40 * with_noise(speech_like(0.5), 5))
+
+
+def to_wav(pcm: bytes, rate: int = RATE) -> bytes:
+    file = BytesIO()
+    soundfile.write(file, np.frombuffer(pcm, "<i2"), rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +111,13 @@ def test_ctrl_c(checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
-def test_closed_output(checkpoint: Path) -> None:
+@pytest.mark.parametrize("noisy", [NOISY, to_wav(NOISY)], ids=["raw", "wav"])
+def test_closed_output(checkpoint: Path, noisy: bytes) -> None:
     with started(checkpoint, "--quiet") as process:
         assert process.stdout
         process.stdout.close()
         process.stdout = None
-        _, errors = process.communicate(NOISY, timeout=TIMEOUT)
+        _, errors = process.communicate(noisy, timeout=TIMEOUT)
     assert (process.returncode, errors) == (1, b"")
 
 
@@ -142,6 +151,20 @@ def test_an_input_that_ends_within_a_sample(run: Run, checkpoint: Path) -> None:
     assert (code, errors.count("\n")) == (1, 1)
     assert errors.startswith("standard input: ")
     assert_as_in_one_pass(enhanced, checkpoint, NOISY[:5000])
+
+
+def test_wav_gives_wav(run: Run, checkpoint: Path) -> None:
+    code, enhanced, errors = run(to_wav(NOISY[:8000]), "--quiet", "--checkpoint_file", checkpoint)
+    assert (code, errors) == (0, "")
+    samples, rate = soundfile.read(BytesIO(enhanced), dtype="int16")
+    assert (samples.shape, rate) == ((4000,), RATE)
+    assert_as_in_one_pass(samples.tobytes(), checkpoint, NOISY[:8000])
+
+
+def test_wav_of_another_rate(run: Run, checkpoint: Path) -> None:
+    code, enhanced, errors = run(to_wav(NOISY, 48_000), "--quiet", "--checkpoint_file", checkpoint)
+    assert (code, enhanced, errors.count("\n")) == (1, b"", 1)
+    assert errors.startswith("standard input: ") and "48000 Hz" in errors
 
 
 def test_full_disk_and_closed_input(run: Run, checkpoint: Path) -> None:

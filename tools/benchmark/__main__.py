@@ -1,6 +1,6 @@
 """Benchmarks; run from the project's root, since they compare with the plain transcriptions in `tests.reference`.
 
-    python -m tools.benchmark {network,lengths,stream,train,peers} [--json FILE] …
+    python -m tools.benchmark {network,lengths,stream,live,train,peers} [--json FILE] …
 
 Alternatives take turns within a run, so that other load on the machine affects all of them; compare ratios of medians
 rather than times of different runs. Each prints a table; `--json FILE` writes it with a description of the machine.
@@ -22,11 +22,12 @@ from config import MODEL_CONFIGS
 from enhance.runtimes import BACKENDS
 from enhance.windows import PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
-from tools.benchmark import inference, scoring, training
+from tools.benchmark import inference, live, scoring, training
 from tools.benchmark.inference import FORMS
 from utils.atomic import write_text_atomically
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SAMPLE = CONFIGS.parent / "samples" / "noisy" / "babble_5dB.flac"
 ALL_CONFIGS = [path for name in MODEL_CONFIGS if (path := CONFIGS / f"{name}.json").exists()]
 
 
@@ -35,6 +36,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clean_wav_dir": {"type": Path, "metavar": "CLEAN", "help": "clean files"},
     "noisy_wav_dir": {"type": Path, "metavar": "NOISY", "help": "noisy files"},
     "checkpoint_file": {"type": Path, "nargs": "+", "metavar": "CKPT", "help": "checkpoints"},
+    "noisy_file": {"type": Path, "metavar": "FILE", "help": "file to play, repeated"},
+    "seconds": {"type": positive, "metavar": "S", "help": "seconds to play"},
+    "buffer": {"type": positive, "metavar": "MS", "help": "buffer of the player in ms"},
     "files": {"type": positive, "metavar": "N", "help": "number of files, evenly spaced"},
     "config": {"type": Path, "nargs": "+", "help": "configurations of the networks"},
     "forms": {"choices": FORMS, "nargs": "+", "metavar": "FORM", "help": ", ".join(FORMS)},
@@ -87,6 +91,8 @@ def make_parser() -> ArgumentParser:
         device="cpu",
         backend="auto",
     )
+    played = {"noisy_file": SAMPLE, "seconds": 60, "buffer": 100}
+    add("live", live.measure_live, checkpoint_file=[LIVE_CHECKPOINT], backend="auto", **played)
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
     add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
     checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]

@@ -16,16 +16,17 @@ from torch import nn
 from config import Config, load_config
 from metrics.score import METRICS, score_signals
 from models import build
-from models.checkpoint import save_checkpoint
+from models.checkpoint import DEFAULT_CHECKPOINT, save_checkpoint
 from models.stft import Spectra
 from tests.fixtures.commands import call_main
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import inference, scoring
+from tools.benchmark import inference, live, scoring
 from tools.benchmark.__main__ import CONFIGS, as_table
 from tools.benchmark.inference import Plain, count_macs, make_networks
+from tools.benchmark.live import count_dropouts
 
 Measure = Callable[..., list[dict[str, Any]]]
 PAIRS = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "noisy")
@@ -155,6 +156,50 @@ def test_stream(measure: Measure) -> None:
     assert 0 < median["ms"] <= percentile["ms"]
 
 
+def test_live(measure: Measure, lite: Path) -> None:
+    """Half of the samples of a hop wait for more than 1.5 hops, the first one for two."""
+    options = ("--checkpoint_file", lite, "--backend", "torch", "--seconds", 2, "--buffer", 10**6)
+    (row,) = measure("live", *options)
+    assert (row["checkpoint"], row["backend"], row["samples"], row["latency ms"]) == ("lite", "torch", 32_000, 32)
+    assert 23.9 < row["median ms"] <= row["99 % ms"] <= row["max ms"]
+    assert row["99 % ms"] > 31.5 and row["max ms"] > 31.9
+    assert (row["buffer ms"], row["drop-outs"]) == (10**6, 0)
+    assert row["RTF"] > 0
+
+
+def test_live_includes_the_time_to_compute(
+    measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here `inference.py` returns its input and once takes 0.3 s, beyond the silence of 8512 samples."""
+    (tmp_path / "inference.py").write_text(
+        "import time\n"
+        "source, target = open(0, 'rb'), open(1, 'wb', 0)\n"
+        "for number in range(200):\n"
+        "    time.sleep(0.3 if number == 100 else 0)\n"
+        "    target.write(source.read(320))\n"
+    )
+    monkeypatch.setattr(live, "ROOT", tmp_path)
+    (row,) = measure("live", "--checkpoint_file", lite, "--seconds", 1)
+    assert row["samples"] == 16_000
+    assert 0 < row["median ms"] <= row["99 % ms"] <= row["max ms"]
+    assert row["max ms"] > 300
+
+
+def test_live_ends_early(tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inference.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(live, "ROOT", tmp_path)
+    done = call_main(benchmark.main, "live", "--checkpoint_file", lite, "--seconds", 1)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "lite.safetensors" in done.stderr and "exit code 3" in done.stderr
+
+
+@pytest.mark.parametrize(("buffer", "expected"), [(0.1, 2), (0.3, 1), (1.0, 0)])
+def test_dropouts(buffer: float, expected: int) -> None:
+    """With 0.1 s: due at 0.3, 0.5 (late, restarts at 0.7), 0.9 and 1.1 (late)."""
+    arrival = np.repeat([0.0, 0.25, 0.6, 0.85, 1.5], 2)
+    assert count_dropouts(arrival, 10, buffer) == expected
+
+
 def test_lengths(measure: Measure) -> None:
     options = ("--config", CONFIGS / "lite_rtse.json", "--lengths", 3, 1, "--protocols", "overlap", "whole")
     rows = measure("lengths", *options, "--threads", 1)
@@ -211,6 +256,8 @@ def test_rnnoise_has_no_delay() -> None:
         ("network --config nothing.json", "nothing.json"),
         ("network --forms fast", "--forms"),
         (f"stream --config {CONFIGS / 'imse.json'}", "stream"),
+        (f"live --checkpoint_file {DEFAULT_CHECKPOINT}", "stream"),
+        ("live --seconds 0", "--seconds"),
         ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file clean/0.wav", "clean/0.wav"),
         ("peers --clean_wav_dir nowhere --noisy_wav_dir noisy", "nowhere"),
         ("peers --clean_wav_dir clean --noisy_wav_dir noisy --checkpoint_file eight.safetensors", "8000 Hz"),
