@@ -60,14 +60,14 @@ def muse(checkpoint_file: str | Path | None = None, backend: str = "torch") -> E
     return _load(path, backend)
 
 
-def lite_rtse(checkpoint_file: str | Path | None = None, backend: str = "torch") -> Enhancer:
-    """Load Lite-RTSE, a causal network, by default with the weights that this project trained.
+def live(checkpoint_file: str | Path | None = None, backend: str = "torch") -> Enhancer:
+    """Load a causal network, by default DPCRN-AC16 with the weights that this project trained.
 
     It also enhances live:
 
         from enhance.streaming import Stream
 
-        enhancer = torch.hub.load("/path/to/this/repository", "lite_rtse", source="local")
+        enhancer = torch.hub.load("/path/to/this/repository", "live", source="local")
         stream = Stream(enhancer.network, enhancer.config)
 
     Raises `cli.UserError` if `checkpoint_file` is not a checkpoint.

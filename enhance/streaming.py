@@ -61,7 +61,7 @@ class Stream:
         if not isinstance(network, StreamingNetwork):
             raise UserError(
                 f"{type(network).__name__} cannot stream: its output depends on later frames; give a causal network, "
-                "such as Lite-RTSE, or DCCRN with model.look_ahead 0"
+                "such as DPCRN, or DCCRN with model.look_ahead 0"
             )
         if config.data.normalize_level:
             raise UserError("data.normalize_level needs the whole signal; give a network that was trained without it")

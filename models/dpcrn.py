@@ -386,7 +386,7 @@ class DPCRN(nn.Module):
         With the clean waveforms `[B, N]`, for training, also return the loss term `f0` of the network with the comb
         filter; in the first epochs, `DpcrnConfig.label_epochs`, the comb filter then uses the F0 of the clean speech.
         """
-        memory = Memory(self.initial_state(len(noisy[0])).layers)
+        memory = Memory(self.initial_state(noisy[0].shape[0]).layers)
         if clean_wav is None:
             return self._enhance(noisy, memory)[0]
         labels = f0_classes(clean_wav)

@@ -25,7 +25,7 @@ noisy = 0.1 * np.random.default_rng(0).standard_normal(3000)
 enhanced = enhancer(noisy, 8000)
 assert (enhanced.dtype, enhanced.shape) == (np.float64, (3000,)) and np.isfinite(enhanced).all() and enhanced.any()
 print(type(enhancer.network).__name__, enhancer.training, enhancer.device, enhancer.sampling_rate)
-if name == "lite_rtse":
+if name == "live":
     from enhance.streaming import Stream
 
     stream = Stream(enhancer.network, enhancer.config)
@@ -52,7 +52,7 @@ def load(folder: Path, *arguments: object) -> str:
     ("name", "network"),
     [
         ("imse", "IMSE"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("lite_rtse", "LiteRTSE"), ("muse", "MUSE"))),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("live", "DPCRN"), ("muse", "MUSE"))),
     ],
 )
 def test_networks(tmp_path: Path, name: str, network: str, request: pytest.FixtureRequest) -> None:
@@ -79,4 +79,4 @@ def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="muse/g_best: no such file"):
         hubconf.muse()
     with pytest.raises(UserError, match="none"):
-        hubconf.lite_rtse(tmp_path / "none")
+        hubconf.live(tmp_path / "none")

@@ -28,7 +28,7 @@ from tests.fixtures.signals import speech_like, with_noise
 pytest.importorskip("openvino")
 
 NOISY = with_noise(speech_like(1.5), 5).astype(np.float32)
-LIVE = ("dccrn", "dpcrn", "dpcrn_ac", "dpcrn_cf", "imse_live")
+LIVE = ("dccrn", "dpcrn", "dpcrn_cf", "imse_live")
 SLOW_STREAMS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in LIVE)
 SLOW = (*(pytest.param(name, marks=pytest.mark.slow) for name in ("muse", "cnunet", "mpsenet")), *SLOW_STREAMS)
 
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("frames", [None, 41])
-@pytest.mark.parametrize("name", ["imse", "lite_rtse", *SLOW])
+@pytest.mark.parametrize("name", ["imse", "lite_rtse", "dpcrn_ac", *SLOW])
 def test_results_equal_pytorch(name: str, frames: int | None) -> None:
     network, config = random_network(name)
     compiled = with_openvino(network, config, threads=1, frames=frames)
@@ -63,7 +63,7 @@ def test_signals_equal_pytorch(protocol: str) -> None:
         assert si_sdr(expected, enhancer.enhance_signal(NOISY[:samples], protocol).astype(np.float64)) > 60
 
 
-@pytest.mark.parametrize("name", ["lite_rtse", *SLOW_STREAMS])
+@pytest.mark.parametrize("name", ["lite_rtse", "dpcrn_ac", *SLOW_STREAMS])
 def test_stream_equals_one_pass(name: str) -> None:
     network, config = random_network(name)
     compiled = with_openvino(network, config, threads=1, frames=config.model.block_frames, stream=True)
