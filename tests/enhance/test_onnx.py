@@ -79,7 +79,8 @@ def test_a_file_is_complete(name: str, file_of: Callable[[str], Path]) -> None:
         each.name: [axis.dim_param or axis.dim_value for axis in each.type.tensor_type.shape.dim]
         for each in (*model.graph.input, *model.graph.output)
     }
-    spectra = {key: ["batch", bins, "frames"] for key in ("mag", "pha", "enhanced_mag", "enhanced_pha")}
+    parts = ("real", "imaginary") if config.model.complex_spectra else ("mag", "pha")
+    spectra = {key: ["batch", bins, "frames"] for key in (*parts, *(f"enhanced_{part}" for part in parts))}
     assert axes | spectra == axes
     state = [each for each in axes if each not in spectra]
     if not name.endswith("stream"):
@@ -227,7 +228,7 @@ def test_whole_networks(name: str, largest: float, request: pytest.FixtureReques
     content = export(network, config)  # compares the values for few frames
     assert len(content) < largest
     level = 1 if config.data.normalize_level else 0.1
-    noisy = Spectrogram(config.stft)(level * torch.randn(1, config.data.segment_size))
+    noisy = Spectrogram(config.stft, config.model.complex_spectra)(level * torch.randn(1, config.data.segment_size))
     with torch.inference_mode():
         expected, found = network(noisy).mag, session_network(open_session(content, 1, "a network"), config)(noisy).mag
     assert (found - expected).abs().max() < 1e-4 * expected.max()
