@@ -151,11 +151,10 @@ def _lead(stft: StftConfig) -> int:
     return stft.n_fft // 2 - (stft.n_fft - stft.win_size) // 2
 
 
-# NumPy below: its operations on single frames take a quarter of the time of PyTorch's.
-
-
 class _Framer:
     """Cuts a signal that comes in pieces into the frames of `torch.stft`: centred, with reflected edges.
+
+    It uses NumPy, as `_OverlapAdd` does, whose operations on single frames take a quarter of the time of PyTorch's.
 
     Frame i is centred on sample i · hop_size: it holds the samples from i · hop_size − lead up to, but without,
     i · hop_size − lead + win_size.

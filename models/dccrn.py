@@ -256,10 +256,8 @@ def apply_mask(kind: Literal["E", "C", "R"], noisy: Spectra, real: Tensor, imagi
     """Multiply spectra by a complex mask, `[B, F, T]` each, in one of the ways of `DccrnConfig.mask`."""
     if kind == "R":
         noisy_real, noisy_imaginary = noisy.complex.unbind(dim=-1)
-        masked = ComplexSpectra(noisy_real * real, noisy_imaginary * imaginary)
-        return Spectra(masked.mag, masked.pha)
-    mask = ComplexSpectra(real, imaginary)
-    gain, rotation = mask.mag, mask.pha
+        return ComplexSpectra(noisy_real * real, noisy_imaginary * imaginary).polar
+    gain, rotation = ComplexSpectra(real, imaginary).polar
     if kind == "C":
         return Spectra(noisy.mag * gain, noisy.pha + rotation)
     return Spectra((noisy.mag.square() + _SILENT_POWER).sqrt() * torch.tanh(gain), noisy.pha + rotation)

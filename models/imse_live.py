@@ -40,7 +40,7 @@ class State(NamedTuple):
 
 
 class Memory:
-    """What the layers of one network keep from one pass to the next; each layer exchanges its part in turn."""
+    """Keep the states of a network's layers from one pass to the next; each layer exchanges its own in turn."""
 
     def __init__(self) -> None:
         self._before: Iterator[Tensor] | None = None
@@ -284,7 +284,7 @@ class ImseLive(IMSE):
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, compressed spectra `[B, F, T]`."""
-        return Spectra(*stream_whole(self.stream, noisy, None, self.config, PIECE))
+        return stream_whole(self.stream, noisy, None, self.config, PIECE)
 
     def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T divisible by `FRAME_MULTIPLE`.

@@ -80,6 +80,11 @@ class ComplexSpectra(NamedTuple):
         return angle(self.real, self.imaginary)
 
     @property
+    def polar(self) -> Spectra:
+        """Magnitude, uncompressed, and phase."""
+        return Spectra(self.mag, self.pha)
+
+    @property
     def complex(self) -> Tensor:
         """Real and imaginary part, `[B, F, T, 2]`."""
         return torch.stack(self, dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional
@@ -11,14 +11,16 @@ from torch.nn import functional
 from config import NetworkConfig
 from models.stft import AnySpectra
 
+S = TypeVar("S", bound=AnySpectra)
+
 
 def stream_whole(
-    stream: Callable[[Any, Any], tuple[AnySpectra, Any]],
-    noisy: AnySpectra,
+    stream: Callable[[S, Any], tuple[S, Any]],
+    noisy: S,
     state: Any,
     config: NetworkConfig,
     piece: int,
-) -> AnySpectra:
+) -> S:
     """Enhance whole signals, spectra `[B, F, T]`, by a network that takes its frames in pieces and keeps a state.
 
     stream: maps the next frames and the state to T frames, delayed by `config.delay_frames`, and the next state.
@@ -28,7 +30,7 @@ def stream_whole(
     frames, delay = noisy[0].shape[-1], config.delay_frames
     padding = -frames % config.block_frames + delay
     pieces = (functional.pad(part, (0, padding)).split(piece, dim=2) for part in noisy)
-    enhanced: list[AnySpectra] = []
+    enhanced: list[S] = []
     for parts in zip(*pieces, strict=True):
         spectra, state = stream(type(noisy)(*parts), state)
         enhanced.append(spectra)
