@@ -154,6 +154,11 @@ def check_graph(
             enhanced = graph.in_pieces(noisy, config.model.block_frames)
         else:
             enhanced = graph(noisy)
+        if enhanced[0].shape != expected[0].shape:
+            raise UserError(
+                f"{type(network).__name__}: the converted graph makes {tuple(enhanced[0].shape)} of "
+                f"{tuple(expected[0].shape)}; try other versions"
+            )
         largest = expected.mag.max()
         for name, error, allowed in (
             ("magnitudes", (enhanced.mag - expected.mag).abs().max() / largest, tolerance),

@@ -86,12 +86,12 @@ def with_openvino(
         return _graph_network(compiled, config)
     try:
         compiled = core.compile_model(_convert(network, config, frames, stream), "CPU", properties)
+        graph = _graph_network(compiled, config)
+        if not bf16:
+            check_graph(graph, network, config, CHECKED_SHAPES if frames is None else [(1, max(frames, 7))], TOLERANCE)
     except (RuntimeError, GeneralFailure, NotImplementedFailure, OpConversionFailure, OpValidationFailure) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"OpenVINO cannot run {type(network).__name__}: {reason}") from error
-    graph = _graph_network(compiled, config)
-    if not bf16:
-        check_graph(graph, network, config, CHECKED_SHAPES if frames is None else [(1, max(frames, 7))], TOLERANCE)
     _write_entry(entry, compiled)
     return graph
 

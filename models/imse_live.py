@@ -241,6 +241,7 @@ class CausalMALA(MALA):
 
     def _running_sum(self, kv: Tensor) -> Tensor:
         """Add up products `[B, S, C, C]` as `RunningSum` does, each rotated by its distance in time."""
+        kv = at_least_float32(kv)
         past = self.memory.recall(torch.zeros_like(kv[:, 0]))[:, None]
         with torch.autocast(kv.device.type, enabled=False):
             if kv.shape[1] == 1:

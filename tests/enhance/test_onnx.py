@@ -16,7 +16,7 @@ from torch.torch_version import TorchVersion
 from cli import UserError
 from config import Config, load_config
 from enhance.enhancer import Enhancer
-from enhance.graphs import StreamingGraphNetwork, check_graph
+from enhance.graphs import GraphNetwork, StreamingGraphNetwork, check_graph
 from enhance.onnx_export import export, with_onnxruntime
 from enhance.onnx_runtime import load_onnx, open_session, session_network
 from enhance.streaming import Stream, StreamingNetwork
@@ -133,6 +133,13 @@ def test_check_finds_another_networks_weights(file_of: Callable[[str], Path]) ->
     for exported in both:
         with pytest.raises(UserError, match=r"magnitudes of 1 x 1 frames "):
             check_graph(exported, network, config)
+
+
+def test_check_finds_another_shape() -> None:
+    network, config = random_network("lite_rtse")
+    empty = GraphNetwork(lambda inputs: [np.empty((0, *x.shape[1:]), np.float32) for x in inputs.values()])
+    with pytest.raises(UserError, match=r"LiteRTSE.*\(0, 257, 1\) of \(1, 257, 1\)"):
+        check_graph(empty, network, config)
 
 
 def test_check_finds_a_lost_state(file_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
