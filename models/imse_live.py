@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from config import ImseLiveConfig
 from models import imse
-from models.blocks import GDFN, InstanceNorm, TransformerBlock, at_least_float32, to_tokens
+from models.blocks import GDFN, InstanceNorm, TransformerBlock, at_least_float32
 from models.idconv import IDConv
 from models.imse import FRAME_MULTIPLE, IMSE, Stage
 from models.mala import HEAD_WIDTH, MALA, ROTARY_BASE, SCALE, Z_FLOOR, RotaryTables, rotary_tables
@@ -40,18 +40,24 @@ class State(NamedTuple):
 
 
 class Memory:
-    """Keep the states of a network's layers from one pass to the next; each layer exchanges its own in turn."""
+    """States of a network's layers between passes, exchanged by each layer in turn; running sums and means.
 
-    def __init__(self) -> None:
+    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`).
+    """
+
+    def __init__(self, blocks: float) -> None:
+        self.blocks = blocks
         self._before: Iterator[Tensor] | None = None
         self._after: list[Tensor] = []
+        self.count = torch.zeros(())
 
-    def begin(self, before: State | None) -> None:
-        """Begin a pass after `before`, or at the start of the signals."""
+    def begin(self, before: State | None, ones: Tensor) -> None:
+        """Begin a pass after `before`, or at the start of the signals. `ones`: `[B, S, 1]` for S blocks."""
         self._before, self._after = (iter(before.layers) if before else None), []
+        self.count = self.running_sum(ones)
 
     def recall(self, initial: Tensor) -> Tensor:
-        """Return what the calling layer kept; `initial` at the start of the signals."""
+        """Return the tensor that the calling layer kept; `initial` at the start of the signals."""
         return initial if self._before is None else next(self._before)
 
     def keep(self, after: Tensor) -> None:
@@ -63,69 +69,60 @@ class Memory:
         after, self._after, self._before = State(tuple(self._after)), [], None
         return after
 
-
-class RunningSum(nn.Module):
-    """Sum over the current and all earlier blocks, in which older ones count exponentially less.
-
-    y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`), for `[B, S, …]`.
-    """
-
-    def __init__(self, memory: Memory, blocks: float) -> None:
-        super().__init__()
-        self.memory, self.blocks = memory, blocks
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add up `[B, S, …]`; returns the same shape."""
-        past = self.memory.recall(torch.zeros_like(x[:, 0]))
+    def running_sum(self, x: Tensor) -> Tensor:
+        """Add up blocks `[B, S, C]`; returns the same shape."""
+        past = self.recall(torch.zeros_like(x[:, :1]))
         if x.shape[1] == 1:
-            sums = x + math.exp(-1 / self.blocks) * past[:, None]
+            sums = x + math.exp(-1 / self.blocks) * past
         else:
-            age, weights = ages(x, self.blocks)
-            del age
+            _, weights = self.ages(x)
             with torch.autocast(x.device.type, enabled=False):
-                sums = torch.einsum("st,bt...->bs...", weights, torch.cat([past[:, None], x], dim=1))
-        self.memory.keep(sums[:, -1])
+                sums = weights @ torch.cat([past, x], dim=1)
+        self.keep(sums[:, -1:])
         return sums
 
+    def running_mean(self, x: Tensor) -> Tensor:
+        """Average over blocks `[B, S, C]`; returns the same shape."""
+        return self.running_sum(x) / self.count
 
-def ages(x: Tensor, blocks: float) -> tuple[Tensor, Tensor]:
-    """Return how many blocks before each block of x `[B, S, …]` the others lie, and their weights, `[S, S + 1]`.
+    def ages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many blocks before each block of x `[B, S, …]` the others lie, and their weights: `[S, S + 1]`.
 
-    The first column stands for the sum of all blocks before x.
-    """
-    index = torch.arange(x.shape[1] + 1, device=x.device, dtype=x.dtype)
-    age = index[1:, None] - index
-    return age, torch.exp(-age.clamp(min=0) / blocks) * (age >= 0)
+        The first column stands for the sum of all blocks before x.
+        """
+        index = torch.arange(x.shape[1] + 1, device=x.device, dtype=x.dtype)
+        age = index[1:, None] - index
+        return age, torch.exp(-age.clamp(min=0) / self.blocks) * (age >= 0)
 
 
-class RunningMean(nn.Module):
-    """Mean of each channel over this and earlier blocks: `[B, C, T, F]` → `[B, C, T, 1]`, constant in a block."""
+def to_blocks(x: Tensor, frames: int) -> Tensor:
+    """Reshape a map `[B, C, T, F]` to blocks of `frames` frames, `[B, S, frames · F, C]`."""
+    return x.permute(0, 2, 3, 1).unflatten(1, (-1, frames)).flatten(2, 3)
 
-    def __init__(self, memory: Memory, blocks: float) -> None:
-        super().__init__()
-        self.sums = RunningSum(memory, blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Average."""
-        means = x.mean(dim=3).unflatten(2, (-1, FRAME_MULTIPLE)).mean(dim=3).transpose(1, 2)  # [B, S, C]
-        sums = self.sums(functional.pad(means, (0, 1), value=1.0))
-        means = (sums[..., :-1] / sums[..., -1:]).transpose(1, 2)
-        return means.repeat_interleave(FRAME_MULTIPLE, dim=2)[..., None]
+def from_blocks(x: Tensor, bins: int) -> Tensor:
+    """Invert `to_blocks` for maps of `bins` bins."""
+    return x.flatten(1, 2).unflatten(1, (-1, bins)).permute(0, 3, 1, 2)
 
 
 class RunningNorm(InstanceNorm):
     """Normalise each channel by its running mean and variance: `[B, C, T, F]` → the same shape."""
 
-    def __init__(self, channels: int, memory: Memory, blocks: float) -> None:
+    def __init__(self, channels: int, memory: Memory) -> None:
         super().__init__(channels)
-        self.mean, self.variance = RunningMean(memory, blocks), RunningMean(memory, blocks)
+        self.memory = memory
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in float32 at least, as `InstanceNorm` does."""
         x = at_least_float32(x)
-        centred = x - self.mean(x)
-        scale = torch.rsqrt(self.variance(centred.square()) + 1e-5) * self.weight[:, None, None]
+        centred = x - self._running_mean(x)
+        scale = torch.rsqrt(self._running_mean(centred.square()) + 1e-5) * self.weight[:, None, None]
         return torch.addcmul(self.bias[:, None, None], centred, scale)
+
+    def _running_mean(self, x: Tensor) -> Tensor:
+        """Return means that `[B, C, T, F]` can be combined with."""
+        means = self.memory.running_mean(to_blocks(x, FRAME_MULTIPLE).mean(dim=2)).transpose(1, 2)[..., None]
+        return means if means.shape[2] == 1 else means.repeat_interleave(FRAME_MULTIPLE, dim=2)  # [B, C, 1 or T, 1]
 
 
 class Past(nn.Module):
@@ -196,17 +193,16 @@ class CausalMALA(MALA):
     ----------
     channels: width C, divisible by 8.
     frames, bins: size of a block on this level.
-    memory, blocks: memory of the network, and time constant of the running sums in blocks.
+    memory: memory of the network.
     """
 
     cos: Tensor
     sin: Tensor
     speeds: Tensor
 
-    def __init__(self, channels: int, frames: int, bins: int, memory: Memory, blocks: float) -> None:
+    def __init__(self, channels: int, frames: int, bins: int, memory: Memory) -> None:
         super().__init__(channels)
-        self.frames, self.bins, self.memory, self.blocks = frames, bins, memory, blocks
-        self.sums = RunningSum(memory, blocks)
+        self.frames, self.bins, self.memory = frames, bins, memory
         tables = rotary_tables(frames, bins, channels, torch.zeros(1, 1, 1, 1))
         self.register_buffer("cos", tables.cos, persistent=False)
         self.register_buffer("sin", tables.sin, persistent=False)
@@ -221,39 +217,35 @@ class CausalMALA(MALA):
         q = self._blocks(functional.elu(self.query(x)) + 1)  # [B, S, P, C], positive
         k = self._blocks(functional.elu(self.key(x)) + 1)
         v = self._blocks(value)
-        channels = x.shape[1]
-        sums = self.sums(functional.pad(torch.cat([k.mean(dim=2), v.mean(dim=2)], dim=-1), (0, 1), value=1.0))
-        count = sums[..., -1:]
-        mean_k, mean_v = (sums[..., :-1] / count).split(channels, dim=-1)  # [B, S, C]
+        mean_k, mean_v = (self.memory.running_mean(each.mean(dim=2)) for each in (k, v))  # [B, S, C]
         z = q @ (mean_k[..., None] * self.head_mask * SCALE)
-
-        kv = (k * self.cos).transpose(2, 3) @ v - self.quarter_turn @ ((k * self.sin).transpose(2, 3) @ v)
-        kv = self._running_sum(kv) * (self.head_mask * (SCALE / k.shape[2])) / count[..., None]  # [B, S, C, C]
-        numerator = (q * self.cos) @ kv + (q * self.sin) @ (self.quarter_turn @ kv)
-
-        attended = numerator + numerator / (z + Z_FLOOR) - z * mean_v[:, :, None]
-        attended = attended.flatten(1, 2).unflatten(1, (-1, self.bins)).permute(0, 3, 1, 2)  # [B, C, T, F]
+        kv = self._running_mean(self._rotate(k).transpose(2, 3) @ v)  # [B, S, C, C]
+        numerator = self._rotate(q) @ (kv * (self.head_mask * (SCALE / k.shape[2])))
+        attended = from_blocks(numerator + numerator / (z + Z_FLOOR) - z * mean_v[:, :, None], self.bins)
         return self.project((attended + self.lepe(value)) * self.output_gate(x))
 
     def _blocks(self, x: Tensor) -> Tensor:
-        """Reshape a map `[B, C, T, F]` to blocks of positions `[B, S, P, C]`."""
-        return at_least_float32(to_tokens(x).unflatten(1, (-1, self.frames * self.bins)))
+        return at_least_float32(to_blocks(x, self.frames))
 
-    def _running_sum(self, kv: Tensor) -> Tensor:
-        """Add up products `[B, S, C, C]` as `RunningSum` does, each rotated by its distance in time."""
-        kv = at_least_float32(kv)
-        past = self.memory.recall(torch.zeros_like(kv[:, 0]))[:, None]
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Rotate `[B, S, P, C]` by the position within the block."""
+        return x * self.cos + x @ self.quarter_turn * self.sin
+
+    def _running_mean(self, kv: Tensor) -> Tensor:
+        """Average products `[B, S, C, C]` as `Memory.running_mean` does, each rotated by its distance in time."""
+        kv, blocks = at_least_float32(kv), self.memory.blocks
+        past = self.memory.recall(torch.zeros_like(kv[:, :1]))
         with torch.autocast(kv.device.type, enabled=False):
             if kv.shape[1] == 1:
-                step, decay = self.speeds[:, None], math.exp(-1 / self.blocks)
+                step, decay = self.speeds[:, None], math.exp(-1 / blocks)
                 sums = kv + decay * step.cos() * past + self.quarter_turn @ (decay * step.sin() * past)
             else:
-                age, weights = ages(kv, self.blocks)
+                age, weights = self.memory.ages(kv)
                 terms, angles = torch.cat([past, kv], dim=1), self.speeds[:, None, None] * age  # [C, S, S + 1]
                 sums = torch.einsum("cst,btcd->bscd", angles.cos() * weights, terms)
                 sums = sums + torch.einsum("cst,btcd->bscd", angles.sin() * weights, self.quarter_turn @ terms)
-        self.memory.keep(sums[:, -1])
-        return sums
+        self.memory.keep(sums[:, -1:])
+        return sums / self.memory.count[..., None]
 
 
 class ImseLive(IMSE):
@@ -264,17 +256,16 @@ class ImseLive(IMSE):
     """
 
     def __init__(self, config: ImseLiveConfig, bins: int) -> None:
-        memory, blocks = Memory(), config.memory_frames / FRAME_MULTIPLE
+        memory = Memory(config.memory_frames / FRAME_MULTIPLE)
 
         def stage(level: int, channels: int) -> Stage:
             size = FRAME_MULTIPLE >> level, bins // 2 >> level
-            attention = (CausalMALA(channels, *size, memory, blocks) for _ in range(imse.BLOCKS_PER_STAGE))
+            attention = (CausalMALA(channels, *size, memory) for _ in range(imse.BLOCKS_PER_STAGE))
             return Stage(IDConv(channels), (TransformerBlock(channels, each) for each in attention))
 
         super().__init__(config, bins, stage, rotary=False)
         self.config, self.bins, self.memory = config, bins, memory
-        self.level = RunningMean(memory, blocks)
-        _make_causal(self, memory, blocks)
+        _make_causal(self, memory)
 
     def initial_state(self, batch: int) -> State:
         """Return the state before the first frame of `batch` signals, on the network's device."""
@@ -293,9 +284,10 @@ class ImseLive(IMSE):
         Returns the T frames that precede the last `lookahead` ones, and the state after them. Without a state, the
         signals begin; the first `lookahead` frames of the result lie before them.
         """
-        self.memory.begin(state)
-        # Power relative to the running mean, in the compressed domain.
-        level = self.level(noisy.mag.square().transpose(1, 2)[:, None])[:, 0].sqrt().transpose(1, 2)  # [B, 1, T]
+        power = to_blocks(noisy.mag.square().transpose(1, 2)[:, None], FRAME_MULTIPLE).mean(dim=2)  # [B, S, 1]
+        self.memory.begin(state, torch.ones_like(power))
+        # Magnitude relative to its running root mean square, in the compressed domain.
+        level = self.memory.running_mean(power).sqrt().transpose(1, 2).repeat_interleave(FRAME_MULTIPLE, dim=2)
         for_mag, for_pha = self.features(noisy.mag / (level + LEVEL_FLOOR), noisy.pha)
         mag = noisy.mag
         if delay := self.config.lookahead:
@@ -307,17 +299,17 @@ class ImseLive(IMSE):
         return enhanced, self.memory.end()
 
 
-def _make_causal(part: nn.Module, memory: Memory, blocks: float) -> None:
+def _make_causal(part: nn.Module, memory: Memory) -> None:
     """Replace the norms, and the convolutions over several frames, of a network by causal ones."""
     for name, child in part.named_children():
         if isinstance(child, InstanceNorm):
-            setattr(part, name, RunningNorm(len(child.weight), memory, blocks))
+            setattr(part, name, RunningNorm(len(child.weight), memory))
         elif isinstance(child, GDFN):
             setattr(part, name, CausalGDFN(child.project.out_channels, memory))
         elif isinstance(child, nn.Conv2d) and child.kernel_size[0] > 1:
             setattr(part, name, CausalConv2d(child, memory))
         else:
-            _make_causal(child, memory, blocks)
+            _make_causal(child, memory)
 
 
 def causal_imse(network: nn.Module, config: ImseLiveConfig, bins: int) -> ImseLive:

@@ -44,7 +44,7 @@ def test_size() -> None:
     network = ImseLive(ImseLiveConfig("imse_live", 16, 2.0), 256)
     assert isinstance(config.model, ImseLiveConfig)
     assert sum(each.numel() for each in network.parameters()) == 386_803
-    assert sum(each.numel() for each in network.initial_state(1).layers) == 612_896
+    assert sum(each.numel() for each in network.initial_state(1).layers) == 612_836
 
 
 @pytest.mark.parametrize("blocks", [1, 6])
@@ -52,10 +52,10 @@ def test_attention_equals_the_sum_over_all_earlier_positions(blocks: int) -> Non
     """Positions have their absolute time here; the network rotates by differences."""
     torch.manual_seed(0)
     frames, bins, channels, constant = 2, 3, 16, 4.0
-    memory = Memory()
-    mala = CausalMALA(channels, frames, bins, memory, constant).double()
+    memory = Memory(constant)
+    mala = CausalMALA(channels, frames, bins, memory).double()
     x = torch.randn(1, channels, blocks * frames, bins).double()
-    memory.begin(None)
+    memory.begin(None, torch.ones(1, blocks, 1).double())
     with torch.inference_mode():
         output = mala(x)
         q, k = (functional.elu(part(x)) + 1 for part in (mala.query, mala.key))
@@ -96,10 +96,11 @@ def rotate(x: Tensor, t: int, f: int) -> Tensor:
 
 def test_norm_equals_its_recursion() -> None:
     torch.manual_seed(0)
-    memory, constant = Memory(), 3.0
-    norm = RunningNorm(2, memory, constant).double()
+    constant = 3.0
+    memory = Memory(constant)
+    norm = RunningNorm(2, memory).double()
     x = 5 + torch.randn(1, 2, 12, 3).double()
-    memory.begin(None)
+    memory.begin(None, torch.ones(1, 3, 1).double())
     with torch.inference_mode():
         output = norm(x)
     count, total, squares = 0.0, torch.zeros(2).double(), torch.zeros(2).double()
@@ -119,14 +120,14 @@ def test_convolution_is_the_causal_half(size: tuple[int, int], dilation: int) ->
     torch.manual_seed(0)
     half = size[0] // 2
     centred = nn.Conv2d(8, 8, size, padding=(dilation * half, size[1] // 2), dilation=(dilation, 1), groups=8).double()
-    memory = Memory()
+    memory = Memory(1.0)
     causal = CausalConv2d(centred, memory).double()
     with torch.inference_mode():
         centred.weight[:, :, half + 1 :] = 0
         causal.weight.copy_(centred.weight[:, :, : half + 1])
         causal.get_parameter("bias").copy_(centred.get_parameter("bias"))
         x = torch.randn(1, 8, 24, 7).double()
-        memory.begin(None)
+        memory.begin(None, x.new_ones(1, 6, 1))
         torch.testing.assert_close(causal(x), centred(x), rtol=0, atol=1e-12)
 
 
