@@ -7,6 +7,8 @@ processes nor on the step at which a run is resumed.
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,22 +61,28 @@ def split_long(paths: Iterable[Path]) -> list[list[Sound]]:
     return files
 
 
+MEMORY_SHARE = 0.5
+"""Fraction of the machine's memory that the decoded recordings of all processes may take."""
+
+
+def memory_for_audio() -> int:
+    """Return the number of bytes that this process may keep of decoded recordings."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(MEMORY_SHARE * memory) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 class AudioCache:
     """Recordings as mono signals at `rate` Hz, rounded to 16 bits and clipped to full scale.
 
-    With `keep`, decoded recordings stay in memory as int16; otherwise each access decodes again, with the same result.
-    Thread-safe; two threads that need a file at the same time may both decode it.
+    With `keep`, decoded recordings stay in memory as int16, up to `memory_for_audio`; the others are decoded again at
+    each access, with the same result. Thread-safe; two threads that need a file at the same time may both decode it.
     """
 
     def __init__(self, rate: int, keep: bool) -> None:
         self._rate = rate
-        self._keep = keep
+        self._limit = memory_for_audio() if keep else 0
         self._kept: dict[Sound, np.ndarray] = {}
-
-    @property
-    def bytes_kept(self) -> int:
-        """Memory used by the kept files."""
-        return sum(samples.nbytes for samples in list(self._kept.values()))
+        self.bytes_kept = 0
 
     def samples(self, source: Path | Sound) -> np.ndarray:
         """Return a recording as float32 `[N]` in ±1, averaged over channels; raises `AudioError`."""
@@ -84,34 +92,47 @@ class AudioCache:
             channels = read_part(*sound, self._rate) if sound.frames else read_audio(sound.path, self._rate)[0]
             scaled = np.rint(channels.mean(axis=1) * _FULL_SCALE)
             samples = np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-            if self._keep:
+            if self.bytes_kept + samples.nbytes <= self._limit:
                 self._kept[sound] = samples
+                self.bytes_kept += samples.nbytes
         return samples.astype(np.float32) / _FULL_SCALE
 
     def load(self, sources: Iterable[Path | Sound], workers: int, quiet: bool) -> None:
         """Decode all recordings to keep in `workers` threads, with a progress bar unless `quiet`.
 
-        Raises `AudioError` with the number of unusable recordings and the first ten of them.
+        If the memory does not hold all, stop with a line on standard error. Raises `AudioError` with the number of
+        unusable recordings and the first ten of them.
         """
-        if not self._keep:
+        if not self._limit:
             return
+        full = False
 
         def problem_of(source: Path | Sound) -> str:
+            nonlocal full
             try:
-                self.samples(source)
+                full |= 2 * len(self.samples(source)) > self._limit - self.bytes_kept
             except AudioError as error:
                 return str(error)
             return ""
 
         unique = list(dict.fromkeys(sources))
+        problems: list[str] = []
         pool = ThreadPoolExecutor(workers)
         try:
-            results = tqdm(pool.map(problem_of, unique), total=len(unique), unit="file", disable=quiet)
-            problems = [problem for problem in results if problem]
+            for problem in tqdm(pool.map(problem_of, unique), total=len(unique), unit="file", disable=quiet):
+                problems += [problem] * bool(problem)
+                if full:
+                    break
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the remaining files
         if problems:
             raise AudioError(_summary(f"{len(problems)} of {len(unique)} files cannot be used", problems))
+        if full and len(self._kept) < len(unique):
+            print(
+                f"{self.bytes_kept / 2**30:.1f} GiB of memory hold {len(self._kept)} of {len(unique)} recordings; the "
+                "others are read when needed (all with --no_cache)",
+                file=sys.stderr,
+            )
 
 
 def _summary(heading: str, problems: Sequence[str]) -> str:

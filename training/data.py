@@ -93,7 +93,8 @@ def read_mixes(
     kept_noise, held_noise = hold_out_files(noise_files, seed)
     kept_rooms, held_rooms = hold_out_files(room_files, seed) if rooms else ([], [])
     speech_parts, noise_parts = split_long(speech.values()), split_long(noise_files)
-    cache.load([*chain(*speech_parts), *chain(*noise_parts), *room_files], workers, quiet)
+    # If the memory does not hold all, those that are used most.
+    cache.load([*room_files, *chain(*noise_parts), *chain(*speech_parts)], workers, quiet)
 
     def mixer(speech: list[int], noise: list[int], rooms: list[int]) -> tuple[list[Sound], Mixer]:
         voices = [sound for index in speech for sound in speech_parts[index]]
@@ -103,7 +104,9 @@ def read_mixes(
         return voices, Mixer(voices, noises, responses, cache, mix, config.data.sampling_rate)
 
     names = [
-        list(ids)[index] for ids, used in ((speech, kept), (noise, kept_noise), (rooms, kept_rooms)) for index in used
+        names[index]
+        for names, used in ((list(speech), kept), (list(noise), kept_noise), (list(rooms), kept_rooms))
+        for index in used
     ]
     in_rooms = f" in {len(kept_rooms)} rooms" if rooms else ""
     return Data(

@@ -129,6 +129,25 @@ def test_load_decodes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert np.array_equal(cache.samples(path), ALL_STEPS[1000 * index :][:100])
 
 
+def test_load_stops_when_the_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / f"{index}.wav" for index in range(9)]
+    for index, path in enumerate(paths):
+        save(path, ALL_STEPS[1000 * index :][:100])
+    monkeypatch.setattr(data.dataset, "memory_for_audio", lambda: 850)  # four recordings of 200 bytes
+    cache = AudioCache(RATE, True)
+    cache.load(paths, workers=1, quiet=True)
+    assert cache.bytes_kept == 800
+    assert "4 of 9" in capsys.readouterr().err
+    for index, path in enumerate(paths):
+        assert np.array_equal(cache.samples(path), ALL_STEPS[1000 * index :][:100])
+    assert cache.bytes_kept == 800
+    monkeypatch.setattr(data.dataset, "memory_for_audio", lambda: 1800)
+    AudioCache(RATE, True).load(paths, workers=1, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_load_counts_unusable_files_and_names_ten(tmp_path: Path) -> None:
     paths = [tmp_path / f"{index:02d}.wav" for index in range(14)]
     save(paths[0], NOISE)
