@@ -83,8 +83,7 @@ class Stream:
         self._framer = _Framer(self._stft, self._window)
         self._overlap_add = _OverlapAdd(self._stft, self._window)
         self._state = self._network.initial_state(1)
-        held = np.zeros((2, 1, self._stft.bins, 0), self._window.dtype)
-        self._held = torch.from_numpy(held).to(self._device)  # noisy spectra of a block in part
+        self._held = np.zeros((0, self._stft.win_size), self._window.dtype)  # noisy frames of a block in part
         self._leading = self._delay  # frames still to come out that lie before the signal
         self._pending = 0  # samples that have come in but not gone out
 
@@ -122,20 +121,19 @@ class Stream:
         """
         stft = self._stft
         left = (stft.n_fft - stft.win_size) // 2  # torch.stft centres a window that is shorter than n_fft
-        noisy = self._held
-        if len(frames):
-            windowed = np.zeros((len(frames), stft.n_fft), self._window.dtype)
-            windowed[:, left : left + stft.win_size] = frames * self._window
-            spectrum = torch.fft.rfft(torch.from_numpy(windowed).to(self._device)).T[None]  # [1, F, k]
-            noisy = torch.stack(self._spectrogram.from_stft(spectrum))
-            noisy = torch.cat([self._held, noisy], dim=3) if self._held.shape[3] else noisy
-        filling = -noisy.shape[3] % self._block + self._delay if last else 0
-        noisy = functional.pad(noisy, (0, filling)) if filling else noisy
-        rest = noisy.shape[3] % self._block
-        noisy, self._held = noisy.split([noisy.shape[3] - rest, rest], dim=3)
-        if not noisy.shape[3]:
+        frames = np.concatenate([self._held, frames])
+        count = len(frames) if last else len(frames) // self._block * self._block
+        frames, self._held = frames[:count], frames[count:]
+        filling = -count % self._block + self._delay if last else 0
+        if not count + filling:
             return self._window[:0]
-        enhanced, self._state = self._network.stream(self._spectrogram.spectra_class(*noisy), self._state)
+        windowed = np.zeros((count, stft.n_fft), self._window.dtype)
+        windowed[:, left : left + stft.win_size] = frames * self._window
+        spectrum = torch.fft.rfft(torch.from_numpy(windowed).to(self._device)).T[None]  # [1, F, k]
+        noisy = self._spectrogram.from_stft(spectrum)
+        if filling:
+            noisy = type(noisy)(*(functional.pad(part, (0, filling)) for part in noisy))
+        enhanced, self._state = self._network.stream(noisy, self._state)
         spectrum = self._spectrogram.to_stft(enhanced)[0].T  # [T, F]
         skip = min(self._leading, len(spectrum))
         self._leading -= skip

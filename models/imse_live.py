@@ -42,7 +42,8 @@ class State(NamedTuple):
 class Memory:
     """States of a network's layers between passes, exchanged by each layer in turn; running sums and means.
 
-    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`).
+    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`). A mean is a sum
+    divided by `count`, the same sum of ones.
     """
 
     def __init__(self, blocks: float) -> None:

@@ -243,7 +243,7 @@ def measure_case(config: Config, form: str, protocol: str, options: Namespace) -
 
 
 def measure_stream(options: Namespace) -> list[Row]:
-    """Time live enhancement hop by hop, STFT and inverse STFT included.
+    """Time live enhancement hop by hop, or block by block, STFT and inverse STFT included.
 
     Raises `UserError` if a network cannot stream.
     """
@@ -252,7 +252,7 @@ def measure_stream(options: Namespace) -> list[Row]:
     for config in map(load_config, options.config):
         torch.manual_seed(0)
         stream = fast_stream(build(config).eval(), config, options.device, options.backend, options.threads)
-        hop, warm_up = config.stft.hop_size, 50
+        hop, warm_up = config.model.block_frames * config.stft.hop_size, 50
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (warm_up + options.hops, hop)).astype(np.float32)
         times: list[float] = []
         for samples in tqdm(noise, leave=False):
