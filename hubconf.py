@@ -61,14 +61,14 @@ def muse(checkpoint_file: str | Path | None = None, backend: str = "torch") -> E
 
 
 def live(checkpoint_file: str | Path | None = None, backend: str = "torch") -> Enhancer:
-    """Load a causal network, by default DPCRN-AC16 with the weights that this project trained.
+    """Load a causal network, by default IMSE live with the weights that this project trained.
 
     It also enhances live:
 
-        from enhance.streaming import Stream
+        from enhance.runtimes import fast_stream
 
         enhancer = torch.hub.load("/path/to/this/repository", "live", source="local")
-        stream = Stream(enhancer.network, enhancer.config)
+        stream = fast_stream(enhancer.network, enhancer.config, backend="auto")  # PyTorch is too slow on a CPU
 
     Raises `cli.UserError` if `checkpoint_file` is not a checkpoint.
     """

@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = _ROOT / "configs"
 DEFAULT_CHECKPOINT = _ROOT / "checkpoints" / "default.safetensors"
 """Default of the commands for files; trained by this project."""
-LIVE_CHECKPOINT = _ROOT / "checkpoints" / "live.safetensors"
+LIVE_CHECKPOINT = _ROOT / "checkpoints" / "imse_live.safetensors"
 """Default for live sound; trained by this project."""
 
 # Modules of `models.mala.MALA` in files of version 0.1; `feed_forward.gate` keeps its name.

@@ -52,7 +52,7 @@ def load(folder: Path, *arguments: object) -> str:
     ("name", "network"),
     [
         ("imse", "IMSE"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("live", "DPCRN"), ("muse", "MUSE"))),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("live", "ImseLive"), ("muse", "MUSE"))),
     ],
 )
 def test_networks(tmp_path: Path, name: str, network: str, request: pytest.FixtureRequest) -> None:

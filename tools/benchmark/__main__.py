@@ -85,7 +85,7 @@ def make_parser() -> ArgumentParser:
     add(
         "stream",
         inference.measure_stream,
-        config=[CONFIGS / "dpcrn_live.json"],
+        config=[CONFIGS / "imse_live.json", CONFIGS / "dpcrn_live.json"],
         hops=2000,
         threads=1,
         device="cpu",

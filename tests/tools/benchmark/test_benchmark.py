@@ -150,7 +150,7 @@ def test_train_without_a_plain_loop(measure: Measure, tmp_path: Path) -> None:
 
 
 def test_stream(measure: Measure) -> None:
-    median, percentile = measure("stream", "--hops", 5)
+    median, percentile = measure("stream", "--config", CONFIGS / "dpcrn_live.json", "--hops", 5)
     assert (median["hop ms"], median["latency ms"]) == (16, 32)
     assert median["RTF"] == pytest.approx(median["ms"] / 16)
     assert 0 < median["ms"] <= percentile["ms"]
