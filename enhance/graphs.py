@@ -156,8 +156,8 @@ def check_graph(
             enhanced = graph(noisy)
         if enhanced[0].shape != expected[0].shape:
             raise UserError(
-                f"{type(network).__name__}: the converted graph makes {tuple(enhanced[0].shape)} of "
-                f"{tuple(expected[0].shape)}; try other versions"
+                f"{type(network).__name__}: the converted graph returns shape {tuple(enhanced[0].shape)} "
+                f"instead of {tuple(expected[0].shape)}; try other versions"
             )
         largest = expected.mag.max()
         for name, error, allowed in (

@@ -138,7 +138,7 @@ def test_check_finds_another_networks_weights(file_of: Callable[[str], Path]) ->
 def test_check_finds_another_shape() -> None:
     network, config = random_network("lite_rtse")
     empty = GraphNetwork(lambda inputs: [np.empty((0, *x.shape[1:]), np.float32) for x in inputs.values()])
-    with pytest.raises(UserError, match=r"LiteRTSE.*\(0, 257, 1\) of \(1, 257, 1\)"):
+    with pytest.raises(UserError, match=r"LiteRTSE.*\(0, 257, 1\) instead of \(1, 257, 1\)"):
         check_graph(empty, network, config)
 
 
