@@ -253,7 +253,7 @@ class ImseLive(IMSE):
     """Noisy spectra → enhanced spectra, compressed and causal.
 
     An output frame depends on the frames up to the end of its block of `ImseLiveConfig.block_frames` frames and
-    `ImseLiveConfig.lookahead` frames after it.
+    `ImseLiveConfig.lookahead` frames after it, which the first convolution sees.
     """
 
     def __init__(self, config: ImseLiveConfig, bins: int) -> None:
@@ -266,6 +266,10 @@ class ImseLive(IMSE):
 
         super().__init__(config, bins, stage, rotary=False)
         self.config, self.bins, self.memory = config, bins, memory
+        if config.lookahead:
+            # Once causal, this convolution sees the frame to be enhanced and the `lookahead` frames after it.
+            centred = nn.Conv2d(2, config.channels, (2 * config.lookahead + 1, 1), bias=False)
+            self.dense_encoder.widen[0] = centred
         _make_causal(self, memory)
 
     def initial_state(self, batch: int) -> State:
@@ -314,17 +318,20 @@ def _make_causal(part: nn.Module, memory: Memory) -> None:
 
 
 def causal_imse(network: nn.Module, config: ImseLiveConfig, bins: int) -> ImseLive:
-    """Build an `ImseLive` of the same width with the weights of an IMSE, from which it can be fine-tuned.
+    """Build an `ImseLive` with the weights of an IMSE of the same width, from which it can be fine-tuned.
 
     The kernel of a centred convolution has taps for later frames, which are added to that of the current frame: this
-    does the same to a stationary signal.
+    does the same to a stationary signal. The frames of the look-ahead have no weight yet. `network` may also be an
+    `ImseLive` with another look-ahead.
     """
     causal = ImseLive(config, bins)
     weights = network.state_dict()
     for name, module in causal.named_modules():
         if isinstance(module, CausalConv2d):
             kernel = weights[f"{name}.weight"]
-            earlier, rest = kernel.tensor_split([kernel.shape[2] // 2], dim=2)
-            weights[f"{name}.weight"] = torch.cat([earlier, rest.sum(dim=2, keepdim=True)], dim=2)
+            if not isinstance(network, ImseLive):
+                earlier, rest = kernel.tensor_split([kernel.shape[2] // 2], dim=2)
+                kernel = torch.cat([earlier, rest.sum(dim=2, keepdim=True)], dim=2)
+            weights[f"{name}.weight"] = functional.pad(kernel, (0, 0, 0, module.kernel_size[0] - kernel.shape[2]))
     causal.load_state_dict(weights)
     return causal.eval()

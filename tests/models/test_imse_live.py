@@ -231,8 +231,21 @@ def test_weights_of_imse_do_the_same_to_a_stationary_input() -> None:
     assert {"phase_decoder.real.weight", "unet.bottleneck.blocks.3.attention.value.weight"} <= same
 
 
-def test_gradients_are_finite_and_reach_every_weight() -> None:
-    network = small().float()
+def test_look_ahead_has_no_effect_before_training() -> None:
+    """Once the zeros before the signals are forgotten."""
+    torch.manual_seed(0)
+    imse = IMSE(ImseConfig("imse", 8, 2.0), BINS).double().eval()
+    noisy = spectra(800)
+    with torch.inference_mode():
+        without = causal_imse(imse, SMALL, BINS).double()
+        ahead = causal_imse(without, replace(SMALL, lookahead=8), BINS).double()
+        expected, enhanced = (Spectra(*(part[:, :, 600:] for part in each(noisy))) for each in (without, ahead))
+    assert_same(enhanced, expected, 1e-6)
+
+
+@pytest.mark.parametrize("lookahead", [0, 4])
+def test_gradients_are_finite_and_reach_every_weight(lookahead: int) -> None:
+    network = small(lookahead).float()
     network(random_spectra(2, 12, bins=BINS, dtype=torch.float32)).complex.square().sum().backward()
     for name, weight in network.named_parameters():
         assert weight.grad is not None and weight.grad.isfinite().all(), name
