@@ -378,8 +378,9 @@ class TrainConfig:
     metric_start: NonNegativeInt = 0
     """First step with the metric discriminator; before it, the other loss terms are trained alone."""
     distillation: Share = 0.0
-    """With `train.py --fine_tune`: how far the target of dry crops is moved from the clean speech to the output of the
-    network that the run starts from, so that it forgets less. Dry crops are those with noise and nothing else."""
+    """How far the target of dry crops is moved from the clean speech to the output of a teacher: the network of
+    `train.py --teacher`, or that of `--fine_tune`, which is then forgotten less. Dry crops are those with noise and
+    nothing else."""
     save_interval: PositiveInt = 1000
     """Steps between saves of the training state."""
     bf16: bool = False

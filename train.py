@@ -27,6 +27,7 @@ from cli import DONE, SOME_FAILED, TERMINATED, USAGE_ERROR, ArgumentParser, User
 from config import Config, ImseConfig, ImseLiveConfig, load_config
 from data.dataset import AudioCache, Batch, CropDataset, PairedUtterances, check_pairs, load_batches, steps_per_epoch
 from data.file_lists import Utterance, read_file_list
+from enhance.enhancer import Enhancer
 from metrics.signals import RATE as METRICS_RATE
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.imse_live import causal_imse
@@ -70,6 +71,12 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--resume", action="store_true", help="continue the run in that folder")
     add("--overwrite", action="store_true", help="replace the run in that folder")
     add("--fine_tune", type=Path, metavar="CKPT", help="start from the weights of this checkpoint")
+    add(
+        "--teacher",
+        type=Path,
+        metavar="CKPT",
+        help="network whose output is the target for train.distillation; default: that of --fine_tune",
+    )
     add("--training_epochs", type=int, help="replaces train.epochs of the config")
     add("--validation_interval", type=int, help="replaces train.validation_interval of the config; 0: every epoch")
     add("--max_steps", type=positive, help="stop after this many steps")
@@ -89,8 +96,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     for module, name in TRAIN_EXTRA.items():
         if find_spec(module) is None:
             parser.error(f"training needs {name}: pip install -e '.[train]'")
-    if options.resume and (options.overwrite or options.fine_tune):
-        parser.error("--resume cannot be combined with --overwrite or --fine_tune")
+    if options.resume and (options.overwrite or options.fine_tune or options.teacher):
+        parser.error("--resume cannot be combined with --overwrite, --fine_tune or --teacher")
     if options.select_on == "test" and not options.input_validation_file:
         parser.error("--select_on test needs --input_validation_file")
     parser.check_device(options.device)
@@ -124,6 +131,21 @@ def read_data(options: Namespace, config: Config, cache: AudioCache, test_pairs:
     pairs = read_file_list(options.input_training_file, options.input_clean_wavs_dir, options.input_noisy_wavs_dir)
     selected_on = test_pairs if options.select_on == "test" else None
     return read_pairs(pairs, selected_on, config, cache, options.num_workers, options.quiet)
+
+
+def read_teacher(options: Namespace, config: Config, run_dir: RunDir) -> Enhancer | None:
+    """Load the network that teaches by `train.distillation`."""
+    path = run_dir.teacher if options.resume else options.teacher or options.fine_tune
+    if not config.train.distillation:
+        if options.teacher:
+            raise UserError(f"{options.config}: --teacher needs train.distillation above 0")
+        return None
+    if not path:
+        raise UserError(f"{options.config}: train.distillation needs --teacher or --fine_tune")
+    teacher = Enhancer(*load_checkpoint(path))
+    if teacher.sampling_rate != config.data.sampling_rate:
+        raise UserError(f"{path}: a teacher must be for {config.data.sampling_rate} Hz")
+    return teacher
 
 
 def load_state(run_dir: RunDir, config: Config, data: Data, trainer: Trainer, total_batch: int) -> tuple[float, int]:
@@ -182,11 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Check all input before writing anything.
         with exit_code(USAGE_ERROR):
             first_network = None
-            if config.train.distillation and not (options.fine_tune or options.resume):
-                raise UserError(f"{options.config}: train.distillation needs --fine_tune")
+            teacher = read_teacher(options, config, run_dir)
             if options.fine_tune:
                 first_network, other = load_checkpoint(options.fine_tune)
-                if isinstance(config.model, ImseLiveConfig) and isinstance(other.model, ImseConfig):
+                if isinstance(config.model, ImseLiveConfig) and isinstance(other.model, ImseConfig | ImseLiveConfig):
                     model = replace(config.model, channels=other.model.channels, beta=other.model.beta)
                     first_network = causal_imse(first_network, model, other.stft.bins)
                     other = replace(other, model=model)
@@ -204,14 +225,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             labeler = None
             if config.loss.metric > 0:
                 labeler = stack.enter_context(PesqLabeler(min(available_cores(), config.train.batch_size)))
-            trainer = Trainer(config, group, labeler)
+            trainer = Trainer(config, group, labeler, teacher)
             if first_network:
                 trainer.load_weights(first_network)
             best, validated = -math.inf, 0
             if options.resume:
                 best, validated = load_state(run_dir, config, data, trainer, total_batch)
             elif group.leads:
-                run_dir.begin(config)
+                run_dir.begin(config, teacher)
             logger = None
             if group.leads:
                 logger = TensorBoardLogger(run_dir.tensorboard, trainer.global_step)

@@ -304,6 +304,20 @@ def test_fine_tuning_a_causal_network_from_imse(pairs: Path, tmp_path: Path, who
         torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-6)
 
 
+def test_a_teacher_of_another_kind_stays_with_the_run(pairs: Path, tmp_path: Path, whole: tuple[Path, Result]) -> None:
+    other = replace(load_checkpoint(whole[0] / "latest.safetensors")[1], model=ImseConfig("imse", 8, 2.0))
+    imse, checkpoint, run = build(other), tmp_path / "imse.safetensors", tmp_path / "run"
+    save_checkpoint(checkpoint, imse, other)
+    options = [*SHORT, "--checkpoint_path", run, *settings(train_distillation=1.0)]
+    assert train_here(pairs, *options, "--max_steps=1", f"--teacher={checkpoint}").returncode == 0
+    checkpoint.unlink()
+    ended = train_here(pairs, *options, "--max_steps=2", "--resume")
+    assert ended.returncode == 0, ended.stderr
+    teacher, config = load_checkpoint(run / "teacher.safetensors")
+    assert config == other
+    assert all(torch.equal(tensor, imse.state_dict()[name]) for name, tensor in teacher.state_dict().items())
+
+
 def test_epochs_steps_and_validation_interval(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     begun, rates, step = [], [], Trainer.step  # epochs with their first steps; learning rates

@@ -3,6 +3,7 @@
 best.safetensors      the network with the highest validation PESQ
 latest.safetensors    the network at the last save; the EMA weights with `optim.ema_decay`, as in best
 latest.pt             the training state for `--resume`: `Trainer.state_dict`, the best score, the configuration
+teacher.safetensors   the network whose output is the target of `train.distillation`, if that is above 0
 config.json           the configuration, with the changes of the command line
 tensorboard/          losses, scores, audio, spectrograms
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from cli import UserError
 from config import Config
+from enhance.enhancer import Enhancer
 from models.checkpoint import save_checkpoint
 from utils.atomic import atomic_open, remove_leftovers, write_text_atomically
 
@@ -42,7 +44,7 @@ class RunDir:
     def __init__(self, path: Path, resume: bool = False, overwrite: bool = False) -> None:
         self.path = path
         self.best, self.latest = path / "best.safetensors", path / "latest.safetensors"
-        self.state = path / "latest.pt"
+        self.state, self.teacher = path / "latest.pt", path / "teacher.safetensors"
         self.tensorboard = path / "tensorboard"
         existing = [file for file in (self.state, self.latest, self.best) if file.exists()]
         if resume and not self.state.exists():
@@ -56,14 +58,16 @@ class RunDir:
                 "or choose another --checkpoint_path"
             )
 
-    def begin(self, config: Config) -> None:
-        """Prepare the folder for a new run: remove the files of an earlier one and write the configuration."""
+    def begin(self, config: Config, teacher: Enhancer | None = None) -> None:
+        """Prepare the folder for a new run: remove the files of an earlier one, write configuration and teacher."""
         try:
-            for file in (self.state, self.latest, self.best, *self.tensorboard.glob("events.*")):
+            for file in (self.state, self.latest, self.best, self.teacher, *self.tensorboard.glob("events.*")):
                 file.unlink(missing_ok=True)
             write_text_atomically(self.path / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+        if teacher:
+            save_checkpoint(self.teacher, teacher.network, teacher.config)
 
     def save(self, network: nn.Module, config: Config, state: Mapping[str, Any]) -> None:
         """Write the latest network and training state; on a `UserError` the earlier files remain."""

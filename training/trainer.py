@@ -20,6 +20,8 @@ from torch.optim import AdamW
 
 from config import Config, OptimConfig
 from data.dataset import Batch
+from data.levels import SILENT_POWER
+from enhance.enhancer import Enhancer
 from models import build
 from models.discriminator import MetricDiscriminator, dropout_factors
 from models.losses import Speech, loss_terms, weighted_sum
@@ -53,6 +55,7 @@ class Trainer:
     config: the configuration of the run.
     group: the processes of the run.
     labeler: computes the PESQ labels; None if the metric loss has no weight, then there is no discriminator.
+    teacher: its output is the target of dry crops by a share of `train.distillation`; None if that is 0.
 
     Attributes
     ----------
@@ -62,8 +65,11 @@ class Trainer:
     unlabeled_crops: number of crops of this process without a PESQ label.
     """
 
-    def __init__(self, config: Config, group: Group, labeler: PesqLabeler | None) -> None:
+    def __init__(
+        self, config: Config, group: Group, labeler: PesqLabeler | None, teacher: Enhancer | None = None
+    ) -> None:
         self.config, self.group, self.labeler = config, group, labeler
+        self.teacher = teacher.to(group.device).eval().requires_grad_(False) if teacher else None
         self.spectrogram = Spectrogram(config.stft, config.model.complex_spectra).to(group.device)
         with torch.random.fork_rng():
             torch.manual_seed(config.train.seed)
@@ -76,9 +82,6 @@ class Trainer:
         self.ddp_discriminator = group.wrap(self.discriminator) if self.discriminator else None
         self.discriminator_optimizer = _adamw(self.discriminator, config.optim) if self.discriminator else None
         self.ema_model = copy.deepcopy(self.network).requires_grad_(False) if config.optim.ema_decay > 0 else None
-        # The network to be fine-tuned, see `load_weights`.
-        distilling = config.train.distillation > 0
-        self.teacher = copy.deepcopy(self.network).eval().requires_grad_(False) if distilling else None
         self.ema_updates = torch.zeros((), dtype=torch.int64, device=group.device)
         self.global_step = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=group.device)
@@ -93,7 +96,7 @@ class Trainer:
 
     def load_weights(self, network: nn.Module) -> None:
         """Copy the weights of another network; raises `RuntimeError` if the shapes differ."""
-        for copied in (self.network, self.ema_model, self.teacher):
+        for copied in (self.network, self.ema_model):
             if copied:
                 copied.load_state_dict(network.state_dict())
 
@@ -153,10 +156,8 @@ class Trainer:
         # Generator
         target = clean
         if self.teacher and batch.dry.any():
-            with torch.no_grad():
-                taught, _ = self._enhance(self.teacher, noisy_spectra, clean_wav)
             share = self.config.train.distillation * self._to_device(batch.dry)[:, None].to(clean_wav.dtype)
-            target_wav = torch.lerp(clean_wav, taught.wav, share)
+            target_wav = torch.lerp(clean_wav, self._teach(self.teacher, noisy_wav), share)
             target = Speech(target_wav, self.spectrogram(target_wav))
         terms = loss_terms(self.config.loss, target, enhanced, self.spectrogram)
         loss = weighted_sum(self.config.loss, terms)
@@ -200,13 +201,24 @@ class Trainer:
         With an epoch, also return the loss terms that the network computes itself.
         """
         own_terms: dict[str, Tensor] = {}
-        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16):
+        with self._autocast():
             if self.config.model.own_terms and epoch is not None:
                 enhanced, own_terms = network(noisy, clean_wav, epoch)
             else:
                 enhanced = network(noisy)
         spectra = type(noisy)(*(part.to(clean_wav.dtype) for part in enhanced))
         return Speech(self.spectrogram.inverse(spectra, clean_wav.shape[-1]), spectra), own_terms
+
+    def _teach(self, teacher: Enhancer, noisy_wav: Tensor) -> Tensor:
+        """Return the teacher's output for waveforms `[B, N]`, at the level it expects and back."""
+        gain = noisy_wav.new_ones(1)
+        if teacher.normalize_level:
+            gain = torch.rsqrt(noisy_wav.square().mean(dim=1, keepdim=True) + SILENT_POWER)
+        with torch.no_grad(), self._autocast():
+            return teacher.enhance_batch(noisy_wav * gain).to(noisy_wav.dtype) / gain
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16)
 
     def dropout(self, use: int, batch_size: int) -> Tensor:
         """Return this process's rows `[batch_size, HIDDEN]` of the dropout factors of all processes."""
@@ -267,7 +279,6 @@ class Trainer:
             "discriminator": self.discriminator,
             "discriminator_optimizer": self.discriminator_optimizer,
             "ema_model": self.ema_model,
-            "teacher": self.teacher,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tests.fixtures.training  # noqa: F401 (registers the network `tiny`)
 from config import Config, StftConfig, UNetConfig, load_config
+from enhance.enhancer import Enhancer
 from models.discriminator import HIDDEN
 from tests.fixtures.commands import ROOT
 from tests.fixtures.steps import ALONE, LABELS, SEGMENT, GivenLabels, MakeTrainer
@@ -39,12 +40,15 @@ def comb_config() -> Config:
 def make(step_config: Config) -> MakeTrainer:
     """A function that makes a trainer with given labels and changed settings of the sections `optim` and `train`."""
 
-    def make_trainer(labels: list[tuple[float, ...]] | None = None, **settings: Any) -> Trainer:
+    def make_trainer(
+        labels: list[tuple[float, ...]] | None = None, teacher: nn.Module | None = None, **settings: Any
+    ) -> Trainer:
         sections = {
             name: replace(section, **{key: value for key, value in settings.items() if hasattr(section, key)})
             for name, section in (("optim", step_config.optim), ("train", step_config.train))
         }
-        return Trainer(replace(step_config, **sections), ALONE, GivenLabels(*(labels or LABELS)))
+        config = replace(step_config, **sections)
+        return Trainer(config, ALONE, GivenLabels(*(labels or LABELS)), teacher and Enhancer(teacher, config))
 
     return make_trainer
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import models
 from config import Config, ImseConfig, ImseLiveConfig, LossConfig, UNetConfig
+from enhance.enhancer import Enhancer
 from models.discriminator import MetricDiscriminator
 from models.losses import TERMS, Speech, loss_terms, weighted_sum
 from tests.fixtures.steps import (
@@ -90,38 +91,39 @@ def test_step_updates_both_networks_and_returns_all_logs(make: MakeTrainer) -> N
     assert np.allclose(enhanced_wav, enhanced.wav.numpy(), atol=1e-4)
 
 
-def test_distillation_teaches_dry_crops_the_output_of_the_first_network(make: MakeTrainer) -> None:
-    """In the first step the teacher's output is the network's own."""
+def test_distillation_teaches_dry_crops_the_output_of_the_teacher(make: MakeTrainer) -> None:
+    """The teacher's output follows the level, which is that of inference: a mean power of 1."""
     trainer = make()
-    clean, enhanced = enhance_batch(trainer.network, trainer, BATCHES[0])
+    _, taught = enhance_batch(trainer.network, trainer, BATCHES[0])
+    teacher = copy.deepcopy(trainer.network)
+    trainer.step(BATCHES[1], 0)
+    louder = replace(BATCHES[0], clean=2 * BATCHES[0].clean, noisy=2 * BATCHES[0].noisy)
+    clean, enhanced = enhance_batch(trainer.network, trainer, louder)
     for share, dry in ((1.0, [True, True]), (0.25, [True, True]), (0.25, [True, False]), (1.0, [False, False])):
         moved = share * torch.tensor(dry)[:, None]
-        wav = (1 - moved) * clean.wav + moved * enhanced.wav
+        wav = (1 - moved) * clean.wav + moved * 2 * taught.wav
         target = Speech(wav, trainer.spectrogram(wav))
         expected = floats(loss_terms(trainer.config.loss, target, enhanced, trainer.spectrogram))
-        distilling = make(distillation=share)
+        distilling = make(teacher=teacher, distillation=share)
         distilling.load_weights(trainer.network)
-        logs = floats(distilling.step(replace(BATCHES[0], dry=np.array(dry)), 0))
+        logs = floats(distilling.step(replace(louder, dry=np.array(dry)), 0))
         assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_teacher_is_asked_about_dry_crops_only(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make(distillation=0.5)
-    monkeypatch.setattr(trainer.teacher, "forward", lambda *_: pytest.fail("asked"))
+    trainer = make(teacher=make().network, distillation=0.5)
+    monkeypatch.setattr(trainer.teacher, "enhance_batch", lambda _: pytest.fail("asked"))
     trainer.step(replace(BATCHES[0], dry=np.array([False, False])), 0)
 
 
 def test_the_teacher_keeps_its_weights(make: MakeTrainer) -> None:
-    trainer = make(distillation=0.5)
-    first = copy.deepcopy(trainer.network)
-    trainer.load_weights(first)
+    teacher = make().network
+    before = weights(teacher)
+    trainer = make(teacher=teacher, distillation=0.5)
     for batch in BATCHES[:2]:
         trainer.step(batch, 0)
-    assert torch.equal(weights(trainer.teacher), weights(first))
-    assert not torch.equal(weights(trainer.network), weights(first))
-    other = make(distillation=0.5)
-    other.load_state_dict(trainer.state_dict())
-    assert torch.equal(weights(other.teacher), weights(first))
+    assert torch.equal(weights(teacher), before)
+    assert not torch.equal(weights(trainer.network), before)
 
 
 @pytest.mark.parametrize(("network", "lag", "steps"), [("tiny", 0, 3), ("tiny", 1, 3), ("dpcrn_cf", 0, 1)])
@@ -139,7 +141,8 @@ def test_step_runs_without_data(
     train = replace(config.train, metric_lag=lag, distillation=0.5)
     config = replace(config, optim=optim, loss=LossConfig(**weights), train=train)
     meta = Group(0, 1, torch.device("meta"))
-    trainer = Trainer(config, meta, GivenLabels(*LABELS) if with_metric else None)
+    teacher = Enhancer(models.build(step_config), step_config)
+    trainer = Trainer(config, meta, GivenLabels(*LABELS) if with_metric else None, teacher)
     for batch in BATCHES[:steps]:
         logs = trainer.step(batch, 0, last_step=3)
         assert len(logs) == len(weights) + (5 if with_metric else 3)
@@ -370,9 +373,12 @@ def test_initial_weights_depend_on_the_seed_alone(make: MakeTrainer) -> None:
 def test_bfloat16_has_about_the_same_loss(step_config: Config, model: UNetConfig) -> None:
     # At 16 channels: oneDNN's bfloat16 convolutions read past their memory at odd multiples of 8.
     wide = replace(step_config, model=model)
+    torch.manual_seed(0)
+    teacher = Enhancer(models.build(wide), wide)
     logs = []
     for bf16 in (False, True):
-        trainer = Trainer(replace(wide, train=replace(wide.train, bf16=bf16)), ALONE, GivenLabels(*LABELS))
+        train = replace(wide.train, bf16=bf16, distillation=0.5)
+        trainer = Trainer(replace(wide, train=train), ALONE, GivenLabels(*LABELS), teacher)
         logs.append(floats(trainer.step(BATCHES[0], 0)))
         assert trainer.skipped_steps == 0
         assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
