@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cli import DONE, SOME_FAILED, ArgumentParser, positive, run
@@ -28,6 +30,9 @@ from enhance.stdio import pipe_file, pipe_pcm
 from enhance.windows import MAX_HOP, PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
 from utils.distributed import join_for_files, rank_count
+
+WATCHED = 5
+"""Seconds of live sound after which a warning is given if computing took longer."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Namespace:
@@ -144,9 +149,25 @@ def enhance_live(options: Namespace) -> int:
     stream = fast_stream(*load_network(options.checkpoint_file), options.device, options.backend)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # a frame is too little work to share
+    rate, computing, heard = stream.sampling_rate, 0.0, 0  # in Hz, seconds and samples
     if not options.quiet:
-        print(f"live at {stream.sampling_rate} Hz, {1000 * stream.latency:g} ms behind", file=sys.stderr)
-    pipe_pcm(stream.process, stream.flush, stream.sampling_rate)
+        print(f"live at {rate} Hz, {1000 * stream.latency:g} ms behind", file=sys.stderr)
+
+    def process(samples: np.ndarray) -> np.ndarray:
+        nonlocal computing, heard
+        began = time.perf_counter()
+        enhanced = stream.process(samples)
+        computing += time.perf_counter() - began
+        heard += len(samples)
+        if heard >= WATCHED * rate > heard - len(samples) and computing > heard / rate:
+            print(
+                f"slower than live: {computing * rate / heard:.1f} s for a second of sound; use --backend openvino, "
+                "or a smaller network, such as --checkpoint_file checkpoints/dpcrn_live.safetensors",
+                file=sys.stderr,
+            )
+        return enhanced
+
+    pipe_pcm(process, stream.flush, rate)
     return DONE
 
 

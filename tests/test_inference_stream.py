@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,15 @@ def test_one_thread_by_default(
     torch.set_num_threads(2)  # as PyTorch does itself, with two cores or by OMP_NUM_THREADS
     assert run(b"", "--checkpoint_file", checkpoint)[0] == 0
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("pace", "warned"), [(0.1, False), (3.0, True)])
+def test_a_warning_if_computing_takes_longer_than_the_sound(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, pace: float, warned: bool
+) -> None:
+    """By a clock that advances by `pace` in each reading. The sound comes in pieces of 12 bytes, then of 2.05 s."""
+    clock = count()
+    monkeypatch.setattr(inference.time, "perf_counter", lambda: pace * next(clock))
+    _, _, errors = run(bytes(7 * 2 * RATE), "--checkpoint_file", checkpoint)
+    assert errors.count("slower than live: 2.0 s") == warned
+    assert errors.count("\n") == 1 + warned
