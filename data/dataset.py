@@ -62,12 +62,17 @@ def split_long(paths: Iterable[Path]) -> list[list[Sound]]:
 
 
 MEMORY_SHARE = 0.5
-"""Fraction of the machine's memory that the decoded recordings of all processes may take."""
+"""Fraction of the machine's or the container's memory that the decoded recordings of all processes may take."""
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""File with the memory limit of a Linux container in bytes, or "max"."""
 
 
 def memory_for_audio() -> int:
     """Return the number of bytes that this process may keep of decoded recordings."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if CONTAINER_LIMIT.exists() and (limit := CONTAINER_LIMIT.read_text().strip()).isdecimal():
+        memory = min(memory, int(limit))
     return int(MEMORY_SHARE * memory) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

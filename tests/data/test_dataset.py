@@ -148,6 +148,21 @@ def test_load_stops_when_the_memory_is_full(
     assert capsys.readouterr().err == ""
 
 
+def test_memory_for_audio_is_half_of_what_the_container_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(data.dataset, "CONTAINER_LIMIT", limit)
+    machine = data.dataset.memory_for_audio()
+    assert machine > 10_000_000
+    for content, expected in (("max\n", machine), ("2000\n", 1000), (f"{10**18}\n", machine)):
+        limit.write_text(content)
+        assert data.dataset.memory_for_audio() == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    limit.write_text("2000")
+    assert data.dataset.memory_for_audio() == 250
+
+
 def test_load_counts_unusable_files_and_names_ten(tmp_path: Path) -> None:
     paths = [tmp_path / f"{index:02d}.wav" for index in range(14)]
     save(paths[0], NOISE)
