@@ -9,14 +9,16 @@
 Conditions: snr, noise, reverb, level, clipping, band, codec, group (the first folders of CLEAN: speakers, languages).
 The base is 5 dB SNR, noise files in turn, no room, −26 dBFS, no clipping, full band, no codec. `--held_out` uses only
 the speakers and noises that training on these folders holds out, by the seed in the checkpoints. Writes robustness.csv
-and .md to OUT, and with a reference .json and .png. Exit codes: 0 all done, 1 some files failed (each named), 2 wrong
-command line.
+and .md to OUT, and with a reference .json and .png. `--audio_dir` also writes one mix of each condition, its reference
+(`clean`) and the outputs to folders in DIR, from which tools.report makes a page to listen to. Exit codes: 0 all done,
+1 some files failed (each named), 2 wrong command line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -29,12 +31,13 @@ import numpy as np
 import torch
 
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
+from data.audio import AudioFormat, write_audio
 from data.degradations import CODECS, RATE, encode_decode
 from data.file_lists import audio_by_id, evenly_spaced, make_output_dir
 from enhance.enhancer import Enhancer
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from models.checkpoint import DEFAULT_CHECKPOINT
-from tools.robustness.conditions import ALL, AXES, BASE, NOT_HELD_OUT, make_axes
+from tools.robustness.conditions import ALL, AXES, BASE, NOT_HELD_OUT, Axis, make_axes
 from tools.robustness.dnsmos import load_dnsmos, measure_recordings, summarise_dnsmos
 from tools.robustness.mixes import Material, find_pool, make_mix
 from tools.robustness.scoring import measure
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = path.name.removesuffix(".safetensors")
         if config.data.sampling_rate != RATE:
             raise UserError(f"{path}: for {config.data.sampling_rate} Hz; only checkpoints for {RATE} Hz are measured")
-        if name in enhancers or name == "noisy":
+        if name in enhancers or name in ("noisy", "clean"):
             raise UserError(f"{path}: the name {name} is taken; rename the file")
         backend = "auto" if options.device == "cpu" else "torch"
         enhancers[name] = fast_enhancer(network, config, options.device, backend=backend, threads=options.num_threads)
@@ -93,6 +96,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--files", type=positive, default=16, metavar="N", help="utterances per condition, evenly spaced; default: 16")
     add("--seconds", type=float, default=5.0, metavar="S", help="longest crop of an utterance; default: 5")
     add("--conditions", nargs="+", choices=AXES, default=AXES, metavar="AXIS", help=f"{', '.join(AXES)}; default: all")
+    add("--audio_dir", type=Path, metavar="DIR", help="write one mix of each condition to listen to, see tools.report")
     add("--seed", type=int, default=0, help="of crops, noises and rooms; default: 0")
     add("--device", help="cpu or cuda; default: cuda if available")
     threads = torch.get_num_threads()
@@ -103,6 +107,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     mixed = options.input_clean_wavs_dir, options.input_noise_dir
     if (options.input_noisy_wavs_dir is None and None in mixed) or (options.input_noisy_wavs_dir and any(mixed)):
         parser.error("give --input_clean_wavs_dir and --input_noise_dir, or --input_noisy_wavs_dir alone")
+    if options.audio_dir and options.input_noisy_wavs_dir:
+        parser.error("--audio_dir: not with --input_noisy_wavs_dir")
     package, extra = ("speechmos", "dnsmos") if options.input_noisy_wavs_dir else ("matplotlib", "report")
     if find_spec(package) is None:
         parser.error(f"needs {package}: pip install -e '.[{extra}]'")
@@ -139,6 +145,9 @@ def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_ou
     for name in options.conditions:
         if name not in {axis.name for axis in axes}:
             print(f"{name}: left out: only one", file=sys.stderr)
+
+    if options.audio_dir:
+        write_mixes(options.audio_dir, material, axes, enhancers)
 
     files = len(material.utterances[ALL])
     settings = {
@@ -182,6 +191,19 @@ def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_ou
         stream.write(draw(axes, results, names))
     reasons = [f"{row.id}: {row.reason}" for scores in results.values() for row in scores if row.reason]
     return [*material.problems.values(), *dict.fromkeys(reasons)]
+
+
+def write_mixes(folder: Path, material: Material, axes: Sequence[Axis], enhancers: Mapping[str, Enhancer]) -> None:
+    """Write a mix of each condition: to `clean`, `noisy` and a folder for each checkpoint. Raises `UserError`."""
+    conditions = [(f"{axis.name} {label}", condition) for axis in axes for label, condition in axis.conditions.items()]
+    for number, (label, condition) in enumerate(conditions):
+        file = re.sub(r"[^\w.-]+", "_", label) + ".wav"
+        mix = make_mix(material, condition, number % len(material.utterances[condition.group]))
+        versions = {"clean": mix.reference, "noisy": mix.noisy}
+        versions |= {name: each.enhance_signal(mix.noisy.astype(np.float32)) for name, each in enhancers.items()}
+        for name, samples in versions.items():
+            make_output_dir(folder / name)
+            write_audio(folder / name / file, samples[:, None].astype(np.float32), AudioFormat(RATE, 1, "WAV", "FLOAT"))
 
 
 def write_results(folder: Path, csv_text: str, markdown: str) -> None:

@@ -19,7 +19,7 @@ from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.fixtures.commands import ROOT, Result, call_main, run_module
 from tests.fixtures.one_process import stay_in_one_process
-from tests.fixtures.recordings import files_below, save
+from tests.fixtures.recordings import files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.robustness import __main__ as robustness
 from tools.robustness.conditions import BASE
@@ -90,6 +90,27 @@ def test_files(folder: Path) -> None:
     assert tuple(first[key] for key in ("axis", "condition", "file", "checkpoint")) == names
 
 
+def test_audio(folder: Path) -> None:
+    done = call(folder, "--conditions", "level", "band", "--audio_dir", "audio")
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [*(f"level_{level}" for level in (-10, -26, -40, -60, 0)), "band_300_to_3400_Hz", "band_full_to_8_kHz"]
+    names.append("band_to_4_kHz")
+    assert files_below(folder / "audio") == {
+        f"{kind}/{name}.wav" for kind in ("clean", "noisy", "small") for name in names
+    }
+    clean, noisy, enhanced = (
+        load(folder / f"audio/{kind}/level_-10.wav")[:, 0] for kind in ("clean", "noisy", "small")
+    )
+    # The fourth condition, of two utterances.
+    mix = make_mix(
+        Material(find_pool(folder / "speech", folder / "noise", None), 2, 1.0, 0), replace(BASE, level=-10.0), 1
+    )
+    np.testing.assert_allclose(noisy, mix.noisy, atol=1e-6)
+    np.testing.assert_allclose(clean, mix.reference, atol=1e-6)
+    enhancer = fast_enhancer(*load_checkpoint(folder / "small.safetensors"), threads=1)
+    np.testing.assert_allclose(enhanced, enhancer.enhance_signal(noisy), atol=1e-4)
+
+
 def test_unreadable_file(folder: Path) -> None:
     (folder / "speech/en/p2_1.wav").write_bytes(b"RIFF")
     done = call(folder, "--files", 4, "--conditions", "group")
@@ -141,6 +162,7 @@ def test_recordings_without_a_reference(folder: Path, monkeypatch: pytest.Monkey
         (["--checkpoint_file", "small.safetensors", "small.safetensors"], "small.safetensors: the name small"),
         (["--checkpoint_file", "small.safetensors", "seed.safetensors", "--held_out"], "--held_out"),
         (["--output_dir", "small.safetensors/out"], "small.safetensors/out"),
+        (["--audio_dir", "small.safetensors/out"], "small.safetensors/out"),
         (["--conditions", "wind"], "wind"),
         (["--files", "0"], "--files"),
         (["--seconds", "nan"], "--seconds"),
