@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cli import UserError
-from config import Config, NetworkConfig
+from config import Config
 from enhance.streaming import StreamingNetwork
 from models.stft import AnySpectra, Spectrogram, spectra_class
 from models.streaming import stream_whole
@@ -106,12 +106,13 @@ def run_graph(
 class StreamingGraphNetwork(GraphNetwork):
     """Base class of networks with a state: `enhance.streaming.StreamingNetwork`.
 
-    `config` gives the sizes of the pieces.
+    block_frames: the number of frames in a call of `stream` is a multiple of this.
+    delay_frames: that of the network's configuration.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, block_frames: int, delay_frames: int) -> None:
         nn.Module.__init__(self)
-        self.config = config
+        self.block_frames, self.delay_frames = block_frames, delay_frames
 
     def initial_state(self, batch: int) -> Any:
         """Return the state before the first frame of `batch` signals."""
@@ -127,7 +128,8 @@ class StreamingGraphNetwork(GraphNetwork):
 
     def in_pieces(self, noisy: AnySpectra, frames: int) -> AnySpectra:
         """Enhance whole signals, spectra `[B, F, T]`, in pieces of `frames` frames."""
-        return stream_whole(self.stream, noisy, self.initial_state(len(noisy[0])), self.config, frames)
+        state = self.initial_state(len(noisy[0]))
+        return stream_whole(self.stream, noisy, state, frames, self.block_frames, self.delay_frames)
 
 
 @torch.inference_mode()
@@ -150,8 +152,8 @@ def check_graph(
         noise = level * torch.randn(batch, frames * config.stft.hop_size, generator=generator)
         noisy = spectrogram.spectra_class(*(part[..., :frames] for part in spectrogram(noise)))
         expected = network(noisy)
-        if isinstance(graph, StreamingGraphNetwork):  # block by block, to check the state too
-            enhanced = graph.in_pieces(noisy, config.model.block_frames)
+        if isinstance(graph, StreamingGraphNetwork):  # in the smallest pieces, to check the state too
+            enhanced = graph.in_pieces(noisy, graph.block_frames)
         else:
             enhanced = graph(noisy)
         if enhanced[0].shape != expected[0].shape:

@@ -77,7 +77,7 @@ class _OnnxStream(StreamingGraphNetwork):
         state_shapes: Mapping[str, Sequence[Any]],
         config: Config,
     ) -> None:
-        super().__init__(config.model)
+        super().__init__(config.model.block_frames, config.model.delay_frames)
         self._run, self._state_shapes = run, state_shapes
 
     def initial_state(self, batch: int) -> dict[str, np.ndarray]:

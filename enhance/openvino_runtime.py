@@ -192,9 +192,8 @@ class _OpenVinoStream(StreamingGraphNetwork):
     """
 
     def __init__(self, compiled: CompiledModel, config: Config) -> None:
-        super().__init__(config.model)
+        super().__init__(compiled.input(0).partial_shape[2].get_length(), config.model.delay_frames)
         self._compiled = compiled
-        self._frames = compiled.input(0).partial_shape[2].get_length()
 
     def initial_state(self, batch: int) -> list[tuple[InferRequest, InferRequest]]:
         """Return the state before the first frame of `batch` signals."""
@@ -211,14 +210,14 @@ class _OpenVinoStream(StreamingGraphNetwork):
     def stream(
         self, noisy: AnySpectra, state: list[tuple[InferRequest, InferRequest]]
     ) -> tuple[AnySpectra, list[tuple[InferRequest, InferRequest]]]:
-        """Enhance the next frames, spectra `[B, F, T]`, T divisible by the graph's number of frames."""
+        """Enhance the next frames, spectra `[B, F, T]`, T divisible by `block_frames`."""
         noisy_parts = [part.numpy() for part in noisy]
         enhanced = [np.empty_like(part) for part in noisy_parts]
         next_state = list(state)
         batch, _, frames = noisy_parts[0].shape
         for signal in range(batch):
-            for start in range(0, frames, self._frames):
-                piece = signal, slice(None), slice(start, start + self._frames)
+            for start in range(0, frames, self.block_frames):
+                piece = signal, slice(None), slice(start, start + self.block_frames)
                 request, other = next_state[signal]
                 for index, part in enumerate(noisy_parts):
                     request.get_input_tensor(index).data[0] = part[piece]

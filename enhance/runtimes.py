@@ -17,7 +17,7 @@ from enhance.enhancer import Enhancer
 from enhance.graphs import GraphNetwork
 from enhance.onnx_runtime import load_onnx
 from enhance.openvino_runtime import with_openvino
-from enhance.streaming import Stream
+from enhance.streaming import MOST_FRAMES, Stream, StreamingNetwork
 from enhance.windows import repeated_length
 from models.checkpoint import load_checkpoint
 from models.stft import AnySpectra
@@ -58,7 +58,9 @@ def fast_enhancer(
     length = repeated_length(protocol, config.data.segment_size)
     frames = None if length is None else (length + config.stft.padding(length)) // config.stft.hop_size + 1
     if not isinstance(network, GraphNetwork):
-        network = convert(network, config, backend, torch.get_num_threads(), frames, bf16=bf16)
+        stream = frames is None and isinstance(network, StreamingNetwork)  # in pieces of a fixed length
+        piece = MOST_FRAMES if stream else frames
+        network = convert(network, config, backend, torch.get_num_threads(), piece, stream, bf16)
     if isinstance(network, GraphNetwork):
         torch.set_num_threads(1)  # after the STFT, PyTorch's threads would wait busily on the cores of the network
     elif bf16:

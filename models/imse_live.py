@@ -281,7 +281,7 @@ class ImseLive(IMSE):
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, compressed spectra `[B, F, T]`."""
-        return stream_whole(self.stream, noisy, None, self.config, PIECE)
+        return stream_whole(self.stream, noisy, None, PIECE, FRAME_MULTIPLE, self.config.delay_frames)
 
     def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T divisible by `FRAME_MULTIPLE`.

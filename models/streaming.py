@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional
 
-from config import NetworkConfig
 from models.stft import AnySpectra
 
 S = TypeVar("S", bound=AnySpectra)
@@ -18,17 +17,19 @@ def stream_whole(
     stream: Callable[[S, Any], tuple[S, Any]],
     noisy: S,
     state: Any,
-    config: NetworkConfig,
     piece: int,
+    block: int,
+    delay: int,
 ) -> S:
     """Enhance whole signals, spectra `[B, F, T]`, by a network that takes its frames in pieces and keeps a state.
 
-    stream: maps the next frames and the state to T frames, delayed by `config.delay_frames`, and the next state.
+    stream: maps the next frames and the state to as many frames, delayed by `delay` frames, and the next state.
     state: state before the first frame.
-    piece: maximum number of frames in one call, a multiple of `config.block_frames`.
+    piece: maximum number of frames in one call, a multiple of `block`.
+    block: the number of frames in a call is a multiple of this.
     """
-    frames, delay = noisy[0].shape[-1], config.delay_frames
-    padding = -frames % config.block_frames + delay
+    frames = noisy[0].shape[-1]
+    padding = delay + -(frames + delay) % block
     pieces = (functional.pad(part, (0, padding)).split(piece, dim=2) for part in noisy)
     enhanced: list[S] = []
     for parts in zip(*pieces, strict=True):

@@ -53,14 +53,20 @@ def test_results_equal_pytorch(name: str, frames: int | None) -> None:
             assert_same_spectra(enhanced, expected, 1e-3)
 
 
-@pytest.mark.parametrize("protocol", ["overlap", "whole"])
-def test_signals_equal_pytorch(protocol: str) -> None:
-    network, config = random_network("imse")
+LIVE_WHOLE = pytest.param("imse_live", "whole", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("imse", "overlap"), ("imse", "whole"), ("lite_rtse", "whole"), LIVE_WHOLE]
+)
+def test_signals_equal_pytorch(name: str, protocol: str) -> None:
+    network, config = random_network(name)
     enhancer = fast_enhancer(network, config, protocol=protocol, backend="openvino", threads=1)
     assert isinstance(enhancer.network, GraphNetwork)
-    for samples in (9_000, len(NOISY)):
-        expected = Enhancer(network, config).enhance_signal(NOISY[:samples], protocol).astype(np.float64)
-        assert si_sdr(expected, enhancer.enhance_signal(NOISY[:samples], protocol).astype(np.float64)) > 60
+    long = np.tile(NOISY, 1 if name == "imse" else 2)  # streaming networks take it in several pieces
+    for noisy in (NOISY[:9_000], long):
+        expected = Enhancer(network, config).enhance_signal(noisy, protocol).astype(np.float64)
+        assert si_sdr(expected, enhancer.enhance_signal(noisy, protocol).astype(np.float64)) > 60
 
 
 @pytest.mark.parametrize("name", ["lite_rtse", "dpcrn_ac", *SLOW_STREAMS])
