@@ -35,9 +35,14 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (--help shows the options)")
 
     def check_device(self, device: str) -> None:
-        """Raise `UserError` if PyTorch cannot compute on `device`."""
+        """Raise `UserError` if PyTorch cannot compute on `device`; with torchrun, on this process's own GPU."""
         import torch  # late: slow to import, and most commands need no network
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if device.startswith("cuda:"):
+                self.error(f"--device {device}: with torchrun give cuda, for one GPU per process")
+            if device == "cuda":
+                device = f"cuda:{os.environ['LOCAL_RANK']}"
         try:
             torch.zeros(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -72,7 +77,7 @@ def run(main: Main) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         code = call(main)
-        sys.stdout.flush()
+        print(end="", flush=True)  # does nothing if standard output is closed
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)

@@ -279,7 +279,8 @@ class MixConfig:
     noise_free_share: Share = 0.0
     """Fraction of the crops without noise."""
     babble_share: Share = 0.0
-    """Fraction of the noisy crops whose noise is the voices of several other speakers, instead of a noise file."""
+    """Fraction of the noisy crops whose noise is the voices of several other speakers, instead of a noise file. If all
+    speech is of one speaker, all noise is from files."""
     second_noise_share: Share = 0.0
     """Fraction of the noisy crops with a second noise."""
     band_share: Share = 0.0

@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "folder names below input and output folder; default: %(default)s"
         add(f"--{split}_folders", nargs=2, metavar=("CLEAN", "NOISY"), default=names, help=text)
     add("--resampler", choices=["soxr", "torchaudio"], default="soxr", help="default: %(default)s")
-    add("--jobs", type=positive, default=available_cores(), help="processes; default: one per core")
+    add("--jobs", type=positive, default=available_cores(), help="processes, not with --hub; default: one per core")
     add("--quiet", action="store_true", help="no progress bar, no summary")
     options = parser.parse_args(argv)
+    if options.hub and options.resampler != "soxr":
+        parser.error("--resampler: not with --hub")
     if options.resampler == "torchaudio":
         resample_as_published(np.zeros((1, 1), np.float32), RATE)  # raises UserError once, before any file
 

@@ -39,7 +39,7 @@ from training.stop import GracefulStop
 from training.trainer import Trainer
 from training.validation import Validation
 from utils.distributed import Group, join_group
-from utils.processes import available_cores
+from utils.processes import available_cores, own_cores
 
 ROOT = Path(__file__).resolve().parent
 
@@ -148,7 +148,9 @@ def read_teacher(options: Namespace, config: Config, run_dir: RunDir) -> Enhance
     return teacher
 
 
-def load_state(run_dir: RunDir, config: Config, data: Data, trainer: Trainer, total_batch: int) -> tuple[float, int]:
+def load_state(
+    run_dir: RunDir, config: Config, data: Data, trainer: Trainer, total_batch: int, last_step: int
+) -> tuple[float, int]:
     """Restore a run; return its best score and the step of its last validation."""
     state = run_dir.load_state(config)
     try:
@@ -158,6 +160,11 @@ def load_state(run_dir: RunDir, config: Config, data: Data, trainer: Trainer, to
             raise UserError(
                 f"{run_dir.state}: the run has a total batch of {state['total_batch']}, not {total_batch}; "
                 "resume with the same number of processes and train.batch_size"
+            )
+        if config.optim.schedule != "exponential" and state["last_step"] != last_step:
+            raise UserError(
+                f"{run_dir.state}: the learning rate of the run reaches 0 at step {state['last_step']}, not at "
+                f"{last_step}; resume with the same --max_steps and --training_epochs"
             )
         trainer.load_state_dict(state)
         return state["best"], state["validated"]
@@ -199,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         group = join_group(options.device)
         stack.callback(group.close)
+        options.quiet = options.quiet or not group.leads
         total_batch = config.train.batch_size * group.ranks
 
         # Check all input before writing anything.
@@ -222,15 +230,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(
                     f"{options.config}: train.batch_size: {total_batch} in total, but there are {len(data.crops)} crops"
                 )
+            last_step = min(config.train.epochs * epoch_steps, options.max_steps or sys.maxsize)
             labeler = None
             if config.loss.metric > 0:
-                labeler = stack.enter_context(PesqLabeler(min(available_cores(), config.train.batch_size)))
+                labeler = stack.enter_context(PesqLabeler(min(own_cores(), config.train.batch_size)))
             trainer = Trainer(config, group, labeler, teacher)
             if first_network:
                 trainer.load_weights(first_network)
             best, validated = -math.inf, 0
             if options.resume:
-                best, validated = load_state(run_dir, config, data, trainer, total_batch)
+                best, validated = load_state(run_dir, config, data, trainer, total_batch, last_step)
             elif group.leads:
                 run_dir.begin(config, teacher)
             logger = None
@@ -245,15 +254,27 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print("--select_on test: the best score is optimistic", file=sys.stderr)
 
         stack.enter_context(exit_code(SOME_FAILED))
-        stop = stack.enter_context(GracefulStop())
+        loop = stack.enter_context(ExitStack())
+        stop = loop.enter_context(GracefulStop())
         protocol = "paper" if options.select_on == "test" else "overlap"
         validation = Validation(data.validation, config, protocol, group)
         validation_interval = config.train.validation_interval or epoch_steps
         first_step = trainer.global_step
-        last_step = min(config.train.epochs * epoch_steps, options.max_steps or sys.maxsize)
         batches = stack.enter_context(closing(batches_from(data.crops, config, group, options.num_workers, first_step)))
-        quiet = options.quiet or not group.leads
-        bar = stack.enter_context(tqdm(total=last_step, initial=first_step, unit="step", disable=quiet))
+        bar = stack.enter_context(tqdm(total=last_step, initial=first_step, unit="step", disable=options.quiet))
+
+        def save() -> None:
+            state = trainer.state_dict() | {
+                "best": best,
+                "validated": validated,
+                "fingerprint": data.fingerprint,
+                "total_batch": total_batch,
+                "last_step": last_step,
+            }
+            if logger:
+                logger.flush()
+                run_dir.save(trainer.eval_model, config, state)
+
         try:
             # Validation and saving come before the step, so that the last step and a stop take the same path.
             while True:
@@ -262,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 due = step > 0 and (step % validation_interval == 0 or step >= last_step)
                 validating = due and validated != step and not stopping
+                if step > first_step and (validating or stopping or step % config.train.save_interval == 0):
+                    save()  # before a validation too: it takes minutes, in which the process may be killed
                 if validating:
                     result = validation.run(trainer.eval_model)
                     validated, pesq = step, result.scores["pesq"]
@@ -277,16 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         for index, enhanced in zip(validation.own[:EXAMPLES], result.enhanced, strict=False):
                             logger.example(data.validation[index], enhanced, config.data.sampling_rate, step)
 
-                if validating or stopping or (step > first_step and step % config.train.save_interval == 0):
-                    state = trainer.state_dict() | {
-                        "best": best,
-                        "validated": validated,
-                        "fingerprint": data.fingerprint,
-                        "total_batch": total_batch,
-                    }
-                    if logger:
-                        logger.flush()
-                        run_dir.save(trainer.eval_model, config, state)
+                    save()
                 if stopping:
                     tqdm.write(f"stopped after step {step}; continue with --resume", file=sys.stderr)
                     return stop.code or TERMINATED
@@ -313,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"{options.device}: out of memory; lower train.batch_size or data.segment_size"
             raise UserError(message) from error
 
+        loop.close()  # from here on, a signal ends the process
         if test_pairs and options.select_on == "held_out":
             pairs = PairedUtterances(test_pairs, AudioCache(config.data.sampling_rate, keep=False))
             network, _ = load_checkpoint(run_dir.best)

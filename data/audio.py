@@ -142,10 +142,14 @@ def read_part(path: Path, start: int, frames: int, rate: int) -> np.ndarray:
     Returns float32 `[frames, channels]`. Raises `AudioError` as `AudioReader.blocks` does.
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            file.seek(start)
-            samples = file.read(frames, dtype="float32", always_2d=True)
-            source_rate = file.samplerate
+        with path.open("rb") as file:
+            stream = _LibsndfileStream(file, *_check_wav_header(file, str(path)))
+            file.seek(0)
+            with soundfile.SoundFile(stream) as sound:  # pyright: ignore[reportArgumentType]
+                sound.seek(start)
+                samples = sound.read(frames, dtype="float32", always_2d=True)
+                source_rate = sound.samplerate
+            stream.check()
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"{path}: broken or cut short at sample {start} or later ({_reason(error)})") from error
     if len(samples) < frames:

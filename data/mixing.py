@@ -70,7 +70,8 @@ class Mixer:
 
     Parameters
     ----------
-    speech, noise, rooms: recordings; babble is made of `speech`. Without `rooms`, the responses are synthetic.
+    speech, noise, rooms: recordings. Babble is made of `speech`, if it has several speakers. Without `rooms`, the
+        responses are synthetic.
     mix: probabilities and ranges.
     rate: sampling rate in Hz; 16000 for band limits and codecs.
 
@@ -92,6 +93,7 @@ class Mixer:
         self._cache = cache
         self._mix = mix
         self._rate = rate
+        self._speakers = [speaker_of(sound.path.as_posix()) for sound in speech]
         if mix.codec_share:
             for codec in CODECS.values():
                 encode_decode(np.zeros(codec.rate), codec)
@@ -122,7 +124,7 @@ class Mixer:
         if chance(rng, mix.noise_free_share):
             dry = False
         else:
-            babbling = chance(rng, mix.babble_share)
+            babbling = chance(rng, mix.babble_share) and len(set(self._speakers)) > 1
             noise = self._babble(rng, sound, samples) if babbling else self._noise.draw(rng, samples)
             if chance(rng, mix.second_noise_share):
                 noise = add_noise(noise, self._noise.draw(rng, samples), rng.uniform(*SECOND_NOISE))
@@ -156,9 +158,9 @@ class Mixer:
         def other_voices() -> Iterator[np.ndarray]:
             speaker = speaker_of(sound.path.as_posix())
             while True:
-                other = self._speech[int(rng.integers(len(self._speech)))]
-                if speaker_of(other.path.as_posix()) != speaker:
-                    yield self._cache.samples(other)
+                other = int(rng.integers(len(self._speech)))
+                if self._speakers[other] != speaker:
+                    yield self._cache.samples(self._speech[other])
 
         count = rng.integers(*BABBLE_VOICES, endpoint=True)
         return babble([draw_piece(rng, other_voices(), samples) for _ in range(count)]).astype(np.float32)
@@ -321,9 +323,11 @@ def room_response(rng: np.random.Generator, rate: int, decay: float, ratio: floa
     return response, response[: 1 + round(EARLY_SECONDS * rate)]
 
 
-def check_mix(speech: Sequence[Sound], noise: Sequence[Sound], cache: AudioCache) -> None:
-    """Raise `UserError` if all speech or all noise is silent. Reads only up to the first file that is not."""
-    for kind, sounds in (("speech", speech), ("noise", noise)):
-        if not any(cache.samples(sound).any() for sound in sounds):
-            count = len({sound.path for sound in sounds})
-            raise UserError(f"every {kind} file is silent: {count} hold nothing but zeros")
+def check_sounds(sounds: Sequence[Sound], what: str, cache: AudioCache) -> None:
+    """Raise `UserError` if all of `sounds` are silent. Reads only up to the first file that is not.
+
+    what: what they are, for the message.
+    """
+    if not any(cache.samples(sound).any() for sound in sounds):
+        count = len({sound.path for sound in sounds})
+        raise UserError(f"{what}: every file is silent: {count} hold nothing but zeros")

@@ -49,13 +49,13 @@ def hold_out_speakers(ids: Sequence[str], seed: int) -> tuple[list[int], list[in
     return _split(ids, _choose(ids, seed))
 
 
-def hold_out_files(paths: Sequence[Path], seed: int) -> tuple[list[int], list[int]]:
+def hold_out_files(paths: Sequence[Path], seed: int, folder: Path) -> tuple[list[int], list[int]]:
     """Return the indices of the training files and of the held-out tenth (at least one), in the order of `paths`.
 
-    Raises `UserError` for fewer than two files.
+    Raises `UserError`, with the name of `folder`, for fewer than two files.
     """
     if len(paths) < 2:
-        raise UserError(f"{len(paths)} noise or room files are too few: one to train and one to validate are needed")
+        raise UserError(f"{folder}: {len(paths)} files are too few: one to train and one to validate are needed")
     names = [path.parts for path in paths]  # their order does not depend on the common folder
     return _split(names, _choose(names, seed))
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fine-tune the released weights of IMSE for real recordings, on folders of clean speech and noise:
 #     bash scripts/train_default.sh SPEECH NOISE [options of train.py]
-# The released weights are downloaded and rooms simulated (runs/rooms) if they are missing. The run is in runs/default and
+# The released weights are downloaded and 400 rooms simulated (runs/rooms) if they are missing. The run is in runs/default and
 # is resumed if it exists. When it ends, its best network is copied to checkpoints/default.safetensors. The variables RUN,
-# OUTPUT, RELEASED and ROOMS replace the paths.
+# OUTPUT and RELEASED replace the paths; ROOMS is a folder of other room responses.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: bash scripts/train_default.sh SPEECH NOISE [options of train.py]" >&2; exit 2; }
 speech=$(realpath -- "$1") noise=$(realpath -- "$2")
@@ -14,7 +14,7 @@ released=${RELEASED:-checkpoints/published/g_best_pesq_3.373} rooms=${ROOMS:-run
 
 bash scripts/setup.sh train
 [ -e "$released" ] || .venv/bin/python -m scripts.download_published
-if [ ! -d "$rooms" ]; then
+if [ -z "${ROOMS:-}" ] && [ ! -e "$rooms/room0399.wav" ]; then # the last one: the simulation may have been interrupted
     bash scripts/setup.sh rooms
     .venv/bin/python -m scripts.make_rooms "$rooms"
 fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train IMSE as in the paper on VoiceBank+DEMAND and print the six scores of its test set:
 #     bash scripts/train_paper.sh [options of train.py]
-# Data, run and enhanced files go to VoiceBank+DEMAND, runs/imse and enhanced/imse. All steps continue where they were
-# interrupted. The paper selected its network on the test set: --select_on test. HUB replaces the data set of the
+# Data, run and enhanced files go to VoiceBank+DEMAND, runs/imse and enhanced/imse. Download and training continue where
+# they were interrupted. The paper selected its network on the test set: --select_on test. HUB replaces the data set of the
 # Hugging Face hub.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ bash scripts/setup.sh train,hub
 .venv/bin/python make_file_list.py
 resume=()
 [ ! -e "$run/latest.pt" ] || resume=(--resume)
-.venv/bin/python train.py --config configs/imse.json --checkpoint_path "$run" "${resume[@]}" "$@"
+.venv/bin/python train.py --config configs/imse.json --checkpoint_path "$run" ${resume[@]+"${resume[@]}"} "$@"
 .venv/bin/python inference.py --checkpoint_file "$run/best.safetensors" --protocol paper \
     --input_noisy_wavs_dir "$data/noisy_testset_wav" --output_dir enhanced/imse
 .venv/bin/python cal_metrics.py --clean_wav_dir "$data/clean_testset_wav" --noisy_wav_dir enhanced/imse

@@ -174,6 +174,23 @@ def test_interrupted_run_is_resumed_bit_for_bit(
     assert curves_of(run) == curves_of(whole[0])
 
 
+def test_interrupted_validation_loses_no_step(
+    pairs: Path, tmp_path: Path, whole: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*LAGGING_20, "--quiet", "--checkpoint_path", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "run", interrupt)
+        assert train_here(pairs, *options).returncode == 130
+    assert state_of(tmp_path / "run")["/global_step"] == 10
+    ended = train_here(pairs, *options, "--resume")
+    assert (ended.returncode, ended.stdout) == (0, whole[1].stdout)
+    assert_equal_states(tmp_path / "run", whole[0])
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_saves_and_stops(tmp_path: Path, whole: tuple[Path, Result], number: int, code: int) -> None:

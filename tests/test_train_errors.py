@@ -211,6 +211,11 @@ def test_unusable_states(holding: Path) -> None:
     assert "data" in line
     path = holding / "run/latest.pt"
     state = torch.load(path, weights_only=True)
+    schedule = settings(optim_schedule="cosine")
+    config = state["config"] | {"optim": state["config"]["optim"] | {"schedule": "cosine"}}
+    torch.save(state | {"config": config}, path)
+    (line,) = refused(holding, "--resume", *schedule, "--max_steps=17")
+    assert "run/latest.pt" in line and "17" in line and "--max_steps" in line
     for change, word in (({"total_batch": 8}, "batch"), ({"network": {}}, "does not fit"), ({"optimizer": {}}, "fit")):
         torch.save(state | change, path)
         (line,) = refused(holding, "--resume")

@@ -8,6 +8,7 @@ formats. With `--small` it takes a minute on a CPU. Exit codes: 0 all comparison
 
 from __future__ import annotations
 
+import copy
 import platform
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cli import DONE, SOME_FAILED, ArgumentParser, run
 from config import Config, load_config
@@ -115,7 +117,8 @@ def compare(options: Namespace) -> Iterator[Row]:
     for path in list(audio_by_id(options.noisy_wav_dir).values())[: 1 if options.small else 20]:
         samples, read = read_audio(path, config.data.sampling_rate)
         enhanced = [
-            fast_enhancer(network, config, device)(samples[:, 0], read.rate) for device in (options.device, "cpu")
+            fast_enhancer(copy.deepcopy(network), config, device)(samples[:, 0], read.rate)
+            for device in (options.device, "cpu")
         ]
         worst = max(worst, float(np.max(np.abs(enhanced[0] - enhanced[1]))) * 2**15)
     yield {"of": "enhanced files", "difference": worst, "limit": SAMPLE_LIMIT}
@@ -125,6 +128,9 @@ def outputs(config: Config, device: str) -> dict[str, torch.Tensor]:
     """Return output, loss terms and gradient of a network with seeded weights on a seeded crop, on the CPU."""
     torch.manual_seed(0)
     network = build(config).eval()
+    for part in network.modules():
+        if isinstance(part, nn.RNNBase):
+            part.train()  # without it, cuDNN's RNNs have no gradient
     clean, noise = 0.1 * torch.randn(2, 1, config.data.segment_size)
     spectrogram = Spectrogram(config.stft, config.model.complex_spectra).to(device)
     network.to(device)
@@ -167,7 +173,7 @@ def measure_inference(options: Namespace) -> Iterator[Row]:
     for bf16, compiled in [(False, False)] if options.small else [(False, False), (True, False), (False, True)]:
         for batch_size in [1] if options.small else [1, 4, 16, 64]:
             enhancer = fast_enhancer(
-                network, config, options.device, batch_size=batch_size, bf16=bf16, compiled=compiled
+                copy.deepcopy(network), config, options.device, batch_size=batch_size, bf16=bf16, compiled=compiled
             )
             enhancer.enhance_signals(recordings[:1])  # warm up
             start = perf_counter()

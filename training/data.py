@@ -21,7 +21,7 @@ from data.dataset import (
     split_long,
 )
 from data.file_lists import Utterance, audio_by_id
-from data.mixing import MixedDataset, MixedUtterances, Mixer, check_mix
+from data.mixing import MixedDataset, MixedUtterances, Mixer, check_sounds
 from data.splits import hold_out_files, hold_out_speakers
 
 
@@ -90,16 +90,17 @@ def read_mixes(
     rooms = audio_by_id(rooms_dir) if rooms_dir else {}
     noise_files, room_files = list(noise.values()), list(rooms.values())
     kept, held = hold_out_speakers(list(speech), seed)
-    kept_noise, held_noise = hold_out_files(noise_files, seed)
-    kept_rooms, held_rooms = hold_out_files(room_files, seed) if rooms else ([], [])
+    kept_noise, held_noise = hold_out_files(noise_files, seed, noise_dir)
+    kept_rooms, held_rooms = hold_out_files(room_files, seed, rooms_dir) if rooms_dir else ([], [])
     speech_parts, noise_parts = split_long(speech.values()), split_long(noise_files)
     # If the memory does not hold all, those that are used most.
     cache.load([*room_files, *chain(*noise_parts), *chain(*speech_parts)], workers, quiet)
 
-    def mixer(speech: list[int], noise: list[int], rooms: list[int]) -> tuple[list[Sound], Mixer]:
+    def mixer(part: str, speech: list[int], noise: list[int], rooms: list[int]) -> tuple[list[Sound], Mixer]:
         voices = [sound for index in speech for sound in speech_parts[index]]
         noises = [sound for index in noise for sound in noise_parts[index]]
-        check_mix(voices, noises, cache)
+        for folder, sounds in ((speech_dir, voices), (noise_dir, noises)):
+            check_sounds(sounds, f"{folder}, {part} part", cache)
         responses = [Sound(room_files[index]) for index in rooms]
         return voices, Mixer(voices, noises, responses, cache, mix, config.data.sampling_rate)
 
@@ -110,8 +111,8 @@ def read_mixes(
     ]
     in_rooms = f" in {len(kept_rooms)} rooms" if rooms else ""
     return Data(
-        MixedDataset(*mixer(kept, kept_noise, kept_rooms), cache, config.data, mix, seed),
-        MixedUtterances(*mixer(held, held_noise, held_rooms), cache, mix, seed),
+        MixedDataset(*mixer("training", kept, kept_noise, kept_rooms), cache, config.data, mix, seed),
+        MixedUtterances(*mixer("held-out", held, held_noise, held_rooms), cache, mix, seed),
         _fingerprint(names),
         f"training on {len(kept)} speech and {len(kept_noise)} noise files{in_rooms}, "
         f"selecting on {len(held)} and {len(held_noise)} held out",

@@ -51,9 +51,8 @@ class PesqLabeler:
             raise ValueError(f"expected two batches [B, N] of one shape, got {clean.shape} and {tuple(enhanced.shape)}")
         clean, computed = clean.copy(), None
         if enhanced.device.type == "cuda":
-            enhanced = enhanced.to("cpu", non_blocking=True)  # to pinned memory
-            computed = torch.cuda.Event()
-            computed.record()
+            device, enhanced = enhanced.device, enhanced.to("cpu", non_blocking=True)  # to pinned memory
+            computed = torch.cuda.current_stream(device).record_event()
         else:
             enhanced = enhanced.clone()
 

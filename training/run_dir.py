@@ -31,7 +31,7 @@ from models.checkpoint import save_checkpoint
 from utils.atomic import atomic_open, remove_leftovers, write_text_atomically
 
 CHANGEABLE = {("train", "epochs"), ("train", "validation_interval"), ("train", "save_interval")}
-"""Settings that may differ when a run is resumed: they do not change a step."""
+"""Settings that may differ when a run is resumed. Of `train.epochs`, `train.load_state` checks the last step."""
 
 
 class RunDir:

@@ -12,16 +12,16 @@ from tqdm import tqdm
 from metrics.pesq import wideband_pesq
 from metrics.signals import ScoreError, check_pair
 from metrics.stoi import stoi
-from utils.processes import available_cores, run_in_processes
+from utils.processes import own_cores, run_in_processes
 
 
 def score_all(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, float]]:
-    """Return PESQ and STOI of pairs (clean, enhanced) `[N]` at 16 kHz, NaN where a pair has none; uses all cores.
+    """Return PESQ and STOI of pairs (clean, enhanced) `[N]` at 16 kHz, NaN where a pair has none; uses `own_cores`.
 
     A pair whose process fails or dies is reported on standard error and has NaN.
     """
     scores: list[dict[str, float]] = [{"pesq": math.nan, "stoi": math.nan} for _ in pairs]
-    for index, result in run_in_processes(score_pair, pairs, available_cores()):
+    for index, result in run_in_processes(score_pair, pairs, own_cores()):
         if isinstance(result, BaseException):
             tqdm.write(f"validation: utterance {index} could not be scored: {result}", file=sys.stderr)
         else:

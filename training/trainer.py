@@ -71,7 +71,7 @@ class Trainer:
         self.config, self.group, self.labeler = config, group, labeler
         self.teacher = teacher.to(group.device).eval().requires_grad_(False) if teacher else None
         self.spectrogram = Spectrogram(config.stft, config.model.complex_spectra).to(group.device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # the networks are built on the CPU
             torch.manual_seed(config.train.seed)
             self.network = build(config).to(group.device)
             self.discriminator = MetricDiscriminator().to(group.device) if labeler else None
@@ -106,7 +106,7 @@ class Trainer:
         A network whose gradient is not finite keeps its weights, the statistics of its batch norms and its optimizer
         state; this is decided on the device.
         With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, and the step waits neither
-        for the device nor for PESQ.
+        for the device nor for their PESQ.
 
         Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
         metric term and the network's own terms, as in validation), `metric`, `discriminator`, the gradient norms and

@@ -50,6 +50,7 @@ class Validation:
     @torch.inference_mode()
     def run(self, network: nn.Module) -> Validated:
         """Enhance and score all utterances; returns the same scores in every process."""
+        self.group.share_buffers(network)  # only rank 0 saves the network
         was_training = network.training
         enhancer = Enhancer(network.eval(), self.config).to(self.group.device)
         pairs = [self.pairs[index] for index in self.own]

@@ -63,6 +63,12 @@ class Group:
         distributed.all_gather_object(values, value)
         return values
 
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give the network of every process the buffers of rank 0, such as the statistics of batch norms."""
+        if self.ranks > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, 0)
+
     def close(self) -> None:
         """Leave the group."""
         if self.ranks > 1:
@@ -77,10 +83,10 @@ def rank_count() -> int:
 def join_group(device: str) -> Group:
     """Join the processes started by torchrun; with `device` "cuda" each takes the GPU of its local rank."""
     own = _own_device(device)
-    if rank_count() == 1:
-        return Group(0, 1, own)
     if own.type == "cuda":
         torch.cuda.set_device(own)
+    if rank_count() == 1:
+        return Group(0, 1, own)
     # Tensors on the CPU go through gloo, without waiting for the GPU.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     return Group(distributed.get_rank(), rank_count(), own)

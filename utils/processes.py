@@ -41,6 +41,11 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def own_cores() -> int:
+    """Return the number of cores for this process if those of the machine are divided among torchrun's processes."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 class ProcessPool(Generic[Result]):
     """Persistent worker processes that call `function`, one item each at a time.
 

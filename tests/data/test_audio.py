@@ -24,6 +24,7 @@ from data.audio import (
     AudioWriter,
     fit_length,
     read_audio,
+    read_part,
     resample_blocks,
     write_audio,
 )
@@ -81,6 +82,7 @@ def test_wav_headers_written_to_pipes(tmp_path: Path, riff_size: int | None, dat
     after = chunk(b"LIST", b"INFO") if data_size is None else b""
     path.write_bytes(wav(30_000, riff_size, data_size, before=chunk(b"JUNK", bytes(31)), after=after))
     assert np.array_equal(read_audio(path)[0][:, 0] * 32_768, np.arange(30_000))
+    assert np.array_equal(read_part(path, 20_000, 100, RATE)[:, 0] * 32_768, np.arange(20_000, 20_100))
 
 
 def test_flac_of_unknown_length(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cli import UserError
 from config import DataConfig, MixConfig
 from data.dataset import AudioCache, Sound, split_long
 from data.levels import mean_power
-from data.mixing import MixedDataset, MixedUtterances, Mixer, add_noise, check_mix, room_response
+from data.mixing import MixedDataset, MixedUtterances, Mixer, add_noise, check_sounds, room_response
 from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
 
@@ -225,10 +225,15 @@ def test_validation_mixes_are_fixed_and_spread_over_the_snr_range(tmp_path: Path
 def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
     sound, silent = save_all(tmp_path, "x", [NOISE, SILENCE])
     recordings = AudioCache(RATE, True)
-    check_mix([silent, sound], [sound, silent], recordings)
-    for kind, speech, noise in (("speech", silent, sound), ("noise", sound, silent)):
-        with pytest.raises(UserError, match=f"every {kind} file is silent"):
-            check_mix([speech], [noise, noise], recordings)
+    check_sounds([silent, sound], "SPEECH", recordings)
+    with pytest.raises(UserError, match="SPEECH: every file is silent: 1 "):
+        check_sounds([silent, silent], "SPEECH", recordings)
+
+
+def test_a_single_speaker_has_no_babble(tmp_path: Path) -> None:
+    source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, babble_share=1.0))
+    crop = source.crop(0, 0)
+    assert snr_of(crop.clean, crop.noisy) == pytest.approx(7, abs=1e-3)
 
 
 def test_crops_without_noise(tmp_path: Path) -> None:

@@ -69,16 +69,16 @@ def test_too_few_names_are_rejected() -> None:
     for ids in ([], ["p226_1"]):
         with pytest.raises(UserError, match=f"{len(ids)} utterances are too few"):
             hold_out_speakers(ids, 0)
-    with pytest.raises(UserError, match="1 noise or room files are too few"):
-        hold_out_files([Path("a.wav")], 0)
+    with pytest.raises(UserError, match=r"^noises: 1 files are too few"):
+        hold_out_files([Path("a.wav")], 0, Path("noises"))
 
 
 def test_a_tenth_of_the_noise_files_is_held_out() -> None:
     files = [f"{kind}/{index:02d}.wav" for kind in ("street", "street-night") for index in range(12)]
     choices: list[set[str]] = []
     for folder, order in (("/a", files), ("/b/c", files[::-1])):
-        split = hold_out_files([Path(folder, file) for file in order], 3)
+        split = hold_out_files([Path(folder, file) for file in order], 3, Path(folder))
         choices.append(names(order, split)[1])
     assert choices[0] == choices[1]
     assert len(choices[0]) == 2
-    assert len(hold_out_files([Path("a.wav"), Path("b.wav")], 0)[1]) == 1
+    assert len(hold_out_files([Path("a.wav"), Path("b.wav")], 0, Path())[1]) == 1

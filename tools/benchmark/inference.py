@@ -81,6 +81,7 @@ def make_enhancer(
         device,
         protocol,
         backend if backend in BACKENDS else "torch",
+        batch_size=1,
         threads=threads,
         bf16="bf16" in (form, precision),
         compiled=form == "compiled",
@@ -141,7 +142,7 @@ def measure_networks(options: Namespace) -> list[Row]:
             start = perf_counter()
             network(noisy)
             if options.device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(options.device)
             if number >= 2:  # the first rounds warm up
                 taken.append(perf_counter() - start)
     first_of: dict[str, float] = {}
@@ -249,9 +250,10 @@ def measure_stream(options: Namespace) -> list[Row]:
     """
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
+    backend = options.backend if options.device == "cpu" else "torch"
     for config in map(load_config, options.config):
         torch.manual_seed(0)
-        stream = fast_stream(build(config).eval(), config, options.device, options.backend, options.threads)
+        stream = fast_stream(build(config).eval(), config, options.device, backend, options.threads)
         hop, warm_up = config.model.block_frames * config.stft.hop_size, 50
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (warm_up + options.hops, hop)).astype(np.float32)
         times: list[float] = []

@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{path}: for {config.data.sampling_rate} Hz; only checkpoints for {RATE} Hz are measured")
         if name in enhancers or name in ("noisy", "clean"):
             raise UserError(f"{path}: the name {name} is taken; rename the file")
-        backend = "auto" if options.device == "cpu" else "torch"
-        enhancers[name] = fast_enhancer(network, config, options.device, backend=backend, threads=options.num_threads)
+        device = "cpu" if path.suffix == ".onnx" else options.device
+        backend = "auto" if device == "cpu" else "torch"
+        enhancers[name] = fast_enhancer(network, config, device, backend=backend, threads=options.num_threads)
         seeds.add(config.train.seed)
     if options.held_out and len(seeds) > 1:
         raise UserError("--held_out: the checkpoints were trained with different seeds; measure them one by one")

@@ -91,7 +91,7 @@ def find_pool(speech_dir: Path, noise_dir: Path, held_out_seed: int | None) -> P
         return Pool(speech, noise, groups)
     ids, noise_ids = list(speech), list(noise)
     held_out = {ids[index] for index in hold_out_speakers(ids, held_out_seed)[1]}
-    held_out_noise = {noise_ids[index] for index in hold_out_files(list(noise.values()), held_out_seed)[1]}
+    held_out_noise = {noise_ids[index] for index in hold_out_files(list(noise.values()), held_out_seed, noise_dir)[1]}
     seen = frozenset(name for name, members in groups.items() if held_out.isdisjoint(members))
     groups = {name: [id_ for id_ in ids if id_ in held_out] or ids for name, ids in groups.items()}
     wanted = held_out.union(*groups.values())
