@@ -6,16 +6,20 @@
     enhanced = enhancer(noisy, rate)  # NumPy or tensor, [N] or [channels, N]; or a list of them
 
 Each returns an `enhance.enhancer.Enhancer` on the CPU in evaluation mode, which can be moved by `.to("cuda")`. With
-`backend="openvino"` it stays on the CPU and is up to 1.6 times as fast there. `torch.hub` puts the repository on
-`sys.path` while it loads; modules of the calling project that are called `models`, `data` or `utils` hide those of the
-repository.
+`backend="openvino"` it stays on the CPU, takes the protocols "overlap" and "averaged" only, and is up to 1.6 times as
+fast there (more with `torch.set_num_threads(1)` afterwards: PyTorch's threads wait busily).
+
+`torch.hub` puts the repository on `sys.path` while it loads. A project with modules of the same names (`cli`, `config`,
+`data`, `enhance`, `metrics`, `models`, `scripts`, `utils`) hides them, or they hide its own once they are loaded: it
+should load this repository in another process.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import enhance.streaming  # noqa: F401 (afterwards it can be imported although the repository is not on sys.path)
+import torch
+
 from cli import UserError
 from enhance.enhancer import Enhancer
 from enhance.runtimes import fast_enhancer, load_network
@@ -77,4 +81,9 @@ def live(checkpoint_file: str | Path | None = None, backend: str = "torch") -> E
 
 def _load(path: Path, backend: str) -> Enhancer:
     network, config = load_network(path)
-    return (Enhancer(network, config) if backend == "torch" else fast_enhancer(network, config, backend=backend)).eval()
+    if backend == "torch":
+        return Enhancer(network, config).eval()
+    threads = torch.get_num_threads()
+    enhancer = fast_enhancer(network, config, backend=backend)
+    torch.set_num_threads(threads)
+    return enhancer.eval()

@@ -27,6 +27,9 @@ from models.stft import Spectrogram
 GPU_BATCH = 16
 """Default batch size on a GPU. On a CPU it is 1: in batches of four, IMSE takes 1.5 to 2 times as long per window."""
 
+MOST_CHANNELS = 32
+"""A recording with more channels than this, and than samples, is taken for a transposed one."""
+
 
 class Enhancer(nn.Module):
     """A network with its STFT, applied to waveforms.
@@ -67,13 +70,16 @@ class Enhancer(nn.Module):
         protocol: one of `enhance.windows.PROTOCOLS`.
 
         Returns the enhanced recordings with type, data type, device, shape and rate of the input. Raises `ValueError`
-        for other shapes and for NaN or infinite samples, `MemoryError` if a recording is too long for the protocol.
+        for other shapes, also for more than `MOST_CHANNELS` channels of fewer samples, and for NaN or infinite samples,
+        `MemoryError` if a recording is too long for the protocol.
         """
         recordings = wav if isinstance(wav, list) else [wav]
         arrays = [np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in recordings]
         for array in arrays:
             if array.ndim not in (1, 2) or array.dtype.kind != "f" or not np.isfinite(array).all():
                 raise ValueError(f"expected finite floats [N] or [channels, N], not {array.dtype} {list(array.shape)}")
+            if array.ndim == 2 and len(array) > max(MOST_CHANNELS, array.shape[1]):
+                raise ValueError(f"expected [channels, N], not {list(array.shape)}; transpose it")
         channels = [channel.astype(np.float32) for array in arrays for channel in np.atleast_2d(array)]
         channels = [resample(channel, rate, self.sampling_rate) for channel in channels]
         enhanced = iter(self.enhance_signals(channels, protocol))

@@ -20,7 +20,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.audio import AudioError, AudioFormat, AudioReader, AudioWriter, fit_length, resample_blocks
+from data.audio import (
+    UNKNOWN_FRAMES,
+    AudioError,
+    AudioFormat,
+    AudioReader,
+    AudioWriter,
+    fit_length,
+    resample_blocks,
+)
 from enhance.enhancer import Enhancer
 from enhance.windows import PROTOCOLS, Window, cut, join
 
@@ -86,7 +94,8 @@ def is_done(source: Path, target: Path) -> bool:
     """
     try:
         with AudioReader(source) as noisy, AudioReader(target) as enhanced:
-            alike = noisy.format == enhanced.format and noisy.frames == enhanced.frames
+            same_length = noisy.frames == enhanced.frames or noisy.frames >= UNKNOWN_FRAMES
+            alike = noisy.format == enhanced.format and same_length
         return alike and target.stat().st_mtime_ns >= source.stat().st_mtime_ns
     except (AudioError, OSError):
         return False
@@ -111,7 +120,7 @@ def _read(jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer, protocol: str) 
                     if file.error:
                         break
         except (AudioError, MemoryError) as error:
-            file.error = error if isinstance(error, AudioError) else _too_long(file, protocol, error)
+            file.error = error if isinstance(error, AudioError) else _out_of_memory(file, protocol, error)
             yield file, None
 
 
@@ -139,23 +148,31 @@ def _enhance(jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer, protocol: st
         while batch := list(islice(noisy, enhancer.batch_size)):  # of several files, for the sake of a GPU
             try:
                 yield from _enhance_batch(batch, enhancer)
-            except (MemoryError, torch.OutOfMemoryError):
+            except MemoryError:
                 for file, window in batch:
                     try:
                         yield from _enhance_batch([(file, window)], enhancer)
-                    except (MemoryError, torch.OutOfMemoryError) as error:
-                        file.error = _too_long(file, protocol, error)
+                    except MemoryError as error:
+                        file.error = _out_of_memory(file, protocol, error)
                         yield file, None
 
 
 def _enhance_batch(batch: list[_Item], enhancer: Enhancer) -> list[_Item]:
+    """Enhance the windows of a batch; raise `MemoryError` if there is not enough memory."""
     batch = [(file, None if file.error else window) for file, window in batch]
-    enhanced = iter(enhancer.enhance_windows([window for _, window in batch if window is not None]))
+    try:
+        enhanced = iter(enhancer.enhance_windows([window for _, window in batch if window is not None]))
+    except RuntimeError as error:  # PyTorch has a class of its own for GPUs, and none for CPUs
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise MemoryError(str(error).partition("\n")[0]) from error
+        raise
     return [(file, None if window is None else next(enhanced)) for file, window in batch]
 
 
-def _too_long(file: _File, protocol: str, error: BaseException) -> AudioError:
-    return AudioError(f"{file.source}: too long for --protocol {protocol} ({error}); use overlap")
+def _out_of_memory(file: _File, protocol: str, error: MemoryError) -> AudioError:
+    if protocol == "whole":
+        return AudioError(f"{file.source}: too long for --protocol whole ({error}); use overlap")
+    return AudioError(f"{file.source}: not enough memory ({error}); lower --batch_size, or give --device cpu")
 
 
 def _write(file: _File, items: Iterator[_Item], rate: int) -> None:

@@ -7,6 +7,7 @@ seconds, so the compiled network is kept in the user's cache folder, `$XDG_CACHE
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from torch import nn
 import models
 from cli import UserError
 from config import Config
+from enhance import graphs
 from enhance.graphs import (
     CHECKED_SHAPES,
     EXAMPLE_BATCH,
@@ -110,7 +112,7 @@ def _core() -> Core:
 
 def cache_dir() -> Path:
     """Return the folder of compiled networks; it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "imse")
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "imse")  # noqa: PTH111 (never raises)
 
 
 def _key(network: nn.Module, config: Config, core: Core, options: list[Any]) -> str:
@@ -120,7 +122,8 @@ def _key(network: nn.Module, config: Config, core: Core, options: list[Any]) -> 
     digest = hashlib.sha256()
     cpu = [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     digest.update(json.dumps([config.to_dict(), torch.__version__, openvino.__version__, cpu, options]).encode())
-    for source in sorted([Path(__file__), *Path(models.__file__).parent.glob("*.py")]):
+    sources = [Path(__file__), Path(graphs.__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
+    for source in [*sources, Path(inspect.getfile(type(network)))]:
         digest.update(source.read_bytes())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -170,6 +173,9 @@ def _graph_network(compiled: CompiledModel, config: Config) -> GraphNetwork:
         """Run the graph, on one signal after the other if it takes one only."""
         if batch_axis.is_dynamic:
             return infer(inputs)
+        frames = next(iter(inputs.values())).shape[2]
+        if frames != frame_axis.get_length():
+            raise ValueError(f"the network was compiled for {frame_axis.get_length()} frames, not {frames}")
         alone = zip(*(x[:, None] for x in inputs.values()), strict=True)
         signals = [infer(dict(zip(inputs, parts, strict=True))) for parts in alone]
         return [np.concatenate(outputs) for outputs in zip(*signals, strict=True)]

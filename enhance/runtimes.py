@@ -81,6 +81,8 @@ def fast_stream(
     network: nn.Module, config: Config, device: str = "cpu", backend: str = "torch", threads: int = 1
 ) -> Stream:
     """Build a `Stream` for one of `BACKENDS`; `threads` are those of OpenVINO and onnxruntime. Raises `UserError`."""
+    if isinstance(network, GraphNetwork) and not isinstance(network, StreamingNetwork):
+        raise UserError("an .onnx file without a state cannot stream; export the network again with --stream")
     stream = Stream(network.to(device), config)  # first, because it raises if the network cannot stream
     if isinstance(network, GraphNetwork) or backend == "torch":
         return stream
@@ -112,6 +114,8 @@ def convert(
             if backend == "openvino":
                 raise
             print(f"{error}; PyTorch is used instead, which takes longer", file=sys.stderr)
+    elif backend != "torch":
+        raise UserError(f"backend {backend}: must be one of {', '.join(BACKENDS)}")
     return network
 
 

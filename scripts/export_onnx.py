@@ -33,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         content = export(*load_checkpoint(options.checkpoint_file), options.stream)
-        with atomic_open(options.output) as file:
-            file.write(content)
     except UserError as error:
         raise UserError(str(error), SOME_FAILED) from error
+    try:
+        with atomic_open(options.output) as file:
+            file.write(content)
     except OSError as error:
         message = f"{options.output}: cannot be written: {error.strerror}; try another --output"
         raise UserError(message, SOME_FAILED) from error

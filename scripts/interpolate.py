@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cli import DONE, ArgumentParser, UserError, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from models.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -30,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     end, config = load_checkpoint(options.end)
     if (start_config.model, start_config.stft) != (config.model, config.stft):
         raise UserError(f"{options.end}: another network or STFT than {options.start}")
-    with torch.no_grad():
-        for weight, other in zip(end.parameters(), start.parameters(), strict=True):
+    for weight, other in zip(end.state_dict().values(), start.state_dict().values(), strict=True):
+        if weight.is_floating_point():  # statistics of batch norms too, but not their counters
             weight.copy_(torch.lerp(other, weight, options.share))
-    save_checkpoint(options.output, end, config)
+    try:
+        save_checkpoint(options.output, end, config)
+    except UserError as error:
+        raise UserError(str(error), SOME_FAILED) from error
     return DONE
 
 

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
+    if options.seed < 0:
+        parser.error("--seed: must not be negative")
     if find_spec("pyroomacoustics") is None:
         parser.error("pyroomacoustics is not installed: pip install -e '.[rooms]'")
     options.output_dir.mkdir(parents=True, exist_ok=True)

@@ -118,3 +118,9 @@ def test_other_rates(identity: Enhancer, rate: int) -> None:
 def test_unusable_recordings(identity: Enhancer, wav: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected finite floats"):
         identity(wav, 16_000)
+
+
+def test_transposed_recordings(identity: Enhancer) -> None:
+    with pytest.raises(ValueError, match="transpose"):
+        identity(np.zeros((160, 2)), 16_000)
+    assert identity(np.zeros((8, 1)), 16_000).shape == (8, 1)

@@ -13,6 +13,7 @@ from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
 from scripts import interpolate
 from tests.fixtures.commands import call_main
+from tests.fixtures.networks import random_network
 
 
 @pytest.fixture
@@ -35,6 +36,25 @@ def test_weights(checkpoints: tuple[Path, Path], tmp_path: Path, share: float, s
     network, config = load_checkpoint(output)
     assert config == small_config
     assert {value.item() for weight in network.parameters() for value in weight.unique()} == {1 + 2 * share}
+
+
+def test_statistics_of_batch_norms(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.safetensors" for seed in range(2)]
+    networks: list[torch.nn.Module] = []
+    for path in paths:
+        network, config = random_network("dpcrn")
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2)
+        save_checkpoint(path, network, config)
+        networks.append(network)
+    done = call_main(interpolate.main, *paths, "--share", 0.25, "--output", tmp_path / "between")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, between = (each.state_dict() for each in (*networks, load_checkpoint(tmp_path / "between")[0]))
+    assert any("running_var" in name for name in between)
+    for name, value in between.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * first[name] + 0.25 * second[name])
 
 
 def test_another_network(checkpoints: tuple[Path, Path], tmp_path: Path, small_config: Config) -> None:
