@@ -29,6 +29,10 @@ from models.streaming import stream_whole
 PIECE = 512
 """Maximum number of frames in one pass over a whole signal; memory for the running means grows with its square."""
 
+SILENT_POWER = 0.0064
+"""Mean square of the compressed magnitudes of white noise at −96 dBFS. Blocks below it, such as those of a muted
+microphone, leave sums and means as they are, which would take seconds to recover."""
+
 LEVEL_FLOOR = 1e-4
 """Least input level: the compressed magnitude of silence is divided by this, not by 0."""
 
@@ -42,20 +46,31 @@ class State(NamedTuple):
 class Memory:
     """States of a network's layers between passes, exchanged by each layer in turn; running sums and means.
 
-    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`). A mean is a sum
-    divided by `count`, the same sum of ones.
+    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`). Silent blocks
+    before the current one are left out, as if they had not been. A mean is a sum divided by `count`, the same sum of
+    ones.
     """
 
     def __init__(self, blocks: float) -> None:
         self.blocks = blocks
         self._before: Iterator[Tensor] | None = None
         self._after: list[Tensor] = []
-        self.count = torch.zeros(())
+        self.active = self.age = self.weights = self.count = torch.zeros(())
 
-    def begin(self, before: State | None, ones: Tensor) -> None:
-        """Begin a pass after `before`, or at the start of the signals. `ones`: `[B, S, 1]` for S blocks."""
+    def begin(self, before: State | None) -> None:
+        """Begin a pass after `before`, or at the start of the signals."""
         self._before, self._after = (iter(before.layers) if before else None), []
-        self.count = self.running_sum(ones)
+
+    def count_blocks(self, active: Tensor, dtype: torch.dtype) -> None:
+        """Prepare sums over the blocks of the pass.
+
+        active: whether each of the S blocks is not silent, bool `[B, S, 1]`.
+        dtype: data type of the weights.
+        """
+        self.active = active
+        if active.shape[1] > 1:
+            self._weigh(active[..., 0].to(dtype))
+        self.count = self.running_sum(torch.ones_like(active, dtype=dtype))
 
     def recall(self, initial: Tensor) -> Tensor:
         """Return the tensor that the calling layer kept; `initial` at the start of the signals."""
@@ -75,25 +90,30 @@ class Memory:
         past = self.recall(torch.zeros_like(x[:, :1]))
         if x.shape[1] == 1:
             sums = x + math.exp(-1 / self.blocks) * past
+            after = torch.where(self.active, sums, past)
         else:
-            _, weights = self.ages(x)
             with torch.autocast(x.device.type, enabled=False):
-                sums = weights @ torch.cat([past, x], dim=1)
-        self.keep(sums[:, -1:])
+                sums, after = (self.weights @ torch.cat([past, x], dim=1)).tensor_split([-1], dim=1)
+        self.keep(after)
         return sums
 
     def running_mean(self, x: Tensor) -> Tensor:
         """Average over blocks `[B, S, C]`; returns the same shape."""
         return self.running_sum(x) / self.count
 
-    def ages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many blocks before each block of x `[B, S, …]` the others lie, and their weights: `[S, S + 1]`.
+    def _weigh(self, active: Tensor) -> None:
+        """Compute how many blocks before each of S blocks the others lie, and their weights: `[B, S + 1, S + 1]`.
 
-        The first column stands for the sum of all blocks before x.
+        The first column stands for the sum of all blocks before, the last row for the sum to be kept. Silent blocks do
+        not count as distance. `active`: 0 or 1, `[B, S]`.
         """
-        index = torch.arange(x.shape[1] + 1, device=x.device, dtype=x.dtype)
-        age = index[1:, None] - index
-        return age, torch.exp(-age.clamp(min=0) / self.blocks) * (age >= 0)
+        ends = active.cumsum(dim=1)
+        rows = torch.cat([ends - active, ends[:, -1:] - 1], dim=1)
+        self.age = rows[:, :, None] - functional.pad(rows[:, None, :-1], (1, 0), value=-1)
+        square = torch.ones_like(self.age[0])
+        # Of the blocks before, the active ones count; the current one always.
+        counted = functional.pad(active, (1, 0), value=1)[:, None] * square.tril() + square.tril(1).triu(1)
+        self.weights = torch.exp(-self.age.clamp(min=0) / self.blocks) * counted
 
 
 def to_blocks(x: Tensor, frames: int) -> Tensor:
@@ -104,6 +124,11 @@ def to_blocks(x: Tensor, frames: int) -> Tensor:
 def from_blocks(x: Tensor, bins: int) -> Tensor:
     """Invert `to_blocks` for maps of `bins` bins."""
     return x.flatten(1, 2).unflatten(1, (-1, bins)).permute(0, 3, 1, 2)
+
+
+def block_powers(mag: Tensor) -> Tensor:
+    """Return the mean squares of blocks of a magnitude `[B, F, T]`: `[B, S, 1]`."""
+    return to_blocks(mag.square().transpose(1, 2)[:, None], FRAME_MULTIPLE).mean(dim=2)
 
 
 class RunningNorm(InstanceNorm):
@@ -240,12 +265,15 @@ class CausalMALA(MALA):
             if kv.shape[1] == 1:
                 step, decay = self.speeds[:, None], math.exp(-1 / blocks)
                 sums = kv + decay * step.cos() * past + self.quarter_turn @ (decay * step.sin() * past)
+                after = torch.where(self.memory.active[..., None], sums, past)
             else:
-                age, weights = self.memory.ages(kv)
-                terms, angles = torch.cat([past, kv], dim=1), self.speeds[:, None, None] * age  # [C, S, S + 1]
-                sums = torch.einsum("cst,btcd->bscd", angles.cos() * weights, terms)
-                sums = sums + torch.einsum("cst,btcd->bscd", angles.sin() * weights, self.quarter_turn @ terms)
-        self.memory.keep(sums[:, -1:])
+                age, weights = self.memory.age[:, None], self.memory.weights[:, None]
+                angles = self.speeds[:, None, None] * age  # [B, C, S + 1, S + 1]
+                terms = torch.cat([past, kv], dim=1)
+                sums = torch.einsum("bcst,btcd->bscd", angles.cos() * weights, terms)
+                sums = sums + torch.einsum("bcst,btcd->bscd", angles.sin() * weights, self.quarter_turn @ terms)
+                sums, after = sums.tensor_split([-1], dim=1)
+        self.memory.keep(after)
         return sums / self.memory.count[..., None]
 
 
@@ -253,7 +281,8 @@ class ImseLive(IMSE):
     """Noisy spectra → enhanced spectra, compressed and causal.
 
     An output frame depends on the frames up to the end of its block of `ImseLiveConfig.block_frames` frames and
-    `ImseLiveConfig.lookahead` frames after it, which the first convolution sees.
+    `ImseLiveConfig.lookahead` frames after it, which the first convolution sees. Its layers share a `Memory`, so it is
+    for one pass at a time: give each thread a copy.
     """
 
     def __init__(self, config: ImseLiveConfig, bins: int) -> None:
@@ -289,17 +318,18 @@ class ImseLive(IMSE):
         Returns the T frames that precede the last `lookahead` ones, and the state after them. Without a state, the
         signals begin; the first `lookahead` frames of the result lie before them.
         """
-        power = to_blocks(noisy.mag.square().transpose(1, 2)[:, None], FRAME_MULTIPLE).mean(dim=2)  # [B, S, 1]
-        self.memory.begin(state, torch.ones_like(power))
-        # Magnitude relative to its running root mean square, in the compressed domain.
-        level = self.memory.running_mean(power).sqrt().transpose(1, 2).repeat_interleave(FRAME_MULTIPLE, dim=2)
-        for_mag, for_pha = self.features(noisy.mag / (level + LEVEL_FLOOR), noisy.pha)
+        self.memory.begin(state)
         mag = noisy.mag
         if delay := self.config.lookahead:
             past = self.memory.recall(mag.new_zeros(*mag.shape[:2], delay))
             mag = torch.cat([past, mag], dim=2)
             self.memory.keep(mag[:, :, -delay:])
             mag = mag[:, :, :-delay]
+        self.memory.count_blocks(block_powers(mag) > SILENT_POWER, mag.dtype)
+        # Magnitude relative to its running root mean square, in the compressed domain.
+        level = self.memory.running_mean(block_powers(noisy.mag)).sqrt()
+        level = level.transpose(1, 2).repeat_interleave(FRAME_MULTIPLE, dim=2)
+        for_mag, for_pha = self.features(noisy.mag / (level + LEVEL_FLOOR), noisy.pha)
         enhanced = Spectra(mag * self.magnitude_decoder(for_mag), self.phase_decoder(for_pha))
         return enhanced, self.memory.end()
 

@@ -55,7 +55,8 @@ def test_attention_equals_the_sum_over_all_earlier_positions(blocks: int) -> Non
     memory = Memory(constant)
     mala = CausalMALA(channels, frames, bins, memory).double()
     x = torch.randn(1, channels, blocks * frames, bins).double()
-    memory.begin(None, torch.ones(1, blocks, 1).double())
+    memory.begin(None)
+    memory.count_blocks(torch.ones(1, blocks, 1).bool(), x.dtype)
     with torch.inference_mode():
         output = mala(x)
         q, k = (functional.elu(part(x)) + 1 for part in (mala.query, mala.key))
@@ -100,7 +101,8 @@ def test_norm_equals_its_recursion() -> None:
     memory = Memory(constant)
     norm = RunningNorm(2, memory).double()
     x = 5 + torch.randn(1, 2, 12, 3).double()
-    memory.begin(None, torch.ones(1, 3, 1).double())
+    memory.begin(None)
+    memory.count_blocks(torch.ones(1, 3, 1).bool(), x.dtype)
     with torch.inference_mode():
         output = norm(x)
     count, total, squares = 0.0, torch.zeros(2).double(), torch.zeros(2).double()
@@ -127,13 +129,14 @@ def test_convolution_is_the_causal_half(size: tuple[int, int], dilation: int) ->
         causal.weight.copy_(centred.weight[:, :, : half + 1])
         causal.get_parameter("bias").copy_(centred.get_parameter("bias"))
         x = torch.randn(1, 8, 24, 7).double()
-        memory.begin(None, x.new_ones(1, 6, 1))
+        memory.begin(None)
         torch.testing.assert_close(causal(x), centred(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("lookahead", [0, 8])
 def test_pieces_equal_one_pass(lookahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network, noisy = small(lookahead), spectra(52)
+    noisy.mag[0, :, 8:20], noisy.mag[1, :, :8], noisy.mag[1, :, 32:44] = 0, 0, 0  # silent blocks
     with torch.inference_mode():
         expected = network(noisy)
         state, pieces = network.initial_state(2), []
@@ -167,6 +170,25 @@ def test_level_does_not_matter() -> None:
         assert_same(Spectra(louder.mag / 30, louder.pha), expected, 1e-3)
         silent = network(Spectra(torch.zeros_like(noisy.mag), torch.zeros_like(noisy.pha)))
     assert silent.mag.abs().max() == 0 and silent.pha.isfinite().all()
+
+
+@pytest.mark.parametrize("before", [0, 24])
+def test_silence_of_any_length_leaves_the_same_state(before: int) -> None:
+    network, noisy = small(), spectra(24 + before)
+    after: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for silence in (400, 800):  # longer than the convolutions see
+            padded = (functional.pad(part[:, :, before:], (silence, 0)) for part in noisy)
+            padded = Spectra(*(torch.cat([a[:, :, :before], b], dim=2) for a, b in zip(noisy, padded, strict=True)))
+            enhanced, state = network.stream(padded, None)
+            after.append((*(part[:, :, -24:] for part in enhanced), *state.layers))
+    for short, long in zip(*after, strict=True):
+        torch.testing.assert_close(long, short, rtol=0, atol=1e-9)
+    # Where there was speech, it goes on as if the silence had not been, but for the frames that convolutions see.
+    if before:
+        with torch.inference_mode():
+            kept, _ = network.stream(noisy, None)
+        assert (after[0][0] - kept.mag[:, :, before:]).abs().mean() < 0.2 * kept.mag.mean()
 
 
 def test_a_stream_forgets() -> None:
