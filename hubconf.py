@@ -6,8 +6,8 @@
     enhanced = enhancer(noisy, rate)  # NumPy or tensor, [N] or [channels, N]; or a list of them
 
 Each returns an `enhance.enhancer.Enhancer` on the CPU in evaluation mode, which can be moved by `.to("cuda")`. With
-`backend="openvino"` it stays on the CPU, takes the protocols "overlap" and "averaged" only, and is up to 1.6 times as
-fast there (more with `torch.set_num_threads(1)` afterwards: PyTorch's threads wait busily).
+`backend="openvino"` it stays on the CPU, takes its default protocol only, and is up to 1.6 times as fast there (more
+with `torch.set_num_threads(1)` afterwards: PyTorch's threads wait busily).
 
 `torch.hub` puts the repository on `sys.path` while it loads. A project with modules of the same names (`cli`, `config`,
 `data`, `enhance`, `metrics`, `models`, `scripts`, `utils`) hides them, or they hide its own once they are loaded: it

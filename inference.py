@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import DONE, SOME_FAILED, ArgumentParser, positive, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
 from data.file_lists import audio_by_id, plan_outputs
+from enhance.enhancer import default_protocol
 from enhance.files import enhance_file, enhance_files, is_done
 from enhance.runtimes import BACKENDS, fast_enhancer, fast_stream, load_network, tune_malloc
 from enhance.stdio import pipe_file, pipe_pcm
@@ -42,10 +43,18 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--input_noisy_wavs_dir", metavar="IN", help="noisy folder or file, or - for standard input")
     add("--output_dir", type=Path, metavar="OUT", help="folder for the results; not with -")
     add("--input_clean_wavs_dir", type=Path, metavar="CLEAN", help="folder of clean files: print the scores too")
-    add("--resume", action="store_true", help="skip files that have a complete result that is not older")
+    add(
+        "--resume",
+        action="store_true",
+        help="skip files with a complete result that is not older, of any checkpoint",
+    )
     add("--checkpoint_file", type=Path, metavar="CKPT", help="default: checkpoints/default.safetensors")
     protocols = [name for name in PROTOCOLS if name != "averaged"]
-    add("--protocol", choices=protocols, help="how signals are cut into windows; default: overlap")
+    add(
+        "--protocol",
+        choices=protocols,
+        help="how signals are cut into windows; default: overlap, for live networks whole",
+    )
     add("--passes", type=int, choices=MAX_HOP, help="of protocol overlap: 2 averages two passes; default: 1")
     add("--stream", action="store_true", help="live: WAV or raw 16-bit PCM from standard input to standard output")
     add("--backend", choices=BACKENDS, default="auto", help="default: OpenVINO on a CPU, else PyTorch")
@@ -53,7 +62,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--batch_size", type=positive, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
     add("--num_threads", type=positive, metavar="N", help="CPU threads of the network; default: all cores")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
-    add("--compile", action="store_true", help="compile the network first: takes a minute, worthwhile for many files")
+    add("--compile", action="store_true", help="use torch.compile, which takes a minute: for many files on a GPU")
     add("--quiet", action="store_true", help="no progress bar, no line about the latency")
     options = parser.parse_args(argv)
 
@@ -69,14 +78,13 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         parser.error("--output_dir is needed: the folder for the results")
     elif source == "-" and (options.input_clean_wavs_dir or options.output_dir or options.resume):
         parser.error("--output_dir, --input_clean_wavs_dir, --resume: not with standard input")
-    elif options.compile and options.protocol == "whole":
-        parser.error("--compile: not with --protocol whole, where each file has its own length")
     if stdin and rank_count() > 1:
         parser.error("standard input is for one process, not for torchrun")
 
     if options.passes and options.protocol not in (None, "overlap"):
         parser.error(f"--passes: not with --protocol {options.protocol}")
-    options.protocol = "averaged" if options.passes == 2 else options.protocol or "overlap"
+    if options.passes:
+        options.protocol = "averaged" if options.passes == 2 else "overlap"
     options.checkpoint_file = options.checkpoint_file or (LIVE_CHECKPOINT if options.stream else DEFAULT_CHECKPOINT)
     onnx_file = options.checkpoint_file.suffix == ".onnx"
     if onnx_file and options.backend == "auto":
@@ -106,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.num_threads)
     group, device = join_for_files(options.device)
     network, config = load_network(options.checkpoint_file, torch.get_num_threads())
+    options.protocol = options.protocol or default_protocol(network, config)
+    if options.compile and options.protocol == "whole":
+        raise UserError("--compile: not with protocol whole, where each file has its own length")
     enhancer = fast_enhancer(
         network,
         config,
@@ -162,7 +173,7 @@ def enhance_live(options: Namespace) -> int:
         if heard >= WATCHED * rate > heard - len(samples) and computing > heard / rate:
             print(
                 f"slower than live: {computing * rate / heard:.1f} s for a second of sound; use --backend openvino, "
-                "or a smaller network, such as --checkpoint_file checkpoints/dpcrn_live.safetensors",
+                "or a faster network, such as --checkpoint_file checkpoints/dpcrn_live.safetensors",
                 file=sys.stderr,
             )
         return enhanced

@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack.enter_context(exit_code(SOME_FAILED))
         loop = stack.enter_context(ExitStack())
         stop = loop.enter_context(GracefulStop())
-        protocol = "paper" if options.select_on == "test" else "overlap"
+        protocol = "paper" if options.select_on == "test" else None
         validation = Validation(data.validation, config, protocol, group)
         validation_interval = config.train.validation_interval or epoch_steps
         first_step = trainer.global_step
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if test_pairs and options.select_on == "held_out":
             pairs = PairedUtterances(test_pairs, AudioCache(config.data.sampling_rate, keep=False))
             network, _ = load_checkpoint(run_dir.best)
-            result = Validation(pairs, config, "overlap", group).run(network.to(group.device))
+            result = Validation(pairs, config, None, group).run(network.to(group.device))
             if group.leads:
                 print(f"{options.input_validation_file}, best.safetensors: {format_scores(result.scores)}")
     return DONE

@@ -33,8 +33,8 @@ _PROBLEMS_SHOWN = 10
 _BATCHES_AHEAD = 2
 
 
-LONGEST_PART = 60.0
-"""Longer recordings are read in parts of equal length, up to this number of seconds."""
+LONGEST_PART = 40.0
+"""Longer recordings are read in parts of equal length, up to this number of seconds, for which there is a PESQ."""
 
 
 class Sound(NamedTuple):

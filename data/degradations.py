@@ -31,21 +31,25 @@ LONGEST_DELAY = 4000
 
 @dataclass(frozen=True)
 class Codec:
-    """A libsndfile format: container, coding, sampling rate in Hz, `compression` level (0 to 1) if it has one."""
+    """A libsndfile format: container, coding, sampling rate in Hz, `compression` level (0 to 1) if it has one.
+
+    `narrow`: nothing above 4 kHz remains.
+    """
 
     container: str
     coding: str
     rate: int = RATE
     compression: float | None = None
     constant_bitrate: bool = False
+    narrow: bool = False
 
 
 CODECS = {
-    "µ-law (G.711), 8 kHz, 64 kbit/s": Codec("WAV", "ULAW", NARROW_RATE),
-    "GSM 06.10, 8 kHz, 13 kbit/s": Codec("WAV", "GSM610", NARROW_RATE),
+    "µ-law (G.711), 8 kHz, 64 kbit/s": Codec("WAV", "ULAW", NARROW_RATE, narrow=True),
+    "GSM 06.10, 8 kHz, 13 kbit/s": Codec("WAV", "GSM610", NARROW_RATE, narrow=True),
     "MP3, 24 kbit/s": Codec("MP3", "MPEG_LAYER_III", RATE, 0.9, constant_bitrate=True),
     "Vorbis, lowest quality": Codec("OGG", "VORBIS", RATE, 1.0),
-    "Opus, 8 kbit/s": Codec("OGG", "OPUS", RATE, 1.0),
+    "Opus, 8 kbit/s": Codec("OGG", "OPUS", RATE, 1.0, narrow=True),
 }
 """Codecs by their label in tables: those of telephony at 8 kHz, others at 16 kHz near their lowest rates."""
 

@@ -19,7 +19,6 @@ from data.audio import AudioReader, resample
 from data.dataset import AudioCache, Crop, EvalPair, Sound, fit_segment, random_start
 from data.degradations import (
     CODECS,
-    NARROW_RATE,
     babble,
     clip_share,
     encode_decode,
@@ -34,6 +33,9 @@ from data.splits import speaker_of
 
 NEARLY_SILENT = 1e-2
 """A crop with less than this proportion (−20 dB) of its utterance's mean power is drawn again."""
+
+QUIET_POWER = 1e-8
+"""Mean power below which a piece of noise is drawn again (−80 dBFS): amplified, it would be rounding errors."""
 
 LONGEST_NOISE = 60.0
 """Noise files are drawn in proportion to their length up to this limit in seconds."""
@@ -140,7 +142,7 @@ class Mixer:
             codec = list(CODECS.values())[rng.integers(len(CODECS))]
             gain = gain_to(noisy, rng.uniform(*CODED_LEVEL))
             noisy = through_codec(gain * noisy, codec) / gain
-            target = narrowband(target) if codec.rate == NARROW_RATE else target
+            target = narrowband(target) if codec.narrow else target
             dry = False
         return Crop(target.astype(np.float32), noisy.astype(np.float32), dry)
 
@@ -150,7 +152,8 @@ class Mixer:
             decay, ratio = rng.uniform(*REVERBERATION_TIME), rng.uniform(*DIRECT_TO_REVERBERANT)
             return room_response(rng, self._rate, decay, ratio)
         response = self._cache.samples(self._rooms[int(rng.integers(len(self._rooms)))])
-        return response, response[: round(EARLY_SECONDS * self._rate)]
+        direct = int(np.argmax(np.abs(response)))
+        return response, response[: direct + round(EARLY_SECONDS * self._rate)]
 
     def _babble(self, rng: np.random.Generator, sound: Sound, samples: int) -> np.ndarray:
         """Return the sum of several voices of other speakers than that of `sound`."""
@@ -271,7 +274,7 @@ def draw_start(rng: np.random.Generator, speech: np.ndarray, segment: int) -> in
 
 
 def draw_piece(rng: np.random.Generator, sounds: Iterable[np.ndarray], samples: int) -> np.ndarray:
-    """Return a random piece `[samples]` of the first of `sounds`, or of a later one if the piece is silent.
+    """Return a random piece `[samples]` of the first of `sounds`, or of a later one if the piece is quiet.
 
     At most 11 sounds are tried. A sound shorter than the piece is repeated, from a random position.
     """
@@ -281,7 +284,7 @@ def draw_piece(rng: np.random.Generator, sounds: Iterable[np.ndarray], samples: 
             sound = np.resize(sound, samples + len(sound) - 1)  # as many starts as the sound has samples
         start = random_start(rng, len(sound), samples)
         piece = sound[start : start + samples]
-        if mean_power(piece) > SILENT_POWER:
+        if mean_power(piece) > QUIET_POWER:
             break
     return piece
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from config import Config
 from data.audio import resample
 from data.levels import mean_power, unit_power_gain
+from enhance.streaming import Stream, is_live
 from enhance.windows import PROTOCOLS, cut, join
 from models.stft import Spectrogram
 
@@ -29,6 +30,11 @@ GPU_BATCH = 16
 
 MOST_CHANNELS = 32
 """A recording with more channels than this, and than samples, is taken for a transposed one."""
+
+
+def default_protocol(network: nn.Module, config: Config) -> str:
+    """Return "whole" for networks that can run live, which lose their state between windows, else "overlap"."""
+    return "whole" if is_live(network, config) else "overlap"
 
 
 class Enhancer(nn.Module):
@@ -49,6 +55,7 @@ class Enhancer(nn.Module):
         self.sampling_rate = config.data.sampling_rate
         self.segment_size = config.data.segment_size
         self.normalize_level = config.data.normalize_level
+        self.default_protocol = default_protocol(network, config)
         self._batch_size = batch_size
 
     @property
@@ -61,13 +68,13 @@ class Enhancer(nn.Module):
         """Windows in one pass of the network."""
         return self._batch_size or (GPU_BATCH if self.device.type == "cuda" else 1)
 
-    def forward(self, wav: Any, rate: int, protocol: str = "overlap") -> Any:
+    def forward(self, wav: Any, rate: int, protocol: str | None = None) -> Any:
         """Enhance recordings of any length at any sampling rate.
 
         wav: samples in ±1, `[N]` or `[channels, N]`, as NumPy array or tensor, or a list of such recordings. Channels
             are enhanced independently.
         rate: sampling rate in Hz.
-        protocol: one of `enhance.windows.PROTOCOLS`.
+        protocol: one of `enhance.windows.PROTOCOLS`; None for `default_protocol`.
 
         Returns the enhanced recordings with type, data type, device, shape and rate of the input. Raises `ValueError`
         for other shapes, also for more than `MOST_CHANNELS` channels of fewer samples, and for NaN or infinite samples,
@@ -100,16 +107,21 @@ class Enhancer(nn.Module):
         """Return the gain that brings a signal of this mean power to the network's level."""
         return unit_power_gain(power) if self.normalize_level else 1.0
 
-    def enhance_signal(self, noisy: np.ndarray, protocol: str = "overlap") -> np.ndarray:
+    def enhance_signal(self, noisy: np.ndarray, protocol: str | None = None) -> np.ndarray:
         """Enhance samples `[N]` at `sampling_rate` Hz; returns float32 `[N]`. See `enhance_signals`."""
         return self.enhance_signals([noisy], protocol)[0]
 
-    def enhance_signals(self, noisy: Sequence[np.ndarray], protocol: str = "overlap") -> list[np.ndarray]:
+    def enhance_signals(self, noisy: Sequence[np.ndarray], protocol: str | None = None) -> list[np.ndarray]:
         """Enhance signals `[N]` of any lengths at `sampling_rate` Hz; returns float32 `[N]` each.
 
-        `protocol` is one of `enhance.windows.PROTOCOLS`. Raises `MemoryError` if a signal is too long for it.
+        `protocol` is one of `enhance.windows.PROTOCOLS`, or None for `default_protocol`. Raises `MemoryError` if a
+        signal is too long for it.
         """
+        protocol = protocol or self.default_protocol
         signals = [np.asarray(signal, np.float32) for signal in noisy]
+        if protocol == "whole" and is_live(self.network, self.config):
+            stream = Stream(self.network, self.config)
+            return [np.concatenate([stream.process(signal), stream.flush()]) for signal in signals]
         gains = [self.level_gain(mean_power(signal)) if len(signal) else 1.0 for signal in signals]
         plans = [PROTOCOLS[protocol](len(signal), self.segment_size) if len(signal) else [] for signal in signals]
         pieces = chain.from_iterable(

@@ -30,6 +30,7 @@ from data.audio import (
     resample_blocks,
 )
 from enhance.enhancer import Enhancer
+from enhance.streaming import Stream, is_live
 from enhance.windows import PROTOCOLS, Window, cut, join
 
 READ_AHEAD = 8
@@ -71,20 +72,55 @@ def enhance_files(
     error at once. `quiet` hides the progress bar.
     """
     failures: dict[Path, str] = {}
-    with (
-        closing(_enhance(jobs, enhancer, protocol)) as enhanced,
-        tqdm(total=len(jobs), unit="file", disable=quiet) as bar,
-    ):
+    live = protocol == "whole" and is_live(enhancer.network, enhancer.config)
+    enhanced = _enhance_as_streams(jobs, enhancer) if live else _enhance_in_windows(jobs, enhancer, protocol)
+    with closing(enhanced) as done, tqdm(total=len(jobs), unit="file", disable=quiet) as bar:
+        for target, error in done:
+            if error:
+                failures[target] = str(error)
+                if report:
+                    tqdm.write(str(error), file=sys.stderr)
+            bar.update()
+    return failures
+
+
+def _enhance_as_streams(
+    jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer
+) -> Generator[tuple[Path, AudioError | None]]:
+    """Enhance files of any length by a live network; yield each target and why it was not written."""
+
+    def enhanced(reader: AudioReader) -> Iterator[np.ndarray]:
+        streams = [Stream(enhancer.network, enhancer.config) for _ in range(reader.format.channels)]
+        for block in _blocks(reader, enhancer.sampling_rate):
+            yield np.stack([stream.process(channel) for stream, channel in zip(streams, block.T, strict=True)], axis=1)
+        yield np.stack([stream.flush() for stream in streams], axis=1)
+
+    for source, target in jobs:
+        try:
+            with AudioReader(source) as reader:  # all of it, to find out its length and whether it is damaged
+                deque(reader.blocks(), maxlen=0)
+            rate, channels = reader.format.rate, reader.format.channels
+            with AudioReader(source) as again, AudioWriter(target, reader.format) as writer:
+                blocks = resample_blocks(enhanced(again), enhancer.sampling_rate, rate, channels)
+                for block in fit_length(blocks, reader.frames):
+                    writer.write(block)
+        except AudioError as error:
+            yield target, error
+        else:
+            yield target, None
+
+
+def _enhance_in_windows(
+    jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer, protocol: str
+) -> Generator[tuple[Path, AudioError | None]]:
+    """Enhance files window by window; yield each target and why it was not written."""
+    with closing(_enhance(jobs, enhancer, protocol)) as enhanced:
         for file, items in groupby(enhanced, key=lambda item: item[0]):
             try:
                 _write(file, items, enhancer.sampling_rate)
             except AudioError as error:
                 file.error = error
-                failures[file.target] = str(error)
-                if report:
-                    tqdm.write(str(error), file=sys.stderr)
-            bar.update()
-    return failures
+            yield file.target, file.error
 
 
 def is_done(source: Path, target: Path) -> bool:

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from cli import UserError
 from config import Config
-from enhance.enhancer import Enhancer
+from enhance.enhancer import Enhancer, default_protocol
 from enhance.graphs import GraphNetwork
 from enhance.onnx_runtime import load_onnx
 from enhance.openvino_runtime import with_openvino
-from enhance.streaming import MOST_FRAMES, Stream, StreamingNetwork
+from enhance.streaming import Stream, StreamingNetwork, is_live
 from enhance.windows import repeated_length
 from models.checkpoint import load_checkpoint
 from models.stft import AnySpectra
+
+FILE_PIECE = 32
+"""Frames in one pass of a live network over a file. Longer pieces are not faster, and take longer to compile."""
 
 BACKENDS = ("auto", "torch", "openvino", "onnxruntime")
 
@@ -34,7 +37,7 @@ def fast_enhancer(
     network: nn.Module,
     config: Config,
     device: str = "cpu",
-    protocol: str = "overlap",
+    protocol: str | None = None,
     backend: str = "torch",
     batch_size: int | None = None,
     threads: int | None = None,
@@ -44,7 +47,7 @@ def fast_enhancer(
     """Build an `Enhancer` that is as fast as the device and the options allow. `network` itself may be changed.
 
     network: a network in evaluation mode, or a `GraphNetwork`, which stays as it is.
-    protocol: the one to be used; networks are compiled for the length of its windows.
+    protocol: the one to be used, by default `default_protocol`; networks are compiled for the length of its windows.
     backend: one of `BACKENDS`; see `convert`.
     batch_size: that of `Enhancer`, but 1 for protocol "whole".
     threads: CPU threads; None: as many as PyTorch has. PyTorch's are set for the whole process, with OpenVINO to 1.
@@ -55,11 +58,12 @@ def fast_enhancer(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    protocol = protocol or default_protocol(network, config)
     length = repeated_length(protocol, config.data.segment_size)
     frames = None if length is None else (length + config.stft.padding(length)) // config.stft.hop_size + 1
     if not isinstance(network, GraphNetwork):
-        stream = frames is None and isinstance(network, StreamingNetwork)  # in pieces of a fixed length
-        piece = MOST_FRAMES if stream else frames
+        stream = frames is None and is_live(network, config)  # in pieces of a fixed length
+        piece = FILE_PIECE if stream else frames
         network = convert(network, config, backend, torch.get_num_threads(), piece, stream, bf16)
     if isinstance(network, GraphNetwork):
         torch.set_num_threads(1)  # after the STFT, PyTorch's threads would wait busily on the cores of the network

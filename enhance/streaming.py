@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from cli import UserError
 from config import Config, StftConfig
+from data.audio import LARGEST_SAMPLE
 from models.stft import AnySpectra, Spectrogram
 
 MOST_FRAMES = 128
@@ -46,6 +47,11 @@ class StreamingNetwork(Protocol):
         ...
 
 
+def is_live(network: nn.Module, config: Config) -> bool:
+    """Return whether a network can run live: it keeps a state, and works at the signal's own level."""
+    return isinstance(network, StreamingNetwork) and not config.data.normalize_level
+
+
 class Stream:
     """A streaming network applied to one signal of one channel.
 
@@ -66,7 +72,9 @@ class Stream:
         if config.data.normalize_level:
             raise UserError("data.normalize_level needs the whole signal; give a network that was trained without it")
         self.sampling_rate = config.data.sampling_rate
-        self._block, self._delay = config.model.block_frames, config.model.delay_frames
+        # A graph may take longer pieces than its network.
+        self._block = getattr(network, "block_frames", config.model.block_frames)
+        self._delay = config.model.delay_frames
         waiting = (self._block - 1 + self._delay) * config.stft.hop_size
         self.latency = (config.stft.win_size + waiting) / self.sampling_rate
         """Maximum delay of a sample in seconds, without the time to compute."""
@@ -91,11 +99,11 @@ class Stream:
     def process(self, samples: np.ndarray) -> np.ndarray:
         """Take the next samples, float32 `[n]` with n ≥ 0; returns the enhanced samples `[m]` that are ready.
 
-        Raises `UserError` if samples are NaN or infinite, from which the network would never recover; the stream
-        continues as if they had not come.
+        Raises `UserError` if samples are NaN, infinite or beyond ±`data.audio.LARGEST_SAMPLE`, from which the network
+        might never recover; the stream continues as if they had not come.
         """
-        if not np.isfinite(samples).all():
-            raise UserError("the samples hold NaN or infinite values; give zeros in their place")
+        if not (np.abs(samples) <= LARGEST_SAMPLE).all():  # also if they are NaN
+            raise UserError("the samples hold NaN, infinite or overlarge values; give zeros in their place")
         self._pending += len(samples)
         most = MOST_FRAMES * self._stft.hop_size
         pieces = [samples[start : start + most] for start in range(0, len(samples), most)]
@@ -124,7 +132,7 @@ class Stream:
         frames = np.concatenate([self._held, frames])
         count = len(frames) if last else len(frames) // self._block * self._block
         frames, self._held = frames[:count], frames[count:]
-        filling = -count % self._block + self._delay if last else 0
+        filling = self._delay + -(count + self._delay) % self._block if last else 0
         if not count + filling:
             return self._window[:0]
         windowed = np.zeros((count, stft.n_fft), self._window.dtype)

@@ -13,8 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 OVERLAP_WINDOW = 1.5
-"""Window length of protocols "overlap" and "averaged" in segments. Windows near the length of the training crops are
-best, and whole recordings are worst (docs/REPRODUCTION.md)."""
+"""Window length of protocols "overlap" and "averaged" in segments; see docs/REPRODUCTION.md for the choice."""
 
 MAX_HOP = {1: 0.85, 2: 0.5}
 """Maximum hop, as a fraction of the window length, by the number of passes over each sample of a long signal."""

@@ -2,8 +2,9 @@
 
     python -m scripts.export_onnx [--checkpoint_file CKPT] --output network.onnx [--stream]
 
-Inputs are `mag` and `pha`, the compressed magnitude and the phase of noisy speech, float32 `[batch, F, frames]` for any
-batch size and 1 or more frames; outputs are `enhanced_mag` and `enhanced_pha`. With --stream, for causal networks, the
+Inputs are `mag` and `pha`, the compressed magnitude and the phase of noisy speech, or for CNUNet and DPCRN `real` and
+`imaginary`, float32 `[batch, F, frames]` for any batch size and 1 or more frames (multiples of 4 for IMSE live with
+--stream); outputs have the same names after `enhanced_`. With --stream, for causal networks, the
 state between calls is input and output too: `x` and `next_x` for each of its tensors, zeros at the beginning. The
 metadata hold the configuration, with the STFT, as JSON under `config`.
 
@@ -27,7 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = ArgumentParser(description="Export a network to an ONNX file.")
     add = parser.add_argument
-    add("--checkpoint_file", type=Path, metavar="CKPT", default=DEFAULT_CHECKPOINT, help="default: the embedded one")
+    add(
+        "--checkpoint_file",
+        type=Path,
+        metavar="CKPT",
+        default=DEFAULT_CHECKPOINT,
+        help="default: that of inference.py",
+    )
     add("--output", type=Path, metavar="FILE", required=True, help="the .onnx file; an existing one is replaced")
     add("--stream", action="store_true", help="export the state between calls, for live enhancement")
     options = parser.parse_args(argv)

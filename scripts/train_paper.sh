@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Train IMSE as in the paper on VoiceBank+DEMAND and print the six scores of its test set:
+# Train IMSE as in the paper on VoiceBank+DEMAND and print the scores of its test set:
 #     bash scripts/train_paper.sh [options of train.py]
 # Data, run and enhanced files go to VoiceBank+DEMAND, runs/imse and enhanced/imse. Download and training continue where
-# they were interrupted. The paper selected its network on the test set: --select_on test. HUB replaces the data set of the
+# they were interrupted. To select on the test set, as the paper did, add --select_on
+# test --input_validation_file test.txt. HUB replaces the data set of the
 # Hugging Face hub.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -20,13 +20,13 @@ import cli
 import inference
 from config import load_config
 from data.audio import read_audio
-from enhance.enhancer import Enhancer
 from metrics.pesq import wideband_pesq
 from metrics.si_sdr import si_sdr
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
 from tests.enhance.test_stdio import standard_files
 from tests.fixtures.commands import ROOT
+from tests.fixtures.networks import one_pass
 from tests.fixtures.recordings import RATE
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_as_in_one_pass(enhanced: bytes, checkpoint: Path, noisy: bytes) -> None:
     samples = np.frombuffer(noisy, "<i2").astype(np.float32) / 32_768
-    expected = to_pcm(Enhancer(*load_checkpoint(checkpoint)).enhance_signal(samples, "whole"))
+    expected = to_pcm(one_pass(*load_checkpoint(checkpoint), samples))
     difference = np.frombuffer(enhanced, "<i2").astype(int) - np.frombuffer(expected, "<i2")
     assert np.abs(difference).max(initial=0) <= 2
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import config as configuration
 import models
 from config import LossConfig, NetworkConfig, PositiveFloat, load_config
-from enhance.enhancer import Enhancer
 from enhance.onnx_runtime import load_onnx
 from enhance.streaming import Stream
 from models import losses
@@ -24,6 +23,7 @@ from models.checkpoint import load_checkpoint
 from models.stft import Spectra
 from scripts import export_onnx
 from tests.fixtures.commands import ROOT, call_main
+from tests.fixtures.networks import one_pass
 from tests.fixtures.recordings import NOISY
 from tests.fixtures.training import train_here, write_pairs
 
@@ -93,7 +93,7 @@ def test_own_network_trains_enhances_streams_and_is_exported(recipe: Path, tmp_p
     assert (network.weight != 0.1).all()  # trained
 
     noisy = NOISY[:20_000].astype(np.float32)
-    whole = Enhancer(network, config).enhance_signal(noisy, "whole")
+    whole = one_pass(network, config, noisy)
     stream = Stream(network, config)
     live = np.concatenate([*(stream.process(part) for part in np.array_split(noisy, 9)), stream.flush()])
     assert np.abs(live - whole).max() < 1e-5
@@ -103,7 +103,7 @@ def test_own_network_trains_enhances_streams_and_is_exported(recipe: Path, tmp_p
         assert call_main(export_onnx.main, *output, *options, cwd=tmp_path) == (0, "", "")
         exported, its_config = load_onnx(tmp_path / "gate.onnx", 1)
         assert its_config == config
-        assert np.abs(Enhancer(exported, config).enhance_signal(noisy, "whole") - whole).max() < 1e-5
+        assert np.abs(one_pass(exported, config, noisy) - whole).max() < 1e-5
 
 
 def test_own_settings_are_checked(recipe: Path) -> None:

@@ -37,13 +37,14 @@ class Validated:
 class Validation:
     """Validation utterances, divided over the processes of a run.
 
-    PESQ and STOI are those of whole utterances, enhanced with a protocol of `enhance.windows.PROTOCOLS`. The losses
+    PESQ and STOI are those of whole utterances, enhanced with `protocol`, or the network's
+    default one (`Enhancer`). The losses
     are comparable with the training losses of the same name: they are computed from the network's own output spectra
     of one crop of `data.segment_size` samples per utterance, from its middle, at the level of a training crop; `loss`
     is the weighted sum without the metric term.
     """
 
-    def __init__(self, pairs: Sequence[EvalPair], config: Config, protocol: str, group: Group) -> None:
+    def __init__(self, pairs: Sequence[EvalPair], config: Config, protocol: str | None, group: Group) -> None:
         self.pairs, self.config, self.protocol, self.group = pairs, config, protocol, group
         self.own = range(group.rank, len(pairs), group.ranks)
 
@@ -71,6 +72,8 @@ class Validation:
         segment = self.config.data.segment_size
         start = max(len(pair.noisy) - segment, 0) // 2
         gain = unit_power_gain(mean_power(pair.noisy)) if self.config.data.normalize_level else 1.0
+        if mix := self.config.mix:
+            gain *= 10 ** ((mix.gain_low + mix.gain_high) / 40)  # the mean of the training gains in dB
 
         def crop(signal: np.ndarray) -> Tensor:
             return torch.from_numpy(fit_segment(signal[start:], segment) * np.float32(gain))[None].to(self.group.device)

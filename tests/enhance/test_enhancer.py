@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from config import Config
 from enhance.enhancer import Enhancer
 from models import build
 from models.stft import Spectra
-from tests.fixtures.signals import speech_like
+from tests.fixtures.networks import one_pass, random_network
+from tests.fixtures.signals import speech_like, with_noise
 from tests.reference.imse import plain_paper_protocol
 
 
@@ -118,6 +120,16 @@ def test_other_rates(identity: Enhancer, rate: int) -> None:
 def test_unusable_recordings(identity: Enhancer, wav: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected finite floats"):
         identity(wav, 16_000)
+
+
+def test_live_networks_are_not_restarted_between_windows(config: Config) -> None:
+    network, live_config = random_network("lite_rtse")
+    enhancer = Enhancer(network, live_config)
+    noisy = with_noise(speech_like(3), 5).astype(np.float32)
+    np.testing.assert_allclose(enhancer(noisy, 16_000), one_pass(network, live_config, noisy), rtol=0, atol=1e-5)
+    levelled = replace(live_config, data=replace(live_config.data, normalize_level=True))
+    assert [Enhancer(network, each).default_protocol for each in (levelled, live_config)] == ["overlap", "whole"]
+    assert Enhancer(nn.Identity(), config).default_protocol == "overlap"
 
 
 def test_transposed_recordings(identity: Enhancer) -> None:

@@ -23,6 +23,7 @@ from enhance.windows import PROTOCOLS
 from models.stft import Spectra
 from tests.enhance.test_enhancer import Recording
 from tests.fixtures.commands import ROOT
+from tests.fixtures.networks import one_pass, random_network
 from tests.fixtures.recordings import NOISY, RATE, files_below, load, save
 
 
@@ -131,6 +132,24 @@ class Failing(nn.Module):
         if self.error:
             raise self.error
         return spectra._replace(mag=spectra.mag * torch.nan)
+
+
+def test_live_networks_take_files_of_any_kind(tmp_path: Path) -> None:
+    network, config = random_network("lite_rtse")
+    jobs = mixed_jobs(tmp_path, "out")
+    (tmp_path / "in/c.wav").write_bytes(b"no sound")
+    failures = enhance_files(jobs, Enhancer(network, config), "whole", report=False)
+    assert list(failures) == [tmp_path / "out/c.wav"]
+    assert "in/c.wav" in failures[tmp_path / "out/c.wav"]
+    for source, target in jobs:
+        if target in failures:
+            continue
+        assert soundfile.info(target).samplerate == soundfile.info(source).samplerate
+        noisy, enhanced = (np.atleast_2d(load(path).T) for path in (source, target))
+        assert enhanced.shape == noisy.shape
+        if soundfile.info(source).samplerate == RATE:
+            for channel, result in zip(noisy, enhanced, strict=True):
+                np.testing.assert_allclose(result, one_pass(network, config, channel), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("error", "batch_size"), [(ValueError("a fault"), 1), (KeyboardInterrupt(), 2)])

@@ -32,13 +32,18 @@ def write_program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose programs append their arguments to the file `calls`; Python fails on those in $REFUSED."""
+    """A project whose programs append their arguments to the file `calls`; Python fails on those in $REFUSED.
+
+    Code for Python (-c) is not recorded.
+    """
     project = tmp_path / "the project"
     shutil.copytree(ROOT / "scripts", project / "scripts")
     (project / "data/clean").mkdir(parents=True)
     (project / "data/noisy").mkdir()
     calls = f"'{project}/calls'"
-    write_program(project / ".venv/bin/python", f'echo "$*" >> {calls}\n[[ "$*" != *"${{REFUSED:-nothing}}"* ]]')
+    record = f'[ "$1" = -c ] || echo "$*" >> {calls}\n[[ "$*" != *"${{REFUSED:-nothing}}"* ]]'
+    for program in (".venv/bin/python", "programs/python3"):
+        write_program(project / program, record)
     for name in ("ruff", "basedpyright", "pytest"):
         write_program(project / f".venv/bin/{name}", f'echo "{name} $*" >> {calls}')
     write_program(project / "programs/uname", "echo Linux")
@@ -84,6 +89,14 @@ def test_setup_falls_back_to_pypi_and_fails_if_that_fails(project: Path) -> None
     assert (result.returncode, len(calls)) == (0, 2)
     assert "PyPI" in result.stderr
     assert run_shell(project, "setup.sh", refused="--constraint constraints.txt --editable .")[0].returncode != 0
+
+
+def test_setup_replaces_an_unusable_environment(project: Path) -> None:
+    _, calls = run_shell(project, "setup.sh", refused="import pip, sys")
+    assert calls[0] == "-m venv --clear .venv"
+    result, more = run_shell(project, "setup.sh", refused="import")  # Python is too old
+    assert (result.returncode, more) == (2, calls)
+    assert "3.11" in result.stderr and "PYTHON" in result.stderr
 
 
 @pytest.mark.parametrize(

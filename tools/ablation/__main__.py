@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         network, config = load_network(run_dir / "latest.safetensors")
         parameters = sum(each.numel() for each in network.parameters())
         jobs = [(pair.noisy, target.noisy) for pair, target in zip(pairs, enhanced, strict=True)]
-        enhance_files(jobs, fast_enhancer(network, config, device), "overlap", options.quiet, report=False)
+        enhancer = fast_enhancer(network, config, device)
+        enhance_files(jobs, enhancer, enhancer.default_protocol, options.quiet, report=False)
         scores = score_pairs(enhanced, "published", available_cores(), progress=not options.quiet)
         write_report(folder, scores, "published")
         problems += [f"{name}: {pair.id}: {pair.reason}" for pair in scores if pair.reason is not None]

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from config import Config
+from data.levels import mean_power
 from enhance.enhancer import Enhancer
 from models.blocks import to_tokens
 from models.imse import Stage
@@ -119,6 +120,8 @@ def trace(network: nn.Module, config: Config, wav: np.ndarray) -> Trace:
     def keep_spectra(_: nn.Module, inputs: tuple[Spectra], output: Spectra) -> None:
         spectra.extend([inputs[0], output])
 
+    enhancer = Enhancer(network, config)
+    gain = enhancer.level_gain(mean_power(wav))
     handles: list[RemovableHandle] = [network.register_forward_hook(keep_spectra)]
     for name, stage in stages.items():
         handles.append(stage.register_forward_pre_hook(partial(keep_size, name)))
@@ -127,13 +130,13 @@ def trace(network: nn.Module, config: Config, wav: np.ndarray) -> Trace:
             if isinstance(attention, MALA | TaylorAttention):
                 handles.append(attention.register_forward_pre_hook(partial(keep_input, name, number)))
     try:
-        enhanced_wav = Enhancer(network, config).enhance_signal(wav, protocol="whole")
+        (enhanced,) = enhancer.enhance_windows([wav[:, None] * gain])  # in one pass, live networks too
     finally:
         for handle in handles:
             handle.remove()
     return Trace(
         noisy_wav=wav,
-        enhanced_wav=enhanced_wav,
+        enhanced_wav=enhanced[:, 0] / gain,
         noisy=spectra[0],
         enhanced=spectra[1],
         stages={name: (stage, sizes[name]) for name, stage in stages.items()},
