@@ -161,6 +161,13 @@ def test_wrong_command_lines(folder: Path, arguments: list[str], words: list[str
     assert all(word in line for word in words), line
 
 
+def test_a_gpu_for_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    (line,) = refused(folder, "--device=cuda:0")
+    assert "cuda:0" in line and "torchrun" in line
+
+
 def test_missing_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "find_spec", lambda name: None if name == "tensorboard" else name)
     (line,) = refused(folder)

@@ -324,9 +324,10 @@ def test_speed_changes_the_pitch(tmp_path: Path) -> None:
     assert 1130 < max(changed) <= 1181
 
 
-def test_rooms_from_files(tmp_path: Path) -> None:
-    response = np.zeros(2000)
-    response[[0, 100, 1500]] = 1, 0.5, -0.25  # 1500 samples are more than 50 ms
+@pytest.mark.parametrize("delay", [0, 960])  # 60 ms: the target is not what lies before the direct sound
+def test_rooms_from_files(tmp_path: Path, delay: int) -> None:
+    response = np.zeros(2000 + delay)
+    response[delay + np.array([0, 100, 1500])] = 1, 0.5, -0.25  # 1500 samples are more than 50 ms
     rooms = save_all(tmp_path, "room", [response * 0.999])
     speech, noise = save_all(tmp_path, "speech", [SPEECH]), save_all(tmp_path, "noise", [NOISE])
     cache, mix = AudioCache(RATE, True), replace(PLAIN, reverb_share=1, noise_free_share=1)
@@ -337,7 +338,7 @@ def test_rooms_from_files(tmp_path: Path) -> None:
     )
     assert not dry
     expected = 0.999 * np.convolve(samples, response)[start : start + SEGMENT]
-    early = 0.999 * np.convolve(samples, response[:800])[start : start + SEGMENT]
+    early = 0.999 * np.convolve(samples, response[: delay + 800])[start : start + SEGMENT]
     np.testing.assert_allclose(noisy, expected, atol=1e-4)
     np.testing.assert_allclose(target, early, atol=1e-4)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from config import load_config
 from data.dataset import Batch
@@ -46,9 +47,13 @@ def train(out: Path, batch_size: int) -> None:
         logs.append(group.mean(trainer.step(Batch(batch.indices[rows], clean, noisy, batch.dry[rows]), 0)))
     state = trainer.state_dict()
     second_is_there = group.any(group.rank == 1)  # as when a signal reaches one process only
+    norm = nn.BatchNorm1d(3)
+    norm.get_buffer("running_mean").fill_(group.rank + 1)
+    group.share_buffers(norm)
+    means = group.gather(norm.get_buffer("running_mean").tolist())
     if group.leads:
         saved = {name: state[name] for name in ("network", "discriminator", "global_step")}
-        torch.save(saved | {"logs": logs, "second_is_there": second_is_there}, out)
+        torch.save(saved | {"logs": logs, "second_is_there": second_is_there, "means": means}, out)
     group.close()
 
 
@@ -76,6 +81,7 @@ def test_two_processes_have_the_weights_and_logs_of_one(tmp_path: Path) -> None:
     alone, together = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt"))
     assert alone["global_step"] == together["global_step"] == len(LABELS)
     assert (alone["second_is_there"], together["second_is_there"]) == (False, True)
+    assert together["means"] == [[1.0] * 3] * 2  # those of rank 0
     for part in ("network", "discriminator"):
         for name, weight in alone[part].items():
             assert weight.dtype == torch.float64

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.commands import ROOT
-from utils.processes import LostProcessError, ProcessPool, available_cores, run_in_processes
+from utils.processes import LostProcessError, ProcessPool, available_cores, own_cores, run_in_processes
 
 
 def work(item: str) -> str:
@@ -68,6 +68,13 @@ def test_every_item_has_its_result_or_its_error() -> None:
     assert isinstance(results[1], ValueError)
     assert list(run_in_processes(work, [], 2)) == []
     assert available_cores() >= 1
+
+
+def test_processes_of_torchrun_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.processes.available_cores", lambda: 9)
+    for processes, cores in (("1", 9), ("4", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert own_cores() == cores
 
 
 def test_items_are_read_when_they_are_needed() -> None:
