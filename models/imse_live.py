@@ -243,7 +243,8 @@ class CausalMALA(MALA):
         q = self._blocks(functional.elu(self.query(x)) + 1)  # [B, S, P, C], positive
         k = self._blocks(functional.elu(self.key(x)) + 1)
         v = self._blocks(value)
-        mean_k, mean_v = (self.memory.running_mean(each.mean(dim=2)) for each in (k, v))  # [B, S, C]
+        means = torch.cat([k.mean(dim=2), v.mean(dim=2)], dim=2)
+        mean_k, mean_v = self.memory.running_mean(means).chunk(2, dim=2)  # [B, S, C]
         z = q @ (mean_k[..., None] * self.head_mask * SCALE)
         kv = self._running_mean(self._rotate(k).transpose(2, 3) @ v)  # [B, S, C, C]
         numerator = self._rotate(q) @ (kv * (self.head_mask * (SCALE / k.shape[2])))
