@@ -96,6 +96,7 @@ class Mixer:
         self._mix = mix
         self._rate = rate
         self._speakers = [speaker_of(sound.path.as_posix()) for sound in speech]
+        self._several_speakers = len(set(self._speakers)) > 1
         if mix.codec_share:
             for codec in CODECS.values():
                 encode_decode(np.zeros(codec.rate), codec)
@@ -126,7 +127,7 @@ class Mixer:
         if chance(rng, mix.noise_free_share):
             dry = False
         else:
-            babbling = chance(rng, mix.babble_share) and len(set(self._speakers)) > 1
+            babbling = chance(rng, mix.babble_share) and self._several_speakers
             noise = self._babble(rng, sound, samples) if babbling else self._noise.draw(rng, samples)
             if chance(rng, mix.second_noise_share):
                 noise = add_noise(noise, self._noise.draw(rng, samples), rng.uniform(*SECOND_NOISE))

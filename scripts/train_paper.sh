@@ -2,9 +2,8 @@
 # Train IMSE as in the paper on VoiceBank+DEMAND and print the scores of its test set:
 #     bash scripts/train_paper.sh [options of train.py]
 # Data, run and enhanced files go to VoiceBank+DEMAND, runs/imse and enhanced/imse. Download and training continue where
-# they were interrupted. To select on the test set, as the paper did, add --select_on
-# test --input_validation_file test.txt. HUB replaces the data set of the
-# Hugging Face hub.
+# they were interrupted. To select on the test set, as the paper did, add --select_on test --input_validation_file
+# test.txt. HUB replaces the data set of the Hugging Face hub.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=VoiceBank+DEMAND/16k run=runs/imse
