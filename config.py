@@ -291,6 +291,8 @@ class MixConfig:
     """Fraction of the crops that are coded with one of `data.degradations.CODECS`."""
     speed_share: Share = 0.0
     """Fraction of the crops whose speech is faster or slower, with another pitch."""
+    pause_share: Share = 0.0
+    """Fraction of the crops that begin with a pause of the speech, in which the noise goes on."""
 
     @field_validator("snr_high", "gain_high")
     @classmethod
