@@ -19,7 +19,6 @@ from data.audio import AudioError
 from data.dataset import AudioCache
 from data.degradations import (
     CODECS,
-    NARROW_RATE,
     RATE,
     babble,
     clip_share,
@@ -228,6 +227,6 @@ def make_mix(material: Material, condition: Condition, index: int) -> Mix:
     reference, noisy = gain * reference, clip_share(gain * noisy, condition.clipped)
     if condition.codec:
         codec = CODECS[condition.codec]
-        reference = narrowband(reference) if codec.rate == NARROW_RATE else reference
+        reference = narrowband(reference) if codec.narrow else reference
         noisy = through_codec(noisy, codec)
     return Mix(speech.id, reference, noisy)
