@@ -6,6 +6,7 @@ import ctypes
 import platform
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def fast_enhancer(
     if isinstance(network, GraphNetwork):
         torch.set_num_threads(1)  # after the STFT, PyTorch's threads would wait busily on the cores of the network
     elif bf16:
-        network = Bfloat16(network)
+        network = Bfloat16Stream(network) if isinstance(network, StreamingNetwork) else Bfloat16(network)
     elif device == "cpu" and torch.get_num_threads() == 1 and not compiled and torch.backends.mkldnn.is_available():
         use_onednn_pointwise(network)
     enhancer = Enhancer(network, config, 1 if protocol == "whole" else batch_size).to(device)
@@ -135,6 +136,20 @@ class Bfloat16(nn.Module):
         with torch.autocast(spectra[0].device.type, torch.bfloat16):
             enhanced = self.network(spectra)
         return type(spectra)(*(part.float() for part in enhanced))
+
+
+class Bfloat16Stream(Bfloat16):
+    """A `StreamingNetwork` of this kind."""
+
+    def initial_state(self, batch: int) -> Any:
+        """Return the state before the first frame of `batch` signals."""
+        return cast(StreamingNetwork, self.network).initial_state(batch)
+
+    def stream(self, noisy: AnySpectra, state: Any) -> tuple[AnySpectra, Any]:
+        """Enhance the next frames; see `StreamingNetwork`."""
+        with torch.autocast(noisy[0].device.type, torch.bfloat16):
+            enhanced, state = cast(StreamingNetwork, self.network).stream(noisy, state)
+        return type(noisy)(*(part.float() for part in enhanced)), state
 
 
 class CompiledForShape(nn.Module):

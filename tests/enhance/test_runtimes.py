@@ -15,6 +15,7 @@ from cli import UserError
 from config import Config, load_config
 from enhance.enhancer import Enhancer
 from enhance.runtimes import CompiledForShape, OneDnnPointwise, fast_enhancer, load_network, use_onednn_pointwise
+from enhance.streaming import is_live
 from models import build
 from models.checkpoint import save_checkpoint
 from tests.fixtures.commands import ROOT
@@ -50,6 +51,18 @@ def test_bfloat16_is_close(quick_config: Config) -> None:
         rough = fast_enhancer(network, quick_config, bf16=True).enhance_batch(wav)
     assert rough.dtype == torch.float32
     error = float((rough - exact).norm() / exact.norm())
+    assert 1e-5 < error < 0.1
+
+
+@pytest.mark.parametrize("name", ["imse_live", "dpcrn_live"])
+def test_live_networks_stream_in_bfloat16(name: str) -> None:
+    network, config = load_network(ROOT / "checkpoints" / f"{name}.safetensors")
+    noisy = NOISY[:8000].astype(np.float32)
+    exact = Enhancer(network, config).enhance_signal(noisy)
+    enhancer = fast_enhancer(network, config, bf16=True)
+    rough = enhancer.enhance_signal(noisy)
+    assert is_live(enhancer.network, config)
+    error = float(np.linalg.norm(rough - exact) / np.linalg.norm(exact))
     assert 1e-5 < error < 0.1
 
 
