@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Fine-tune the released weights of IMSE for real recordings, on folders of clean speech and noise:
 #     bash scripts/train_default.sh SPEECH NOISE [options of train.py]
-# The released weights are downloaded and 400 rooms simulated (runs/rooms) if they are missing. The run is in runs/default and
-# is resumed if it exists. When it ends, its best network is copied to checkpoints/default.safetensors. The variables RUN,
-# OUTPUT and RELEASED replace the paths; ROOMS is a folder of other room responses.
+# The released weights are downloaded and 400 rooms simulated (runs/rooms) if they are missing. Two runs follow each other, in
+# runs/default/first and runs/default/second, and are resumed if they exist. When they end, the best network of the second is
+# copied to checkpoints/default.safetensors. The variables RUN, OUTPUT and RELEASED replace the paths; ROOMS is a folder of
+# other room responses.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: bash scripts/train_default.sh SPEECH NOISE [options of train.py]" >&2; exit 2; }
 speech=$(realpath -- "$1") noise=$(realpath -- "$2")
@@ -18,9 +19,13 @@ if [ -z "${ROOMS:-}" ] && [ ! -e "$rooms/room0399.wav" ]; then # the last one: t
     bash scripts/setup.sh rooms
     .venv/bin/python -m scripts.make_rooms "$rooms"
 fi
-start=(--fine_tune "$released")
-[ ! -e "$run/latest.pt" ] || start=(--resume)
-.venv/bin/python train.py --config configs/imse_real.json --input_clean_wavs_dir "$speech" --input_noise_dir "$noise" \
-    --input_rooms_dir "$rooms" --checkpoint_path "$run" "${start[@]}" "$@"
-cp "$run/best.safetensors" "$output"
+train() { # RUN START [options]: start a run from the weights START, or resume it
+    local start=(--fine_tune "$2" --teacher "$released")
+    [ ! -e "$1/latest.pt" ] || start=(--resume)
+    .venv/bin/python train.py --config configs/imse_real.json --input_clean_wavs_dir "$speech" --input_noise_dir "$noise" \
+        --input_rooms_dir "$rooms" --checkpoint_path "$1" "${start[@]}" "${@:3}"
+}
+train "$run/first" "$released" "$@"
+train "$run/second" "$run/first/best.safetensors" --max_steps 1450 --set optim.learning_rate=2e-4 --set optim.warmup_steps=50 "$@"
+cp "$run/second/best.safetensors" "$output"
 echo "saved $output; describe it in checkpoints/README.md"
