@@ -77,7 +77,8 @@ def run(main: Main) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         code = call(main)
-        print(end="", flush=True)  # does nothing if standard output is closed
+        if sys.stdout:  # None if standard output is closed
+            sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
