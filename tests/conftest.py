@@ -1,4 +1,4 @@
-"""Fixtures for all tests: configurations, a small checkpoint, the reference data."""
+"""Fixtures for all tests: configurations, small checkpoints, the reference data."""
 
 from __future__ import annotations
 
@@ -56,11 +56,21 @@ def small_config(config: Config) -> Config:
 @pytest.fixture(scope="session")
 def small_checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of `small_config` with seeded random weights; read-only."""
+    return _save_random(tmp_path_factory.mktemp("checkpoint") / "small.safetensors", small_config)
+
+
+@pytest.fixture(scope="session")
+def lite_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Lite-RTSE, the fastest network, which runs live, with seeded random weights; read-only."""
+    config = load_config(ROOT / "configs" / "lite_rtse.json")
+    return _save_random(tmp_path_factory.mktemp("checkpoint") / "lite.safetensors", config)
+
+
+def _save_random(path: Path, config: Config) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build(small_config)
-    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    save_checkpoint(path, network, small_config)
+        network = build(config)
+    save_checkpoint(path, network, config)
     return path
 
 

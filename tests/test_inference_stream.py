@@ -18,12 +18,10 @@ import torch
 
 import cli
 import inference
-from config import load_config
 from data.audio import read_audio
 from metrics.pesq import wideband_pesq
 from metrics.si_sdr import si_sdr
-from models import build
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.checkpoint import load_checkpoint
 from tests.enhance.test_stdio import standard_files
 from tests.fixtures.commands import ROOT
 from tests.fixtures.networks import one_pass
@@ -45,16 +43,6 @@ def to_wav(pcm: bytes, rate: int = RATE) -> bytes:
     file = BytesIO()
     soundfile.write(file, np.frombuffer(pcm, "<i2"), rate, format="WAV", subtype="PCM_16")
     return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A streaming network with seeded random weights."""
-    config = load_config(ROOT / "configs" / "lite_rtse.json")
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("checkpoint") / "lite_rtse.safetensors"
-    save_checkpoint(path, build(config), config)
-    return path
 
 
 def assert_as_in_one_pass(enhanced: bytes, checkpoint: Path, noisy: bytes) -> None:
@@ -80,8 +68,8 @@ def started(checkpoint: Path, *options: str) -> Iterator[subprocess.Popen[bytes]
             process.kill()
 
 
-def test_samples_come_out_while_others_go_in(checkpoint: Path) -> None:
-    with started(checkpoint) as process:
+def test_samples_come_out_while_others_go_in(lite_checkpoint: Path) -> None:
+    with started(lite_checkpoint) as process:
         assert process.stdin and process.stdout and process.stderr
         random = np.random.default_rng(0)
         enhanced = b""
@@ -97,11 +85,11 @@ def test_samples_come_out_while_others_go_in(checkpoint: Path) -> None:
         rest, errors = process.communicate(NOISY[sent:], timeout=TIMEOUT)
     assert process.returncode == 0
     assert b"16000 Hz, 32 ms" in errors
-    assert_as_in_one_pass(enhanced + rest, checkpoint, NOISY)
+    assert_as_in_one_pass(enhanced + rest, lite_checkpoint, NOISY)
 
 
-def test_ctrl_c(checkpoint: Path) -> None:
-    with started(checkpoint, "--quiet") as process:
+def test_ctrl_c(lite_checkpoint: Path) -> None:
+    with started(lite_checkpoint, "--quiet") as process:
         assert process.stdin and process.stdout
         process.stdin.write(NOISY[:2048])
         process.stdin.flush()
@@ -113,8 +101,8 @@ def test_ctrl_c(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noisy", [NOISY, to_wav(NOISY)], ids=["raw", "wav"])
-def test_closed_output(checkpoint: Path, noisy: bytes) -> None:
-    with started(checkpoint, "--quiet") as process:
+def test_closed_output(lite_checkpoint: Path, noisy: bytes) -> None:
+    with started(lite_checkpoint, "--quiet") as process:
         assert process.stdout
         process.stdout.close()
         process.stdout = None
@@ -139,39 +127,39 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.mark.parametrize("noisy", [b"", NOISY[:2], NOISY[:8000], bytes(5000), CLIPPED], ids=len)
-def test_inputs_of_any_length_and_level(run: Run, checkpoint: Path, noisy: bytes) -> None:
-    code, enhanced, errors = run(noisy, "--quiet", "--checkpoint_file", checkpoint)
+def test_inputs_of_any_length_and_level(run: Run, lite_checkpoint: Path, noisy: bytes) -> None:
+    code, enhanced, errors = run(noisy, "--quiet", "--checkpoint_file", lite_checkpoint)
     assert (code, errors) == (0, "")
     assert len(enhanced) == len(noisy)
     assert any(enhanced) == any(noisy)
-    assert_as_in_one_pass(enhanced, checkpoint, noisy)
+    assert_as_in_one_pass(enhanced, lite_checkpoint, noisy)
 
 
-def test_an_input_that_ends_within_a_sample(run: Run, checkpoint: Path) -> None:
-    code, enhanced, errors = run(NOISY[:5001], "--quiet", "--checkpoint_file", checkpoint)
+def test_an_input_that_ends_within_a_sample(run: Run, lite_checkpoint: Path) -> None:
+    code, enhanced, errors = run(NOISY[:5001], "--quiet", "--checkpoint_file", lite_checkpoint)
     assert (code, errors.count("\n")) == (1, 1)
     assert errors.startswith("standard input: ")
-    assert_as_in_one_pass(enhanced, checkpoint, NOISY[:5000])
+    assert_as_in_one_pass(enhanced, lite_checkpoint, NOISY[:5000])
 
 
-def test_wav_gives_wav(run: Run, checkpoint: Path) -> None:
-    code, enhanced, errors = run(to_wav(NOISY[:8000]), "--quiet", "--checkpoint_file", checkpoint)
+def test_wav_gives_wav(run: Run, lite_checkpoint: Path) -> None:
+    code, enhanced, errors = run(to_wav(NOISY[:8000]), "--quiet", "--checkpoint_file", lite_checkpoint)
     assert (code, errors) == (0, "")
     samples, rate = soundfile.read(BytesIO(enhanced), dtype="int16")
     assert (samples.shape, rate) == ((4000,), RATE)
-    assert_as_in_one_pass(samples.tobytes(), checkpoint, NOISY[:8000])
+    assert_as_in_one_pass(samples.tobytes(), lite_checkpoint, NOISY[:8000])
 
 
-def test_wav_of_another_rate(run: Run, checkpoint: Path) -> None:
-    code, enhanced, errors = run(to_wav(NOISY, 48_000), "--quiet", "--checkpoint_file", checkpoint)
+def test_wav_of_another_rate(run: Run, lite_checkpoint: Path) -> None:
+    code, enhanced, errors = run(to_wav(NOISY, 48_000), "--quiet", "--checkpoint_file", lite_checkpoint)
     assert (code, enhanced, errors.count("\n")) == (1, b"", 1)
     assert errors.startswith("standard input: ") and "48000 Hz" in errors
 
 
-def test_full_disk_and_closed_input(run: Run, checkpoint: Path) -> None:
-    code, _, errors = run(NOISY, "--quiet", "--checkpoint_file", checkpoint, output="/dev/full")
+def test_full_disk_and_closed_input(run: Run, lite_checkpoint: Path) -> None:
+    code, _, errors = run(NOISY, "--quiet", "--checkpoint_file", lite_checkpoint, output="/dev/full")
     assert (code, errors) == (1, "standard input or output: No space left on device\n")
-    code, _, errors = run(None, "--quiet", "--checkpoint_file", checkpoint)
+    code, _, errors = run(None, "--quiet", "--checkpoint_file", lite_checkpoint)
     assert (code, errors) == (1, "standard input or output: closed\n")
 
 
@@ -188,23 +176,23 @@ def test_the_embedded_checkpoint_improves_the_samples(run: Run) -> None:
 
 @pytest.mark.parametrize(("environment", "threads"), [(None, 1), ("2", 2)])
 def test_one_thread_by_default(
-    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, environment: str | None, threads: int
+    run: Run, lite_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, environment: str | None, threads: int
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment:
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
     torch.set_num_threads(2)  # as PyTorch does itself, with two cores or by OMP_NUM_THREADS
-    assert run(b"", "--checkpoint_file", checkpoint)[0] == 0
+    assert run(b"", "--checkpoint_file", lite_checkpoint)[0] == 0
     assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(("pace", "warned"), [(0.1, False), (3.0, True)])
 def test_a_warning_if_computing_takes_longer_than_the_sound(
-    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, pace: float, warned: bool
+    run: Run, lite_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, pace: float, warned: bool
 ) -> None:
     """By a clock that advances by `pace` in each reading. The sound comes in pieces of 12 bytes, then of 2.05 s."""
     clock = count()
     monkeypatch.setattr(inference.time, "perf_counter", lambda: pace * next(clock))
-    _, _, errors = run(bytes(7 * 2 * RATE), "--checkpoint_file", checkpoint)
+    _, _, errors = run(bytes(7 * 2 * RATE), "--checkpoint_file", lite_checkpoint)
     assert errors.count("slower than live: 2.0 s") == warned
     assert errors.count("\n") == 1 + warned

@@ -59,14 +59,6 @@ def small(tmp_path: Path, small_config: Config) -> Path:
     return path
 
 
-@pytest.fixture
-def lite(tmp_path: Path) -> Path:
-    """Checkpoint of Lite-RTSE with random weights: the fastest network."""
-    config = load_config(CONFIGS / "lite_rtse.json")
-    save_checkpoint(tmp_path / "lite.safetensors", build(config), config)
-    return tmp_path / "lite.safetensors"
-
-
 def write_pairs(folder: Path, count: int) -> None:
     for number in range(count):
         clean = speech_like(1, seed=number)
@@ -156,9 +148,9 @@ def test_stream(measure: Measure) -> None:
     assert 0 < median["ms"] <= percentile["ms"]
 
 
-def test_live(measure: Measure, lite: Path) -> None:
+def test_live(measure: Measure, lite_checkpoint: Path) -> None:
     """Half of the samples of a hop wait for more than 1.5 hops, the first one for two."""
-    options = ("--checkpoint_file", lite, "--backend", "torch", "--seconds", 2, "--buffer", 10**6)
+    options = ("--checkpoint_file", lite_checkpoint, "--backend", "torch", "--seconds", 2, "--buffer", 10**6)
     (row,) = measure("live", *options)
     assert (row["checkpoint"], row["backend"], row["samples"], row["latency ms"]) == ("lite", "torch", 32_000, 32)
     assert 23.9 < row["median ms"] <= row["99 % ms"] <= row["max ms"]
@@ -168,7 +160,7 @@ def test_live(measure: Measure, lite: Path) -> None:
 
 
 def test_live_includes_the_time_to_compute(
-    measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch
+    measure: Measure, tmp_path: Path, lite_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here `inference.py` returns its input and once takes 0.3 s, beyond the silence of 8512 samples."""
     (tmp_path / "inference.py").write_text(
@@ -179,16 +171,16 @@ def test_live_includes_the_time_to_compute(
         "    target.write(source.read(320))\n"
     )
     monkeypatch.setattr(live, "ROOT", tmp_path)
-    (row,) = measure("live", "--checkpoint_file", lite, "--seconds", 1)
+    (row,) = measure("live", "--checkpoint_file", lite_checkpoint, "--seconds", 1)
     assert row["samples"] == 16_000
     assert 0 < row["median ms"] <= row["99 % ms"] <= row["max ms"]
     assert row["max ms"] > 300
 
 
-def test_live_ends_early(tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_ends_early(tmp_path: Path, lite_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "inference.py").write_text("raise SystemExit(3)")
     monkeypatch.setattr(live, "ROOT", tmp_path)
-    done = call_main(benchmark.main, "live", "--checkpoint_file", lite, "--seconds", 1)
+    done = call_main(benchmark.main, "live", "--checkpoint_file", lite_checkpoint, "--seconds", 1)
     assert (done.returncode, done.stdout) == (2, "")
     assert "lite.safetensors" in done.stderr and "exit code 3" in done.stderr
 
@@ -218,13 +210,13 @@ def test_new_process_has_its_own_peak_memory() -> None:
     assert 0 < inference.call_in_new_process(inference.peak_memory) < 5000
 
 
-def test_peers(measure: Measure, tmp_path: Path, lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers(measure: Measure, tmp_path: Path, lite_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(f"No module named '{name}'")
 
     write_pairs(tmp_path, 3)
     monkeypatch.setattr(scoring.importlib, "import_module", missing)
-    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite, "--threads", 1)
+    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite_checkpoint, "--threads", 1)
     assert (first["system"], first["files"], last["system"]) == ("noisy", 2, "lite")
     # The first and the last file, quantised to 16 bits.
     scores = [

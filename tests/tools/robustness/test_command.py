@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from config import Config, load_config
+from config import Config
 from data.splits import hold_out_speakers
 from enhance.runtimes import fast_enhancer
 from metrics.score import score_signals
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
-from tests.fixtures.commands import ROOT, Result, call_main, run_module
+from tests.fixtures.commands import Result, call_main, run_module
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
@@ -36,25 +35,15 @@ HELD_OUT = SPEECH[hold_out_speakers(SPEECH, 1234)[1][0]]  # with the seed in the
 RESULTS = {f"robustness.{kind}" for kind in ("csv", "json", "md", "png")}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Lite-RTSE, the fastest network, with seeded random weights."""
-    path = tmp_path_factory.mktemp("checkpoint") / "lite.safetensors"
-    config = load_config(ROOT / "configs/lite_rtse.json")
-    torch.manual_seed(0)
-    save_checkpoint(path, build(config), config)
-    return path.read_bytes()
-
-
 @pytest.fixture
-def folder(tmp_path: Path, checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, lite_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Speech of two groups, noise, recordings and a checkpoint; scoring is patched to run in this process."""
     for name in SPEECH:
         save(tmp_path / f"speech/{name}.wav", 0.5 * speech_like(1.5, seed=sum(name.encode())))
     for number in range(2):
         save(tmp_path / f"noise/{number}.wav", np.random.default_rng(number).uniform(-0.3, 0.3, 20_000))
         save(tmp_path / f"noisy/{number}.wav", with_noise(speech_like(1), 5))
-    (tmp_path / "small.safetensors").write_bytes(checkpoint)
+    (tmp_path / "small.safetensors").write_bytes(lite_checkpoint.read_bytes())
 
     stay_in_one_process(monkeypatch)
     monkeypatch.setattr("tools.robustness.chart.draw", lambda *_: b"a plot")
