@@ -158,7 +158,7 @@ class DccrnConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class DpcrnConfig(NetworkConfig):
-    """Settings of DPCRN, with adaptive kernels (DPCRN-AC) and with a comb filter (DPCRN-CF)."""
+    """Settings of DPCRN, with adaptive kernels (DPCRN-AC16) and with a comb filter (DPCRN-CF16)."""
 
     size: Literal["light", "middle", "large", "sub_band"] = "middle"
     """The first three are those of the published code; "sub_band" works on 129 bands instead of 257 bins."""
@@ -382,8 +382,8 @@ class TrainConfig:
     """First step with the metric discriminator; before it, the other loss terms are trained alone."""
     distillation: Share = 0.0
     """How far the target of dry crops is moved from the clean speech to the output of a teacher: the network of
-    `train.py --teacher`, or that of `--fine_tune`, which is then forgotten less. Dry crops are those with noise and
-    nothing else."""
+    `train.py --teacher`; by default that of `--fine_tune`, so that the new network forgets less of it. Dry crops are
+    those with noise and nothing else."""
     save_interval: PositiveInt = 1000
     """Steps between saves of the training state."""
     bf16: bool = False

@@ -69,9 +69,9 @@ def live(checkpoint_file: str | Path | None = None, backend: str = "torch") -> E
 
     It also enhances live:
 
-        from enhance.runtimes import fast_stream
-
         enhancer = torch.hub.load("/path/to/this/repository", "live", source="local")
+        from enhance.runtimes import fast_stream  # found once the repository is loaded
+
         stream = fast_stream(enhancer.network, enhancer.config, backend="auto")  # PyTorch is too slow on a CPU
 
     Raises `cli.UserError` if `checkpoint_file` is not a checkpoint.

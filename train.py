@@ -5,8 +5,8 @@
     torchrun --nproc_per_node 8 train.py …
 
 The best and the latest network, the training state and TensorBoard files are written to RUN. SIGTERM and Ctrl-C save
-and stop; --resume continues the run with the same weights, bit for bit, as if it had not been interrupted. Exit codes:
-0 done, 1 the run failed, 2 wrong command line or input, 130 or 143 interrupted.
+and stop; --resume continues the run as if it had not been interrupted, on a CPU bit for bit. Exit codes: 0 done, 1 the
+run failed, 2 wrong command line or input, 130 or 143 interrupted.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ MOST_FRAMES = 128
 class StreamingNetwork(Protocol):
     """A network that takes its frames in pieces and keeps a state between them.
 
-    The state is a named tuple of tensors and of tuples of tensors; in an ONNX file they are inputs and outputs.
+    In PyTorch the state is a named tuple of tensors and of tuples of tensors; in an ONNX file they are inputs and
+    outputs.
     """
 
     def initial_state(self, batch: int) -> Any:

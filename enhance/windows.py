@@ -69,9 +69,9 @@ def plan_averaged(samples: int, segment: int) -> list[Window]:
 def spread_windows(samples: int, length: int, max_hop: float) -> list[Window]:
     """Plan evenly spaced windows of `length` samples, the first and the last flush with the signal.
 
-    `max_hop` is a fraction of the window length. Windows are cross-faded over their whole overlap, or as much of it as
-    leaves no sample to more than two windows. A shorter signal is mirrored: then all windows have one length, for which
-    a network can be compiled.
+    `max_hop` is a fraction of the window length. Windows are cross-faded over their whole overlap, or a part of it, so
+    that at most two windows contribute to each sample. A shorter signal is mirrored: then all windows have one length,
+    for which a network can be compiled.
     """
     if samples <= length:
         return [Window(0, length, 0, samples, mirrored=True)]

@@ -1,7 +1,7 @@
 """The networks by name, and how `models.build` makes one from a configuration.
 
-A network maps noisy to enhanced `models.stft.Spectra`. Its constructor takes its settings, a subclass of
-`config.NetworkConfig`, and the number of frequency bins.
+A network maps noisy to enhanced spectra, `models.stft.Spectra` or `ComplexSpectra`. Its constructor takes its settings,
+a subclass of `config.NetworkConfig`, and the number of frequency bins.
 """
 
 from __future__ import annotations

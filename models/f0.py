@@ -21,7 +21,8 @@ PERIODICITY = 0.6
 LEAST_ENERGY = 0.003
 """Least energy of a voiced frame, relative to the largest of the signal."""
 QUIET = 1e-6
-"""Least energy of the samples a period earlier, relative to the frame: below, rounding errors would count."""
+"""Least energy of the samples a period earlier, relative to the frame. Lower values are raised to this, so that
+rounding errors are not amplified."""
 NEAR_MAXIMUM = 0.9
 """The period is the shortest whose autocorrelation is a peak of at least this part of the largest."""
 TARGET_WIDTH = 2.0

@@ -31,7 +31,7 @@ PIECE = 512
 
 SILENT_POWER = 0.0064
 """Mean square of the compressed magnitudes of white noise at −96 dBFS. Blocks below it, such as those of a muted
-microphone, leave sums and means as they are, which would take seconds to recover."""
+microphone, do not update the sums and means; if they did, these would need seconds to recover."""
 
 LEVEL_FLOOR = 1e-4
 """Least input level: the compressed magnitude of silence is divided by this, not by 0."""
@@ -46,9 +46,9 @@ class State(NamedTuple):
 class Memory:
     """States of a network's layers between passes, exchanged by each layer in turn; running sums and means.
 
-    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`). Silent blocks
-    before the current one are left out, as if they had not been. A mean is a sum divided by `count`, the same sum of
-    ones.
+    In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`). Earlier silent
+    blocks are skipped: they add nothing and do not count as distance. A mean is a sum divided by `count`, the same sum
+    of ones.
     """
 
     def __init__(self, blocks: float) -> None:
@@ -170,8 +170,8 @@ class Past(nn.Module):
 class CausalConv2d(nn.Conv2d):
     """The causal half of a centred convolution: `[B, C, T, F]` → `[B, C', T, F']`.
 
-    A kernel of 2K + 1 frames becomes one of the current and K earlier frames, which come from `past`; if that is None,
-    the input begins with them.
+    A kernel of 2K + 1 frames becomes one of the current and K earlier frames, which come from `past`. If `past` is
+    None, the input begins with them.
     """
 
     def __init__(self, centred: nn.Conv2d, memory: Memory | None) -> None:

@@ -1,7 +1,7 @@
 """Loss terms of the generator, named as in the configuration's section `loss`.
 
-IMSE and MUSE train with a weighted sum of `magnitude`, `phase`, `complex` and `metric` (IMSE paper, section on
-training, and its release); `metric` comes from the discriminator (`models.discriminator`). CNUNet trains with
+IMSE, IMSE live and MUSE train with a weighted sum of `magnitude`, `phase`, `complex` and `metric` (IMSE paper, section
+on training, and its release); `metric` comes from the discriminator (`models.discriminator`). CNUNet trains with
 `magnitude_l1` and `complex_l1`, Lite-RTSE and DPCRN with `compressed_magnitude`, `compressed_complex` and `si_sdr`,
 DCCRN with `si_sdr` alone, MP-SENet with the terms of IMSE, but `phase_inner` instead of `phase`, and with `consistency`
 and `time`, an error of the waveform. A network may compute a term of its own (`config.NetworkConfig.own_terms`).

@@ -27,6 +27,7 @@ def stream_whole(
     state: state before the first frame.
     piece: maximum number of frames in one call, a multiple of `block`.
     block: the number of frames in a call is a multiple of this.
+    delay: frames by which the output of `stream` is delayed.
     """
     frames = noisy[0].shape[-1]
     padding = delay + -(frames + delay) % block

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Create or update .venv with the tested versions of the dependencies.
-#     bash scripts/setup.sh [EXTRA]      # EXTRA: one of pyproject.toml's, such as train or dev
+#     bash scripts/setup.sh [EXTRA]      # EXTRA: of pyproject.toml, such as dev or train,hub
 # PYTHON selects the interpreter (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."

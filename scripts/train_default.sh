@@ -2,7 +2,7 @@
 # Fine-tune the released weights of IMSE for real recordings, on folders of clean speech and noise:
 #     bash scripts/train_default.sh SPEECH NOISE [options of train.py]
 # The released weights are downloaded and 400 rooms simulated (runs/rooms) if they are missing. Two runs follow each other, in
-# runs/default/first and runs/default/second, and are resumed if they exist. When they end, the best network of the second is
+# runs/default/first and runs/default/second, and are resumed if they exist. When they end, the last network of the second is
 # copied to checkpoints/default.safetensors. The variables RUN, OUTPUT and RELEASED replace the paths; ROOMS is a folder of
 # other room responses.
 set -euo pipefail
@@ -26,6 +26,6 @@ train() { # RUN START [options]: start a run from the weights START, or resume i
         --input_rooms_dir "$rooms" --checkpoint_path "$1" "${start[@]}" "${@:3}"
 }
 train "$run/first" "$released" "$@"
-train "$run/second" "$run/first/best.safetensors" --max_steps 1450 --set optim.learning_rate=2e-4 --set optim.warmup_steps=50 "$@"
-cp "$run/second/best.safetensors" "$output"
+train "$run/second" "$run/first/latest.safetensors" --max_steps 1450 --set optim.learning_rate=2e-4 --set optim.warmup_steps=50 "$@"
+cp "$run/second/latest.safetensors" "$output"
 echo "saved $output; describe it in checkpoints/README.md"

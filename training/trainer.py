@@ -104,9 +104,8 @@ class Trainer:
         """Train discriminator and generator on one batch; `last_step` is the length of the run in steps.
 
         A network whose gradient is not finite keeps its weights, the statistics of its batch norms and its optimizer
-        state; this is decided on the device.
-        With `train.metric_lag` 1 the discriminator learns the labels of the previous batch, and the step waits neither
-        for the device nor for their PESQ.
+        state; this is decided on the device. With `train.metric_lag` 1 the discriminator learns the labels of the
+        previous batch, and the step waits neither for the device nor for their PESQ.
 
         Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
         metric term and the network's own terms, as in validation), `metric`, `discriminator`, the gradient norms and

@@ -37,11 +37,10 @@ class Validated:
 class Validation:
     """Validation utterances, divided over the processes of a run.
 
-    PESQ and STOI are those of whole utterances, enhanced with `protocol`, or the network's
-    default one (`Enhancer`). The losses
-    are comparable with the training losses of the same name: they are computed from the network's own output spectra
-    of one crop of `data.segment_size` samples per utterance, from its middle, at the level of a training crop; `loss`
-    is the weighted sum without the metric term.
+    PESQ and STOI are those of whole utterances, enhanced with `protocol`, or the network's default one (`Enhancer`).
+    The losses are comparable with the training losses of the same name: they are computed from the network's own output
+    spectra of one crop of `data.segment_size` samples per utterance, from its middle, at the level of a training crop;
+    `loss` is the weighted sum without the metric term.
     """
 
     def __init__(self, pairs: Sequence[EvalPair], config: Config, protocol: str | None, group: Group) -> None:

@@ -1,1 +1,1 @@
-"""Measure what networks, training, streaming, files and metrics cost, against plain transcriptions and other tools."""
+"""Measure what networks, training and streaming cost, against plain transcriptions and other tools."""

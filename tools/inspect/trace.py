@@ -23,6 +23,7 @@ from data.levels import mean_power
 from enhance.enhancer import Enhancer
 from models.blocks import to_tokens
 from models.imse import Stage
+from models.imse_live import ImseLive
 from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, rotary_tables
 from models.muse import TaylorAttention
 from models.stft import Spectra
@@ -61,7 +62,8 @@ class Trace:
 
     noisy_wav, enhanced_wav: signals `[N]` at the level of the recording.
     noisy, enhanced: spectra `[1, F, T]` at the level of the network.
-    stages: those of `SHOWN_STAGES` that the network has, with the size (T', F') of their maps.
+    stages: those of `SHOWN_STAGES` that the network has, with the size (T', F') of their maps; none of IMSE live, whose
+        kernels and attentions are not those drawn here.
     attentions: the inputs of their attentions, for MALA and Taylor attention.
     frame_seconds, bin_hz: spacing of frames and bins of the spectra.
     """
@@ -104,7 +106,7 @@ def trace(network: nn.Module, config: Config, wav: np.ndarray) -> Trace:
     stages: dict[str, Stage] = {}
     for path, module in network.named_modules():
         name = path.rpartition(".")[2]
-        if isinstance(module, Stage) and name in SHOWN_STAGES:
+        if isinstance(module, Stage) and name in SHOWN_STAGES and not isinstance(network, ImseLive):
             stages[name] = module
     sizes: dict[str, tuple[int, int]] = {}
     attentions: list[AttentionInput] = []

@@ -171,8 +171,8 @@ def test_sharpest_head_has_the_largest_deviation(small_config: Config) -> None:
     torch.testing.assert_close(head.weights["MALA"], torch.stack([head.weights["MALA"][0], own * (17 * 32)]))
 
 
-@pytest.mark.parametrize("name", ["lite_rtse", "cnunet"])
-def test_networks_without_attention_have_a_mask(name: str) -> None:
+@pytest.mark.parametrize("name", ["lite_rtse", "cnunet", "imse_live"])
+def test_other_networks_have_a_mask(name: str) -> None:
     config = load_config(ROOT / f"configs/{name}.json")
     torch.manual_seed(0)
     trace_ = trace(build(config).eval(), config, NOISY)
