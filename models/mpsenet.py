@@ -134,8 +134,6 @@ class MPSENet(nn.Module):
 
     def __init__(self, config: MpsenetConfig, bins: int) -> None:
         super().__init__()
-        if problem := config.bins_problem(bins):
-            raise ValueError(f"{bins} bins: {problem}")
         self.dense_encoder = DenseEncoder(config.channels, causal=True)
         self.blocks = nn.ModuleList(TwoStageBlock(config.channels, config.released_axes) for _ in range(BLOCKS))
         self.magnitude_decoder = MagnitudeDecoder(config.channels, bins, config.beta, causal=True, subpixel=True)

@@ -17,7 +17,6 @@ from data.dataset import (
     PairedUtterances,
     Sound,
     check_pairs,
-    check_sound,
     split_long,
 )
 from data.file_lists import Utterance, audio_by_id
@@ -61,7 +60,7 @@ def read_pairs(
         kept, held = hold_out_speakers([pair.id for pair in pairs], config.train.seed)
         training, held_out, how = [pairs[index] for index in kept], [pairs[index] for index in held], "held out"
     cache.load([path for pair in [*training, *held_out] for path in (pair.clean, pair.noisy)], workers, quiet)
-    check_sound(training, cache)
+    check_sounds([Sound(pair.clean) for pair in training], "clean speech", cache)
     return Data(
         PairedDataset(training, cache, config.data, config.train.seed),
         PairedUtterances(held_out, cache),

@@ -25,7 +25,6 @@ from data.dataset import (
     PairedUtterances,
     Sound,
     check_pairs,
-    check_sound,
     epoch_order,
     load_batches,
     split_long,
@@ -361,16 +360,6 @@ def test_unusable_pairs_are_counted_and_ten_named(utterances: list[Utterance]) -
         check_pairs(utterances)
     with pytest.raises(UserError, match=r"^12 of 13 pairs .*:(\n  u1: .*){10}$"):
         check_pairs([*[utterances[1]] * 12, utterances[0]])
-
-
-def test_silence_alone_is_rejected(tmp_path: Path) -> None:
-    silent = (np.zeros(50), np.full(50, 0.5))
-    pairs = save_pairs(tmp_path, [silent, silent])
-    with pytest.raises(UserError, match="silent: the 2 clean files"):
-        check_sound(pairs, AudioCache(RATE, True))
-    save(pairs[0].clean, np.full(50, 1 / 32_768))
-    pairs[1].clean.unlink()
-    check_sound(pairs, AudioCache(RATE, True))  # does not read the second file
 
 
 def test_a_pair_whose_header_was_wrong_is_rejected(utterances: list[Utterance]) -> None:

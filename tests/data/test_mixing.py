@@ -225,7 +225,8 @@ def test_validation_mixes_are_fixed_and_spread_over_the_snr_range(tmp_path: Path
 def test_silent_files_alone_are_rejected(tmp_path: Path) -> None:
     sound, silent = save_all(tmp_path, "x", [NOISE, SILENCE])
     recordings = AudioCache(RATE, True)
-    check_sounds([silent, sound], "SPEECH", recordings)
+    missing = Sound(tmp_path / "missing.wav")  # not read
+    check_sounds([silent, sound, missing], "SPEECH", recordings)
     with pytest.raises(UserError, match="SPEECH: every file is silent: 1 "):
         check_sounds([silent, silent], "SPEECH", recordings)
 

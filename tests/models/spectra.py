@@ -1,13 +1,15 @@
-"""Random spectra, and the difference of phases."""
+"""Random spectra, and checks of networks that map them."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.stft import Spectra
+from enhance.streaming import StreamingNetwork
+from models.stft import AnySpectra, Spectra
 
 
 def random_spectra(
@@ -22,3 +24,37 @@ def random_spectra(
 def wrapped(difference: Tensor) -> Tensor:
     """Return the absolute value of a difference of angles, modulo 2π."""
     return (difference - 2 * math.pi * torch.round(difference / (2 * math.pi))).abs()
+
+
+def assert_finite_gradients(network: nn.Module, reached: bool = True) -> None:
+    """Check that the gradient of every weight is finite, and not 0 if it must be `reached`."""
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+        assert weight.grad.abs().max() > 0 or not reached, name
+
+
+def assert_close_in_bfloat16(network: nn.Module, noisy: Spectra, limit: float = 0.05) -> None:
+    """Check the output under autocast against that in float32: relative error below `limit`, and not 0."""
+    with torch.inference_mode():
+        expected: AnySpectra = network(noisy)
+        with torch.autocast("cpu", torch.bfloat16):
+            enhanced: AnySpectra = network(noisy)
+    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
+    assert 1e-6 < (enhanced.complex - expected.complex).norm() / expected.complex.norm() < limit
+
+
+def assert_stream_equals_whole(network: nn.Module, noisy: Spectra, sizes: list[int], atol: float = 1e-12) -> None:
+    """Check the output for pieces of `sizes` frames against that for all at once; the state keeps its shapes."""
+    assert isinstance(network, StreamingNetwork)
+    with torch.inference_mode():
+        state, pieces = network.initial_state(len(noisy.mag)), list[Tensor]()
+        before = _shapes(state)
+        for mag, pha in zip(*(part.split(sizes, dim=2) for part in noisy), strict=True):
+            enhanced, state = network.stream(Spectra(mag, pha), state)
+            pieces.append(enhanced.complex)
+            assert _shapes(state) == before
+        torch.testing.assert_close(torch.cat(pieces, dim=2), network(noisy).complex, rtol=0, atol=atol)
+
+
+def _shapes(state: Any) -> Any:
+    return [_shapes(part) for part in state] if isinstance(state, tuple) else state.shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -25,7 +24,12 @@ from models.stft import Spectra
 from tests.fixtures.commands import ROOT
 from tests.fixtures.networks import one_pass
 from tests.fixtures.signals import speech_like, with_noise
-from tests.models.spectra import random_spectra
+from tests.models.spectra import (
+    assert_close_in_bfloat16,
+    assert_finite_gradients,
+    assert_stream_equals_whole,
+    random_spectra,
+)
 
 BINS = 257
 FEW_BINS = 65
@@ -340,19 +344,7 @@ def test_sizes_of_the_state(lstm: Kind, recurrent: int) -> None:
 @pytest.mark.parametrize("lstm", ["complex", "real"])
 @pytest.mark.parametrize("sizes", [[1] * 8, [3, 1, 4]])
 def test_streaming_equals_whole_signal(lstm: Kind, sizes: list[int]) -> None:
-    network, noisy = random_network(lstm, look_ahead=0), random_spectra(2, 8, FEW_BINS)
-    assert isinstance(network, CausalDCCRN)
-    with torch.inference_mode():
-        state = network.initial_state(2)
-        shapes = [part.shape for parts in state for part in parts]
-        enhanced: list[Spectra] = []
-        for mag, pha in zip(*(part.split(sizes, dim=-1) for part in noisy), strict=True):
-            result, state = network.stream(Spectra(mag, pha), state)
-            enhanced.append(result)
-            assert [part.shape for parts in state for part in parts] == shapes
-        whole = network(noisy)
-    for part, expected in zip(zip(*enhanced, strict=True), whole, strict=True):
-        assert torch.allclose(torch.cat(part, dim=-1), expected, rtol=0, atol=1e-12)
+    assert_stream_equals_whole(random_network(lstm, look_ahead=0), random_spectra(2, 8, FEW_BINS), sizes)
 
 
 def test_live_signal_equals_one_pass_in_float32() -> None:
@@ -391,23 +383,10 @@ def test_gradients_are_finite_and_reach_every_weight(mask: Mask, look_ahead: int
             enhanced = network(noisy)
             enhanced.complex.square().sum().backward()
             assert enhanced.mag.isfinite().all() and enhanced.pha.isfinite().all()
-            for name, weight in network.named_parameters():
-                assert weight.grad is not None and weight.grad.isfinite().all(), name
-                # In training, batch norm removes the bias of a convolution.
-                assert weight.grad.abs().max() > 0 or training or not noisy.mag.any(), name
+            # In training, batch norm removes the bias of a convolution.
+            assert_finite_gradients(network, reached=bool(noisy.mag.any()) and not training)
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    network, noisy = random_network(dtype=torch.float32), random_spectra(2, 6, FEW_BINS, torch.float32)
-    with torch.inference_mode():
-        expected = network(noisy)
-        with torch.autocast("cpu", torch.bfloat16):
-            enhanced = copy.deepcopy(network)(noisy)
-    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
-    error = (enhanced.complex - expected.complex).square().sum().sqrt() / expected.mag.square().sum().sqrt()
-    assert 1e-6 < error < 0.1
-
-
-def test_unsupported_bins() -> None:
-    with pytest.raises(ValueError, match=r"258 bins: .*64"):
-        make_dccrn(DccrnConfig("dccrn"), 258)
+    network = random_network(dtype=torch.float32)
+    assert_close_in_bfloat16(network, random_spectra(2, 6, FEW_BINS, torch.float32), limit=0.1)

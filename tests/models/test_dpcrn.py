@@ -15,15 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import DpcrnConfig, load_config
 from enhance.enhancer import Enhancer
-from enhance.streaming import Stream, StreamingNetwork
+from enhance.streaming import Stream
 from models import build
 from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, Memory, SubBands, confidence
 from models.f0 import CLASSES, UNVOICED, f0_classes, f0_loss
-from models.stft import ComplexSpectra, Spectra, Spectrogram
+from models.stft import Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.fixtures.networks import one_pass
 from tests.fixtures.signals import speech_like, with_noise
-from tests.models.spectra import random_spectra
+from tests.models.spectra import (
+    assert_close_in_bfloat16,
+    assert_finite_gradients,
+    assert_stream_equals_whole,
+    random_spectra,
+)
 
 BINS = 257
 CF16 = DpcrnConfig("dpcrn", "sub_band", comb=True)
@@ -330,22 +335,9 @@ def cut(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
 
 
 @pytest.mark.parametrize("config", ALL, ids=name_of)
-def test_streaming_equals_whole_signal(config: DpcrnConfig) -> None:
-    network, noisy = random_network(config), random_spectra(2, 9, BINS)
-    assert isinstance(network, StreamingNetwork)
-    with torch.inference_mode():
-        whole = network(noisy)
-        for sizes in ([1] * 9, [3, 1, 5]):
-            state = network.initial_state(2)
-            shapes = [each.shape for each in state.layers]
-            assert all(shape[0] == 2 for shape in shapes)
-            pieces: list[ComplexSpectra] = []
-            for piece in cut(noisy, sizes):
-                enhanced, state = network.stream(piece, state)
-                assert [each.shape for each in state.layers] == shapes
-                pieces.append(enhanced)
-            joined = ComplexSpectra(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
-            torch.testing.assert_close(joined.complex, whole.complex, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("sizes", [[1] * 9, [3, 1, 5]])
+def test_streaming_equals_whole_signal(config: DpcrnConfig, sizes: list[int]) -> None:
+    assert_stream_equals_whole(random_network(config), random_spectra(2, 9, BINS), sizes, atol=1e-10)
 
 
 @pytest.mark.parametrize("config", ALL, ids=name_of)
@@ -420,9 +412,7 @@ def test_every_weight_gets_a_finite_gradient(config: DpcrnConfig) -> None:
         network.zero_grad()
         enhanced, terms = network(spectrogram(noisy), clean) if config.comb else (network(spectrogram(noisy)), {})
         (enhanced.complex.square().sum() + sum(terms.values())).backward()
-        for name, weight in network.named_parameters():
-            assert weight.grad is not None and weight.grad.isfinite().all(), name
-            assert weight.grad.abs().max() > 0 or not noisy.any(), name
+        assert_finite_gradients(network, reached=bool(noisy.any()))
 
 
 def test_f0_term_and_labels_in_the_first_epochs() -> None:
@@ -456,22 +446,7 @@ def test_only_the_f0_term_trains_the_estimate() -> None:
 @pytest.mark.parametrize("config", ALL, ids=name_of)
 def test_bfloat16_is_close_to_float32(config: DpcrnConfig) -> None:
     torch.manual_seed(0)
-    network, noisy = DPCRN(config, BINS).eval(), random_spectra(2, 8, BINS, torch.float32, level=3)
-    with torch.inference_mode():
-        expected = network(noisy)
-        with torch.autocast("cpu", torch.bfloat16):
-            enhanced = network(noisy)
-    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
-    error = (enhanced.complex - expected.complex).square().sum().sqrt() / expected.mag.square().sum().sqrt()
-    assert 1e-6 < error < 0.05
-
-
-@pytest.mark.parametrize(
-    ("config", "bins"), [(LIGHT, 256), (LIGHT, 1), (AC16, 129), (DpcrnConfig("dpcrn", "light", comb=True), 129)]
-)
-def test_unsupported_bins(config: DpcrnConfig, bins: int) -> None:
-    with pytest.raises(ValueError, match=f"{bins} bins: the network needs"):
-        DPCRN(config, bins)
+    assert_close_in_bfloat16(DPCRN(config, BINS).eval(), random_spectra(2, 8, BINS, torch.float32, level=3))
 
 
 def test_other_numbers_of_bins() -> None:

@@ -13,7 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import LiteRtseConfig
 from models.lite_rtse import LiteRTSE
 from models.stft import Spectra
-from tests.models.spectra import random_spectra
+from tests.models.spectra import (
+    assert_close_in_bfloat16,
+    assert_finite_gradients,
+    assert_stream_equals_whole,
+    random_spectra,
+)
 
 BINS = 257
 FEW_BINS = 12
@@ -157,19 +162,7 @@ def test_equals_plain_transcription(variant: MultiOrder) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [[1] * 12, [3, 1, 8]])
 def test_streaming_equals_whole_signal(variant: MultiOrder, sizes: list[int]) -> None:
-    network = random_network(variant)
-    noisy = random_spectra(2, 12, FEW_BINS, level=3)
-    with torch.inference_mode():
-        state = network.initial_state(2)
-        shapes = [part.shape for part in (*state[:4], *state.past)]
-        enhanced: list[Spectra] = []
-        for mag, pha in zip(*(part.split(sizes, dim=-1) for part in noisy), strict=True):
-            result, state = network.stream(Spectra(mag, pha), state)
-            enhanced.append(result)
-            assert [part.shape for part in (*state[:4], *state.past)] == shapes
-        whole = network(noisy)
-    for part, expected in zip(zip(*enhanced, strict=True), whole, strict=True):
-        assert torch.allclose(torch.cat(part, dim=-1), expected, rtol=0, atol=1e-12)
+    assert_stream_equals_whole(random_network(variant), random_spectra(2, 12, FEW_BINS, level=3), sizes)
 
 
 @pytest.mark.parametrize("level", [0, 512])
@@ -188,18 +181,9 @@ def test_every_weight_gets_a_finite_gradient(variant: MultiOrder) -> None:
     noisy.mag[0, :, :4] = 0
     target = random_spectra(2, 8, FEW_BINS, torch.float32)
     (network(noisy).complex - target.complex).square().sum().backward()
-    for name, weight in network.named_parameters():
-        assert weight.grad is not None and weight.grad.isfinite().all(), name
-        assert weight.grad.abs().max() > 0, name
+    assert_finite_gradients(network)
 
 
 def test_bfloat16_is_close_to_float32() -> None:
     network = random_network(bins=BINS, dtype=torch.float32)
-    noisy = random_spectra(2, 12, BINS, torch.float32, level=3)
-    with torch.inference_mode():
-        expected = network(noisy)
-        with torch.autocast("cpu", torch.bfloat16):
-            enhanced = network(noisy)
-    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
-    error = (enhanced.complex - expected.complex).square().sum().sqrt() / expected.mag.square().sum().sqrt()
-    assert 1e-6 < error < 0.05
+    assert_close_in_bfloat16(network, random_spectra(2, 12, BINS, torch.float32, level=3))
