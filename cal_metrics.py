@@ -78,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from tools.report.page import Content, Version, write_page  # late: scores do not wait for matplotlib
 
                 folder = options.noisy_wav_dir
+                name = folder.resolve().name if folder else ""
                 versions = [
-                    Version(folder.resolve().name if folder else "scored", "enhanced", {p.id: p.noisy for p in pairs}),
+                    Version("scored" if name in ("", "clean") else name, "enhanced", {p.id: p.noisy for p in pairs}),
                     Version("clean", "clean", {pair.id: pair.clean for pair in pairs}),
                 ]
                 title = f"{len(pairs)} recordings: {folder or options.input_test_file}"

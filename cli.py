@@ -59,6 +59,8 @@ def positive(text: str) -> int:
 def call(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return its exit code; print a `UserError` on standard error."""
     try:
+        if "" in (sys.argv[1:] if argv is None else argv):
+            raise UserError("an argument is empty; is a variable of the shell not set?")
         return main(argv)
     except UserError as error:
         print(error, file=sys.stderr)

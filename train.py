@@ -155,7 +155,7 @@ def load_state(
     state = run_dir.load_state(config)
     try:
         if state["fingerprint"] != data.fingerprint:
-            raise UserError(f"{run_dir.state}: the run has other training data; resume with the same files")
+            raise UserError(f"{run_dir.state}: the run has other data; resume with the same files")
         if state["total_batch"] != total_batch:
             raise UserError(
                 f"{run_dir.state}: the run has a total batch of {state['total_batch']}, not {total_batch}; "

@@ -37,6 +37,9 @@ LARGEST_SAMPLE = 1e9
 UNKNOWN_FRAMES = 2**62
 """From this number of frames on, the length is unknown: libsndfile gives 2⁶³ − 1 for a FLAC file without a length."""
 
+_UNKNOWN_SIZE = 2**40
+"""Reported for an MP3 file without a length, of which libsndfile would read as much as its first frame suggests."""
+
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _UNKNOWN_DATA_SIZE = 0x7FFF_0000
 """WAV writers to a pipe do not know the data size and write 0 or more than this (ffmpeg 2³² − 1, sox about 2³¹)."""
@@ -73,8 +76,9 @@ class AudioReader:
             with ExitStack() as stack:
                 file = stack.enter_context(source.open("rb"))
                 patch_offset, patch = _check_wav_header(file, self.name)
+                unknown = _is_mp3_without_length(file)
                 file.seek(0)
-                self._stream = _LibsndfileStream(file, patch_offset, patch)
+                self._stream = _LibsndfileStream(file, patch_offset, patch, _UNKNOWN_SIZE if unknown else None)
                 self._file = stack.enter_context(_ForwardOnlyFile(self._stream))  # pyright: ignore[reportArgumentType]
                 opened = self._file
                 self.format = AudioFormat(opened.samplerate, opened.channels, opened.format, opened.subtype)
@@ -85,7 +89,7 @@ class AudioReader:
             raise AudioError(f"{self.name}: cannot be read: {error.strerror}") from error
         except soundfile.SoundFileError as error:
             raise AudioError(f"{self.name}: not an audio file that can be decoded ({_reason(error)})") from error
-        self.frames = self._file.frames
+        self.frames = UNKNOWN_FRAMES if unknown else self._file.frames
 
     def __enter__(self) -> AudioReader:
         return self
@@ -274,12 +278,14 @@ class _LibsndfileStream:
     """A file object for libsndfile that keeps the first `OSError` in `error`.
 
     libsndfile calls the methods from C, where a raised exception would be printed and lost. When reading, the bytes
-    `patch` replace those of the file at `patch_offset`.
+    `patch` replace those of the file at `patch_offset`; `size` replaces its size.
     """
 
-    def __init__(self, file: BinaryIO, patch_offset: int = 0, patch: bytes = b"") -> None:
+    def __init__(self, file: BinaryIO, patch_offset: int = 0, patch: bytes = b"", size: int | None = None) -> None:
         self.error: OSError | None = None
         self._file = file
+        self._size = size
+        self._at_end = False
         self._patch_offset = patch_offset
         self._patch = patch
 
@@ -289,9 +295,12 @@ class _LibsndfileStream:
             raise self.error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at_end = whence == os.SEEK_END
         return self._call(self._file.seek, offset, whence) or 0
 
     def tell(self) -> int:
+        if self._at_end and self._size:
+            return self._size
         return self._call(self._file.tell) or 0
 
     def read(self, size: int) -> bytes:
@@ -354,3 +363,18 @@ def _check_wav_header(file: BinaryIO, name: str) -> tuple[int, bytes]:
             return 0, b""
         file.seek(start + length + length % 2)
     raise AudioError(f"{name}: cut short within the WAV header: no samples are there")
+
+
+def _is_mp3_without_length(file: BinaryIO) -> bool:
+    """Return whether an MP3 file begins with a frame of sound, instead of one with the number of frames."""
+    file.seek(0)
+    tag = file.read(10)
+    length = 0
+    if tag[:3] == b"ID3":
+        for byte in tag[6:]:
+            length = length << 7 | byte
+        length += len(tag)
+    file.seek(length)
+    frame = file.read(256)
+    synchronised = frame[:1] == b"\xff" and frame[1:2] >= b"\xe0"
+    return synchronised and not any(name in frame for name in (b"Xing", b"Info", b"VBRI"))

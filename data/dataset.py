@@ -291,7 +291,7 @@ def load_batches(
 
 
 def check_pairs(utterances: Sequence[Utterance]) -> None:
-    """Check that all files exist, and by their headers that each pair has one rate and one length.
+    """Check that all files exist, and by their headers that each pair has one rate and one length, if it is known.
 
     Raises `UserError` with the number of missing files, or else of unusable pairs, and the first ten of them.
     """
@@ -306,7 +306,7 @@ def check_pairs(utterances: Sequence[Utterance]) -> None:
                 differ = f"{utterance.id}: clean and noisy differ in"
                 if clean.format.rate != noisy.format.rate:
                     problems.append(f"{differ} rate: {clean.format.rate} and {noisy.format.rate} Hz")
-                elif clean.frames != noisy.frames:
+                elif clean.frames != noisy.frames and max(clean.frames, noisy.frames) < UNKNOWN_FRAMES:
                     problems.append(f"{differ} length: {clean.frames} and {noisy.frames} samples")
         except AudioError as error:
             problems.append(str(error))

@@ -8,7 +8,7 @@ completed with folders given by the caller. Files are paired by name without ext
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -49,20 +49,31 @@ class Pairing:
 def find_audio(folder: Path) -> list[Path]:
     """Return all audio files below `folder`, by extension, sorted, without hidden files and folders.
 
-    Raises `UserError` if the folder does not exist or has none.
+    Links are followed, except those to a folder they are in. Raises `UserError` if the folder does not exist, cannot
+    be read or has no audio file.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    try:
+        files = list(_audio_below(folder, frozenset()))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if not files:
         raise UserError(f"{folder}: holds no audio files")
     return files
+
+
+def _audio_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the audio files below a folder, sorted. `above` are the folders it is in, without links."""
+    above |= {folder.resolve()}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() not in above:
+                yield from _audio_below(path, above)
+        elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
+            yield path
 
 
 def plan_outputs(source: Path, output_dir: Path) -> list[tuple[Path, Path]]:
@@ -73,6 +84,8 @@ def plan_outputs(source: Path, output_dir: Path) -> list[tuple[Path, Path]]:
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
+    if not source.is_file() and not source.is_dir():
+        raise UserError(f"{source}: neither a file nor a folder; - reads from standard input")
     files, root = ([source], source.parent) if source.is_file() else (find_audio(source), source)
     resolved_output = output_dir.resolve()
     if root.resolve() in resolved_output.parents:  # skip the results of an earlier run
@@ -203,7 +216,7 @@ def read_file_list(path: Path, clean_dir: Path | None = None, noisy_dir: Path | 
         files: list[Path] = []
         for index, (kind, folder, files_by_id) in enumerate(folders):
             if folder:
-                files.append(files_by_id.get(stem, folder / f"{stem}.wav"))
+                files.append(files_by_id.get(id_) or files_by_id.get(stem, folder / f"{stem}.wav"))
             elif index < len(listed):
                 files.append(Path(listed[index]))
             else:

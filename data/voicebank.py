@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from cli import UserError
-from data.audio import AudioError, AudioFormat, AudioReader, fit_length, read_audio, write_audio
+from data.audio import UNKNOWN_FRAMES, AudioError, AudioFormat, AudioReader, fit_length, read_audio, write_audio
 from data.file_lists import Utterance
 
 RATE = 16_000
@@ -35,6 +35,8 @@ def convert_pair(job: tuple[Utterance, Utterance], resampler: Resampler) -> bool
                 raise AudioError(f"{file.name}: has {file.format.channels} channels; mono is expected")
             if file.format.rate < RATE:
                 raise AudioError(f"{file.name}: its rate of {file.format.rate} Hz is below {RATE} Hz")
+            if file.frames >= UNKNOWN_FRAMES:
+                raise AudioError(f"{file.name}: its header does not give its length; convert it to another file")
         names = f"{clean.name} and {noisy.name}"
         if clean.format.rate != noisy.format.rate:
             raise AudioError(f"{names}: differ in rate: {clean.format.rate} and {noisy.format.rate} Hz")

@@ -106,7 +106,7 @@ def pipe_pcm(process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np
             first += data
         if first[:4] == b"RIFF" and first[8:] == b"WAVE":
             first, left = b"", read_wav_header(stdin, sampling_rate)
-            begin = stdout.tell() if stdout.seekable() else None
+            begin = stdout.tell() if _can_rewrite(stdout) else None
             stdout.write(_wav_header(sampling_rate, _MOST_SIZE))
             stdout.flush()
         try:
@@ -158,6 +158,15 @@ def read_wav_header(stdin: BufferedReader, sampling_rate: int) -> int:
             f"{sampling_rate} Hz, one channel, PCM (format 1) of 16 bits"
         )
     return size if 0 < size < _UNKNOWN_SIZE else sys.maxsize
+
+
+def _can_rewrite(file: BufferedWriter) -> bool:
+    """Return whether bytes that were written can be replaced: not in a pipe, and not in a file opened to append."""
+    try:
+        from fcntl import F_GETFL, fcntl  # not on Windows
+    except ImportError:
+        return file.seekable()
+    return file.seekable() and not fcntl(file.fileno(), F_GETFL) & os.O_APPEND
 
 
 def _wav_header(sampling_rate: int, size: int) -> bytes:

@@ -72,6 +72,18 @@ def test_the_table_needs_no_torch(folders: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_scored_folder_may_be_called_clean(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(
+        page, "write_page", lambda _, content, *__, **___: names.extend(each.name for each in content.versions) or []
+    )
+    (folders / "results").mkdir()
+    (folders / "enhanced").rename(folders / "results/clean")
+    score(folders, "--clean_wav_dir=clean", "--noisy_wav_dir=results/clean", "--quiet", "--report=report")
+    assert names == ["scored", "clean"]
+
+
+@pytest.mark.usefixtures("quick")
 def test_reports_of_both_variants(folders: Path) -> None:
     rows: dict[str, list[dict[str, str]]] = {}
     for variant in ("published", "loizou"):

@@ -15,7 +15,7 @@ import downsampling
 from data.audio import read_audio
 from tests.fixtures.commands import Result, call_main, run_script
 from tests.fixtures.one_process import stay_in_one_process
-from tests.fixtures.recordings import files_below
+from tests.fixtures.recordings import files_below, save_without_length
 
 SOURCE_RATE = 48_000
 RATE = 16_000
@@ -130,7 +130,7 @@ def test_unpaired_files_are_named_and_skipped(root: Path) -> None:
 
 
 def test_unusable_pairs_are_named_and_the_others_converted(root: Path) -> None:
-    for name in ("cut", "nan", "stereo", "length", "rate", "low", "empty", "ok"):
+    for name in ("cut", "nan", "stereo", "length", "rate", "low", "empty", "unknown", "ok"):
         write_pair(root, f"{name}.wav")
     clean, noisy = root / CLEAN, root / NOISY
     (noisy / "cut.wav").write_bytes((noisy / "cut.wav").read_bytes()[:-100])
@@ -140,11 +140,12 @@ def test_unusable_pairs_are_named_and_the_others_converted(root: Path) -> None:
     write(noisy / "rate.wav", np.zeros(4_800), 44_100)
     write(clean / "low.wav", np.zeros(4_800), 8_000)
     (noisy / "empty.wav").write_bytes(b"")
+    save_without_length(noisy / "unknown.wav", np.zeros(4_800), 48_000)
     done = downsample(root, "--quiet")
     assert (done.returncode, done.stdout) == (1, "")
     missing_split, *lines = done.stderr.splitlines()
     assert all(str(root / name) in missing_split for name in SETS["train"])
-    assert len(lines) == 7
+    assert len(lines) == 8
     for path, words in (
         (noisy / "cut.wav", "cut short"),
         (clean / "nan.wav", "NaN"),
@@ -153,6 +154,7 @@ def test_unusable_pairs_are_named_and_the_others_converted(root: Path) -> None:
         (noisy / "rate.wav", "rate: 48000 and 44100"),
         (clean / "low.wav", "8000 Hz"),
         (noisy / "empty.wav", "empty"),
+        (noisy / "unknown.wav", "does not give its length"),
     ):
         assert any(str(path) in line and words in line for line in lines), (path, lines)
     assert files_below(root.parent / "16k") == {f"{CLEAN}/ok.wav", f"{NOISY}/ok.wav"}

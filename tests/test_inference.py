@@ -204,6 +204,7 @@ def test_scores(tmp_path: Path, checkpoint: Path) -> None:
     ("source", "output", "error"),
     [
         ("none", "out", "none: no such file or folder"),
+        ("/dev/null", "out", "/dev/null: neither a file nor a folder"),
         ("empty", "out", "empty: holds no audio"),
         ("in", "in", "in: results would replace their inputs"),
         ("in/a.wav", "in", "in: results would replace their inputs"),
@@ -236,6 +237,7 @@ def test_results_within_or_above_the_input(tmp_path: Path, checkpoint: Path) -> 
     [
         ([], "required: --input_noisy_wavs_dir"),
         (["--input_noisy_wavs_dir", "in"], "--output_dir is needed"),
+        (["--input_noisy_wavs_dir", "", "--output_dir", "out"], "empty"),
         (["--input_noisy_wavs_dir", "-", "--input_clean_wavs_dir", "in"], "--input_clean_wavs_dir"),
         (["--input_noisy_wavs_dir", "-", "--device", "gpu"], "--device gpu"),
         (["--input_noisy_wavs_dir", "-", "--checkpoint_file", "none"], "none: the checkpoint cannot be read"),

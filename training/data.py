@@ -30,7 +30,8 @@ class Data:
 
     crops: training crops.
     validation: whole utterances that select the best network.
-    fingerprint: hash of the names of the training files; a resumed run must have the same.
+    fingerprint: hash of the names of the training files, and of those listed to select on; a resumed run
+        must have the same.
     summary: one line for the user.
     """
 
@@ -64,7 +65,7 @@ def read_pairs(
     return Data(
         PairedDataset(training, cache, config.data, config.train.seed),
         PairedUtterances(held_out, cache),
-        _fingerprint([pair.id for pair in training]),
+        _fingerprint([pair.id for pair in (*training, *(selected_on or []))]),
         f"training on {len(training)} pairs, selecting on {len(held_out)} {how}",
     )
 

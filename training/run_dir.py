@@ -99,7 +99,8 @@ class RunDir:
         if changed := changed_settings(before, config.to_dict()):
             raise UserError(
                 f"{self.state}: belongs to another configuration, which differs in {', '.join(changed)}; "
-                f"resume with {self.path / 'config.json'}, or start in another folder"
+                f"resume with --config {self.path / 'config.json'} --checkpoint_path {self.path}, or start in another "
+                "folder"
             )
         return state
 

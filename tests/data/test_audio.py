@@ -28,7 +28,7 @@ from data.audio import (
     resample_blocks,
     write_audio,
 )
-from tests.fixtures.recordings import NOISE, RAMP, RATE
+from tests.fixtures.recordings import NOISE, RAMP, RATE, save_without_length
 
 FORMATS = ["WAV PCM_16", "WAV FLOAT", "FLAC PCM_16", "OGG VORBIS", "OGG OPUS", "MP3 MPEG_LAYER_III", "W64 PCM_16"]
 PCM_FORMATS = ["WAV PCM_U8", "WAV PCM_16", "WAV PCM_24", "WAV PCM_32", "W64 PCM_24", "RF64 PCM_16", "AIFF PCM_S8"]
@@ -86,17 +86,29 @@ def test_wav_headers_written_to_pipes(tmp_path: Path, riff_size: int | None, dat
 
 
 def test_flac_of_unknown_length(tmp_path: Path) -> None:
-    content = bytearray(encoded(NOISE, "FLAC"))
-    # STREAMINFO begins at byte 8; its 36 bits for the number of samples end with byte 25.
-    content[21] &= 0xF0
-    content[22:26] = bytes(4)
     path = tmp_path / "piped.flac"
-    path.write_bytes(content)
+    save_without_length(path, NOISE)
     with AudioReader(path) as reader:
         blocks = list(reader.blocks(7000))
         assert [len(block) for block in blocks] == [7000] * 6 + [6000]
         assert reader.frames == len(NOISE)
     np.testing.assert_allclose(np.concatenate(blocks), NOISE, rtol=0, atol=2**-15)
+
+
+@pytest.mark.parametrize("silence", [0, RATE], ids=["loud start", "quiet start"])
+@pytest.mark.parametrize("tag", [b"", b"ID3\3\0\0" + bytes([0, 0, 2, 10]) + bytes(2 * 128 + 10)], ids=["", "tag"])
+def test_mp3_without_a_length(tmp_path: Path, silence: int, tag: bytes) -> None:
+    """Of variable bit rate, without the first frame, which gives the number of frames."""
+    samples = np.concatenate([np.zeros(silence), NOISE[:, 0], np.zeros(RATE), NOISE[:, 0]])
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    frames = stream.getvalue()
+    start = frames.index(b"\xff\xf3", 4)  # of the second frame
+    (tmp_path / "cut.mp3").write_bytes(tag + frames[start:])
+    with AudioReader(tmp_path / "cut.mp3") as reader:
+        blocks = list(reader.blocks())
+        assert 0 <= sum(map(len, blocks)) - len(samples) < 4 * 576
+        assert reader.frames == sum(map(len, blocks))
 
 
 @pytest.mark.parametrize("name", ['it\'s "odd" name.wav', "鳥の声 ü.wav", os.fsdecode(b"caf\xe9.wav"), "a\tb.wav"])

@@ -31,7 +31,7 @@ from data.dataset import (
     steps_per_epoch,
 )
 from data.file_lists import Utterance
-from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save
+from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save, save_without_length
 
 SEGMENT = 1000
 DATA = DataConfig(RATE, SEGMENT)
@@ -360,6 +360,13 @@ def test_unusable_pairs_are_counted_and_ten_named(utterances: list[Utterance]) -
         check_pairs(utterances)
     with pytest.raises(UserError, match=r"^12 of 13 pairs .*:(\n  u1: .*){10}$"):
         check_pairs([*[utterances[1]] * 12, utterances[0]])
+
+
+def test_a_length_that_the_header_does_not_give_is_checked_later(utterances: list[Utterance]) -> None:
+    save_without_length(utterances[0].clean, NOISE[:100])
+    check_pairs(utterances)
+    with pytest.raises(AudioError, match="length: 100 and"):
+        PairedDataset(utterances[:1], AudioCache(RATE, True), DATA, 0).crop(0, 0)
 
 
 def test_a_pair_whose_header_was_wrong_is_rejected(utterances: list[Utterance]) -> None:

@@ -44,9 +44,9 @@ def test_a_folder_completes_a_line_and_has_precedence(tmp_path: Path, line: str)
 
 
 def test_an_id_matches_files_of_any_extension(tmp_path: Path) -> None:
-    files = ["a.wav", "speaker one/a 1.flac", "a.take2.wav", "b.flac", "LOUD.WAV", "тест 'q' 声.ogg"]
+    files = ["a.wav", "speaker one/a 1.flac", "a.take2.wav", "a.wav.flac", "b.flac", "LOUD.WAV", "тест 'q' 声.ogg"]
     make_files(tmp_path, *files)
-    path = write_list(tmp_path, "a\nspeaker one/a 1\na.take2\nb.flac\nLOUD\nтест 'q' 声\ngone\n")
+    path = write_list(tmp_path, "a\nspeaker one/a 1\na.take2\na.wav\nb.flac\nLOUD\nтест 'q' 声\ngone\n")
     found = [utterance.clean for utterance in read_file_list(path, tmp_path, tmp_path)]
     assert found == [tmp_path / file for file in (*files, "gone.wav")]
 
@@ -107,6 +107,15 @@ def test_folders_are_paired_by_relative_path_without_extension(tmp_path: Path) -
     ]
     assert pairing.clean_only == [clean / "alone.wav"]
     assert pairing.noisy_only == [noisy / "y/alone.wav"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make_files(tmp_path, "elsewhere/x/c.wav", "in/a.wav", "in/b/b.wav")
+    for link, target in (("in/circle", "in"), ("in/b/circle", "in"), ("in/more", "elsewhere"), ("in/x/y", "in/b")):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in find_audio(tmp_path / "in")]
+    assert found == ["a.wav", "b/b.wav", "more/x/c.wav", "x/y/b.wav"]
 
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ from enhance.stdio import pipe_file, pipe_pcm, read_wav_header
 
 
 @contextmanager
-def standard_files(folder: Path, content: bytes | None, output: str = "stdout") -> Iterator[Path]:
+def standard_files(folder: Path, content: bytes | None, output: str = "stdout", mode: str = "w") -> Iterator[Path]:
     """Replace standard input, closed without `content`, and output by files; yields the path of the output."""
     (folder / "stdin").write_bytes(content or b"")
     with (
         pytest.MonkeyPatch.context() as patch,
         (folder / "stdin").open() as stdin,
-        (folder / output).open("w") as stdout,
+        (folder / output).open(mode) as stdout,
     ):
         patch.setattr(sys, "stdin", None if content is None else stdin)
         patch.setattr(sys, "stdout", stdout)
@@ -175,6 +175,13 @@ def test_the_size_is_corrected_after_an_error(tmp_path: Path) -> None:
             pipe_pcm(lambda samples: samples, interrupt, 16_000)
         sys.stdout.write("after")
     assert output.read_bytes() == b"before" + wav(chunk(b"fmt ", PLAIN), DATA) + b"after"
+
+
+def test_a_file_that_is_appended_to_keeps_the_first_header(tmp_path: Path) -> None:
+    """Whatever is written to it goes to its end."""
+    with standard_files(tmp_path, wav(chunk(b"fmt ", PLAIN), DATA), mode="a") as output:
+        pipe_pcm(lambda samples: samples, lambda: np.zeros(0, np.float32), 16_000)
+    assert output.read_bytes()[44:] == PCM
 
 
 @pytest.mark.parametrize("header", [b"", wav(chunk(b"fmt ", PLAIN), chunk(b"data", b"", 0))], ids=["raw", "wav"])

@@ -146,6 +146,8 @@ def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_ou
     for name in options.conditions:
         if name not in {axis.name for axis in axes}:
             print(f"{name}: left out: only one", file=sys.stderr)
+    if not axes:
+        raise UserError(f"--conditions {' '.join(options.conditions)}: there is nothing to compare")
 
     if options.audio_dir:
         write_mixes(options.audio_dir, material, axes, enhancers)

@@ -113,6 +113,12 @@ def test_unreadable_file(folder: Path) -> None:
     assert "3 utterances" in done.stdout
 
 
+def test_nothing_to_compare(folder: Path) -> None:
+    done = call(folder, "--input_clean_wavs_dir", "speech/en", "--files", 2, "--conditions", "group")
+    assert done.returncode == 2
+    assert "nothing to compare" in done.stderr.splitlines()[-1]
+
+
 def test_held_out(folder: Path) -> None:
     """One speaker of four is held out, and one noise of two; the other group was seen in training."""
     assert HELD_OUT.startswith("en/")
