@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -27,7 +26,7 @@ from torch import nn
 from cli import UserError
 from config import Config
 from enhance.enhancer import Enhancer
-from models.checkpoint import save_checkpoint
+from models.checkpoint import UNPICKLING_ERRORS, save_checkpoint
 from utils.atomic import atomic_open, remove_leftovers, write_text_atomically
 
 CHANGEABLE = {("train", "epochs"), ("train", "validation_interval"), ("train", "save_interval")}
@@ -92,7 +91,7 @@ class RunDir:
             before = state["config"] if state else {}
         except OSError as error:
             raise UserError(f"{self.state}: cannot be read: {error.strerror}") from error
-        except (BadZipFile, UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, IndexError):
+        except (BadZipFile, *UNPICKLING_ERRORS):
             state, before = None, {}
         if not state:
             raise UserError(f"{self.state}: damaged, or not a training state; start again without --resume")
