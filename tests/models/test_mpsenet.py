@@ -243,7 +243,7 @@ def test_gradients_are_finite_and_reach_every_weight(released_axes: bool) -> Non
 
 def test_bfloat16_is_close_to_float32() -> None:
     network = plain_network(batch_first=True)[1].float()
-    assert_close_in_bfloat16(network, random_spectra(2, 9, FEW_BINS, torch.float32))
+    assert_close_in_bfloat16(network, random_spectra(2, 9, FEW_BINS, torch.float32), limit=0.1)
 
 
 @pytest.fixture
