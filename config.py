@@ -291,6 +291,8 @@ class MixConfig:
     """Fraction of the crops that are coded with one of `data.degradations.CODECS`."""
     speed_share: Share = 0.0
     """Fraction of the crops whose speech is faster or slower, with another pitch."""
+    filter_share: Share = 0.0
+    """Fraction of the crops whose speech passes a random filter (`data.mixing.random_filter`); as many noises do."""
     pause_share: Share = 0.0
     """Fraction of the crops that begin with a pause of the speech, in which the noise goes on."""
 

@@ -1,7 +1,7 @@
 """Training data by dynamic mixing: every crop is mixed anew from clean speech and noise.
 
-A crop is speech, with given probabilities in a room, with noise at a random signal-to-noise ratio (SNR), limited in
-band, clipped and coded. The training target is the speech with the early reflections of the room, in the same band.
+A crop is speech, with given probabilities filtered, in a room, with noise at a random signal-to-noise ratio (SNR),
+limited in band, clipped and coded. The training target is the speech with the same filter, early reflections and band.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-from scipy.signal import fftconvolve
+from scipy.signal import fftconvolve, lfilter
 
 from cli import UserError
 from config import DataConfig, MixConfig
@@ -115,10 +115,12 @@ class Mixer:
     ) -> Crop:
         """Return target and noisy speech `[samples]` from position `start` of `speech`, the content of `sound`.
 
-        In this order: room, noise, band limit, clipping, codec. The target has the same band and the first 50 ms of the
-        room's reflections. `snr` replaces the random SNR. Raises `AudioError`.
+        In this order: filter, room, noise, band limit, clipping, codec. The target has the same filter and band and the
+        first 50 ms of the room's reflections. `snr` replaces the random SNR. Raises `AudioError`.
         """
         mix = self._mix
+        if chance(rng, mix.filter_share):
+            speech = random_filter(rng, speech)
         target = noisy = fit_segment(speech[start:], samples)
         dry = True
         if chance(rng, mix.reverb_share):
@@ -134,6 +136,8 @@ class Mixer:
             noise = self._babble(rng, sound, samples) if babbling else self._noise.draw(rng, samples)
             if chance(rng, mix.second_noise_share):
                 noise = add_noise(noise, self._noise.draw(rng, samples), rng.uniform(*SECOND_NOISE))
+            if chance(rng, mix.filter_share):
+                noise = random_filter(rng, noise)
             noisy = add_noise(noisy, noise, drawn_snr if snr is None else snr)
         if chance(rng, mix.band_share):
             limit_band = (narrowband, telephone)[rng.integers(2)]
@@ -322,6 +326,18 @@ def add_noise(speech: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
     if min(speech_power, noise_power) > SILENT_POWER:
         scale = (speech_power / noise_power) ** 0.5 * 10 ** (-snr / 20)
     return speech + noise * scale
+
+
+def random_filter(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Return `x` `[N]` filtered by a random second-order section, with its mean power, as float32.
+
+    The coefficients are uniform within ±3/8 (Valin 2018, arXiv 1709.08243, eq. 17). Such filters stand for other
+    microphones.
+    """
+    b1, b2, a1, a2 = rng.uniform(-0.375, 0.375, 4)
+    y = np.asarray(lfilter([1, b1, b2], [1, a1, a2], x))
+    power = mean_power(y)
+    return (y * (mean_power(x) / power) ** 0.5 if power else y).astype(np.float32)
 
 
 def in_room(

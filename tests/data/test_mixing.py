@@ -16,7 +16,16 @@ from cli import UserError
 from config import DataConfig, MixConfig
 from data.dataset import AudioCache, Sound, split_long
 from data.levels import mean_power
-from data.mixing import MixedDataset, MixedUtterances, Mixer, add_noise, check_sounds, pause_before, room_response
+from data.mixing import (
+    MixedDataset,
+    MixedUtterances,
+    Mixer,
+    add_noise,
+    check_sounds,
+    pause_before,
+    random_filter,
+    room_response,
+)
 from tests.fixtures.recordings import NOISE, RATE, save
 from tests.fixtures.signals import speech_like
 
@@ -310,6 +319,36 @@ def test_a_second_noise_is_added(tmp_path: Path) -> None:
         spectrum = np.abs(np.fft.rfft(noisy - clean))
         kinds.add(frozenset(int(bin) * RATE // SEGMENT for bin in np.flatnonzero(spectrum > 0.1 * spectrum.max())))
     assert frozenset([2000, 4000]) in kinds
+
+
+def test_random_filters_keep_the_power_and_change_the_spectrum_smoothly() -> None:
+    impulse = np.zeros(4096)
+    impulse[100] = 1
+    rng, again = np.random.default_rng(1), np.random.default_rng(1)
+    for _ in range(100):
+        b1, b2, a1, a2 = again.uniform(-0.375, 0.375, 4)
+        filtered = random_filter(rng, impulse)
+        z = np.exp(-2j * np.pi * np.arange(2049) / 4096)
+        expected = np.abs((1 + b1 * z + b2 * z**2) / (1 + a1 * z + a2 * z**2))
+        response = np.abs(np.fft.rfft(filtered))
+        np.testing.assert_allclose(response / response.max(), expected / expected.max(), rtol=0, atol=1e-5)
+        assert np.sum(np.square(filtered, dtype=np.float64)) == pytest.approx(1, abs=1e-5)
+    assert not random_filter(rng, np.zeros(100)).any()
+
+
+def test_speech_and_noise_are_filtered(tmp_path: Path) -> None:
+    low, high = (np.sin(2 * np.pi * hertz * np.arange(RATE) / RATE) / 4 for hertz in (480, 6000))
+    source = dataset(tmp_path, [low + high], [low + high], replace(PLAIN, filter_share=0.5))
+    filtered = Counter[tuple[bool, ...]]()
+    for epoch in range(100):
+        clean, noisy, dry = source.crop(epoch, 0)
+        assert dry
+        assert snr_of(clean, noisy) == pytest.approx(7, abs=1e-3)
+        spectra = [np.abs(np.fft.rfft(signal * np.hanning(SEGMENT))) for signal in (clean, noisy - clean)]
+        ratios = [spectrum[6000 * SEGMENT // RATE] / spectrum[480 * SEGMENT // RATE] for spectrum in spectra]
+        filtered[tuple(abs(ratio - 1) > 0.01 for ratio in ratios)] += 1
+    assert len(filtered) == 4  # speech and noise independently
+    assert min(filtered.values()) >= 12
 
 
 def test_speed_changes_the_pitch(tmp_path: Path) -> None:
