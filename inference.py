@@ -58,7 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     add("--passes", type=int, choices=MAX_HOP, help="of protocol overlap: 2 averages two passes; default: 1")
     add("--stream", action="store_true", help="live: WAV or raw 16-bit PCM from standard input to standard output")
     add("--backend", choices=BACKENDS, default="auto", help="default: OpenVINO on a CPU, else PyTorch")
-    add("--device", help="cpu or cuda; default: cuda if available")
+    add("--device", help="cpu or cuda; default: cuda if available, with --stream cpu")
     add("--batch_size", type=positive, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
     add("--num_threads", type=positive, metavar="N", help="CPU threads of the network; default: all cores")
     add("--bf16", action="store_true", help="compute in bfloat16: faster on new hardware, less exact")
@@ -89,7 +89,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     onnx_file = options.checkpoint_file.suffix == ".onnx"
     if onnx_file and options.backend == "auto":
         options.backend = "onnxruntime"
-    on_cpu = options.backend in ("openvino", "onnxruntime") or not torch.cuda.is_available()
+    # A live block is too little work for a GPU: starting its thousands of operations takes longer than computing them.
+    on_cpu = options.stream or options.backend in ("openvino", "onnxruntime") or not torch.cuda.is_available()
     options.device = options.device or ("cpu" if on_cpu else "cuda")
     if options.backend == "auto" and (options.device != "cpu" or options.protocol == "paper" or options.compile):
         options.backend = "torch"

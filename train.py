@@ -205,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_dir = RunDir(options.checkpoint_path or Path("runs") / options.config.stem, options.resume, options.overwrite)
     with ExitStack() as stack:
         group = join_group(options.device)
-        stack.callback(group.close)
+        # After an error torchrun ends the other processes. Leaving NCCL's group would wait for them.
+        stack.push(lambda error, *_: None if error else group.close())
         options.quiet = options.quiet or not group.leads
         total_batch = config.train.batch_size * group.ranks
 

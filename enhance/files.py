@@ -184,13 +184,15 @@ def _enhance(jobs: Sequence[tuple[Path, Path]], enhancer: Enhancer, protocol: st
         while batch := list(islice(noisy, enhancer.batch_size)):  # of several files, for the sake of a GPU
             try:
                 yield from _enhance_batch(batch, enhancer)
+                continue
             except MemoryError:
-                for file, window in batch:
-                    try:
-                        yield from _enhance_batch([(file, window)], enhancer)
-                    except MemoryError as error:
-                        file.error = _out_of_memory(file, protocol, error)
-                        yield file, None
+                pass  # the exception holds the tensors of the batch until the end of this block
+            for file, window in batch:
+                try:
+                    yield from _enhance_batch([(file, window)], enhancer)
+                except MemoryError as error:
+                    file.error = _out_of_memory(file, protocol, error)
+                    yield file, None
 
 
 def _enhance_batch(batch: list[_Item], enhancer: Enhancer) -> list[_Item]:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import MuseConfig
-from models.blocks import TransformerBlock, head_blocks, pointwise_depthwise, spatial_mean, to_tokens, token_mean
+from models.blocks import (
+    TransformerBlock,
+    at_least_float32,
+    head_blocks,
+    pointwise_depthwise,
+    spatial_mean,
+    to_tokens,
+    token_mean,
+)
 from models.imse import BLOCKS_PER_STAGE, IMSE, Stage
 from models.mala import RotaryTables
 
@@ -45,6 +53,7 @@ class DeformableConv(nn.Module):
         positions are interpolated bilinearly; the map is surrounded by zeros.
         """
         frames, bins = x.shape[2:]
+        offsets = at_least_float32(offsets)  # bfloat16 rounds positions above 128
         along_time, along_frequency = offsets.unflatten(1, (TAPS, 2)).unbind(2)  # [B, 9, T, F]
         steps = torch.arange(KERNEL, device=x.device) - KERNEL // 2
         times = steps.repeat_interleave(KERNEL)[:, None, None] + torch.arange(frames, device=x.device)[:, None]

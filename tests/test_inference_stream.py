@@ -52,6 +52,11 @@ def assert_as_in_one_pass(enhanced: bytes, checkpoint: Path, noisy: bytes) -> No
     assert np.abs(difference).max(initial=0) <= 2
 
 
+def test_a_live_block_is_too_little_work_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert inference.parse_arguments(["--stream"]).device == "cpu"
+
+
 @contextmanager
 def started(checkpoint: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(

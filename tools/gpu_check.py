@@ -2,8 +2,8 @@
 
 Compared are, in float32 and from the same weights: the output of each network, the loss terms and the gradient, three
 training steps, and enhanced files. Measured are training steps, peak memory and inference over batch sizes and number
-formats. With `--small` it takes a minute on a CPU. Exit codes: 0 all comparisons are within their limits, 1 one is not,
-2 the command line is wrong.
+formats. A measurement that fails, for lack of memory for example, is noted. With `--small` it takes a minute on a CPU.
+Exit codes: 0 all comparisons are within their limits, 1 one is not, 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copy
 import platform
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cli import DONE, SOME_FAILED, ArgumentParser, run
+from cli import DONE, SOME_FAILED, ArgumentParser, UserError, run
 from config import Config, load_config
 from data.audio import read_audio
 from data.dataset import Batch
@@ -35,7 +36,7 @@ from tools.benchmark.__main__ import ALL_CONFIGS, CONFIGS, as_table
 from tools.benchmark.training import measure_training
 from training.trainer import Trainer
 from utils.atomic import write_text_atomically
-from utils.distributed import Group
+from utils.distributed import join_group
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,17 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     parser.check_device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # as in train.py and inference.py
-    compared = list(compare(options))
-    measured = list(measure_inference(options))
-    trained = [
-        row
-        for bf16, compiled in ((False, False), (True, False), (True, True))
-        for row in train_rows(options, bf16, compiled)
-    ]
-    device = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor() or "CPU"
-    text = f"""# GPU
+    compared: list[Row] = []
+    measured: list[Row] = []
+    trained: list[Row] = []
+    tables = ((compared, compare(options)), (measured, measure_inference(options)), (trained, measure_steps(options)))
+    for table, rows in tables:
+        for row in rows:  # written after each, because a later one may end the process
+            table.append(row)
+            write_text_atomically(options.output, page(options.device, compared, measured, trained))
+    print(as_table(compared), as_table(measured), as_table(trained), sep="\n\n")
+    return DONE if all(row["difference"] <= row["limit"] for row in compared) else SOME_FAILED
 
-Written by `python -m tools.gpu_check` on: {device}, PyTorch {torch.__version__}.
+
+def page(device: str, compared: Sequence[Row], measured: Sequence[Row], trained: Sequence[Row]) -> str:
+    """Return the text of docs/GPU.md."""
+    name = torch.cuda.get_device_name() if device != "cpu" else platform.processor() or "CPU"
+    return f"""# GPU
+
+Written by `python -m tools.gpu_check` on: {name}, PyTorch {torch.__version__}.
 
 ## CPU and GPU compute the same
 
@@ -95,9 +103,6 @@ length of an epoch of {VOICEBANK_CROPS} crops.
 
 {as_markdown(trained)}
 """
-    write_text_atomically(options.output, text)
-    print(as_table(compared), as_table(measured), as_table(trained), sep="\n\n")
-    return DONE if all(row["difference"] <= row["limit"] for row in compared) else SOME_FAILED
 
 
 def compare(options: Namespace) -> Iterator[Row]:
@@ -154,7 +159,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 def train_losses(config: Config, device: str) -> list[float]:
     """Return the loss of three training steps without the metric discriminator."""
     config = replace(config, loss=replace(config.loss, metric=0.0))
-    trainer = Trainer(config, Group(0, 1, torch.device(device)), None)
+    trainer = Trainer(config, join_group(device), None)
     rng = np.random.default_rng(0)
     losses: list[float] = []
     for _ in range(3):
@@ -162,6 +167,16 @@ def train_losses(config: Config, device: str) -> list[float]:
         noise = rng.standard_normal(clean.shape).astype(np.float32)
         losses.append(float(trainer.step(Batch(np.arange(2), clean, clean + noise, np.ones(2, bool)), 0)["loss"]))
     return losses
+
+
+@contextmanager
+def failure_noted(row: Row) -> Iterator[None]:
+    """Note in the row why it could not be measured: too little memory, or an error of torch.compile."""
+    try:
+        yield
+    except (RuntimeError, UserError) as error:
+        row["failed"] = "out of memory" if isinstance(error, torch.OutOfMemoryError) else str(error).partition("\n")[0]
+    torch.cuda.empty_cache()  # after the exception, which holds tensors
 
 
 def measure_inference(options: Namespace) -> Iterator[Row]:
@@ -172,33 +187,42 @@ def measure_inference(options: Namespace) -> Iterator[Row]:
     recordings = [np.random.default_rng(0).uniform(-0.1, 0.1, seconds * rate).astype(np.float32)] * count
     for bf16, compiled in [(False, False)] if options.small else [(False, False), (True, False), (False, True)]:
         for batch_size in [1] if options.small else [1, 4, 16, 64]:
-            enhancer = fast_enhancer(
-                copy.deepcopy(network), config, options.device, batch_size=batch_size, bf16=bf16, compiled=compiled
+            row: Row = {"form": format_form(bf16, compiled), "batch": batch_size}
+            with failure_noted(row):
+                enhancer = fast_enhancer(
+                    copy.deepcopy(network), config, options.device, batch_size=batch_size, bf16=bf16, compiled=compiled
+                )
+                enhancer.enhance_signals(recordings[:1])  # warm up
+                start = perf_counter()
+                enhancer.enhance_signals(recordings)
+                row["hours per hour"] = seconds * count / (perf_counter() - start)
+            yield row
+
+
+def measure_steps(options: Namespace) -> Iterator[Row]:
+    """Yield the rows of `tools.benchmark train`, with the time of an epoch, for each number format and batch size."""
+    for bf16, compiled in [(False, False)] if options.small else [(False, False), (True, False), (True, True)]:
+        for batch_size in [1] if options.small else options.batch_sizes:
+            given = Namespace(
+                config=[CONFIGS / "imse.json"],
+                batch_sizes=[batch_size],
+                steps=1 if options.small else 8,
+                compile=compiled,
+                bf16=bf16,
+                threads=torch.get_num_threads(),
+                device=options.device,
             )
-            enhancer.enhance_signals(recordings[:1])  # warm up
-            start = perf_counter()
-            enhancer.enhance_signals(recordings)
-            taken = perf_counter() - start
-            form = "bf16" if bf16 else "float32"
-            form += ", compiled" if compiled else ""
-            yield {"form": form, "batch": batch_size, "hours per hour": seconds * count / taken}
+            rows: list[Row] = [{"network": "imse", "form": format_form(bf16, compiled), "batch": batch_size}]
+            with failure_noted(rows[0]):
+                rows = measure_training(given)
+                for row in rows:
+                    row["epoch, minutes"] = VOICEBANK_CROPS / batch_size * row["ms per step"] / 60_000
+            yield from rows
 
 
-def train_rows(options: Namespace, bf16: bool, compiled: bool) -> list[Row]:
-    """Return the rows of the benchmark of training steps, with the time of an epoch."""
-    given = Namespace(
-        config=[CONFIGS / "imse.json"],
-        batch_sizes=[1] if options.small else options.batch_sizes,
-        steps=1 if options.small else 8,
-        compile=compiled and not options.small,
-        bf16=bf16 and not options.small,
-        threads=torch.get_num_threads(),
-        device=options.device,
-    )
-    rows = measure_training(given) if not (options.small and (bf16 or compiled)) else []
-    for row in rows:
-        row["epoch, minutes"] = VOICEBANK_CROPS / row["batch"] * row["ms per step"] / 60_000
-    return rows
+def format_form(bf16: bool, compiled: bool) -> str:
+    """Name a number format."""
+    return ("bf16" if bf16 else "float32") + (", compiled" if compiled else "")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

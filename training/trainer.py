@@ -78,6 +78,7 @@ class Trainer:
         # All crops have the same shape, for which a static graph is faster.
         compiled = torch.compile(self.network, dynamic=False) if config.train.compile else self.network
         self.ddp_network = group.wrap(compiled)  # pyright: ignore[reportArgumentType]
+        self.statistics = _saved_buffers(self.network)  # of batch norms
         self.optimizer = _adamw(self.network, config.optim)
         self.ddp_discriminator = group.wrap(self.discriminator) if self.discriminator else None
         self.discriminator_optimizer = _adamw(self.discriminator, config.optim) if self.discriminator else None
@@ -119,7 +120,7 @@ class Trainer:
         with torch.no_grad():
             clean = Speech(clean_wav, self.spectrogram(clean_wav))
             noisy_spectra = self.spectrogram(noisy_wav)
-        statistics = [buffer.clone() for buffer in self.network.buffers()]  # batch norms update them
+        statistics = [buffer.clone() for buffer in self.statistics]
         enhanced, own_terms = self._enhance(self.ddp_network, noisy_spectra, clean_wav, epoch)
         judged = self.spectrogram(enhanced.wav) if self.config.train.metric_reanalysed else enhanced.spectra
 
@@ -174,15 +175,17 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm, updated = _update(self.network, self.optimizer, lr, optim.grad_clip)
-        for buffer, before in zip(self.network.buffers(), statistics, strict=True):
+        for buffer, before in zip(self.statistics, statistics, strict=True):
             buffer.copy_(buffer.where(updated, before))
         if self.ema_model:
             # The first update copies the weights; a skipped step leaves the average as it is.
             weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
-            for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
-                average.lerp_(parameter.detach(), weight.to(average.dtype))
+            averages = list(self.ema_model.parameters())
+            changes = torch._foreach_sub([parameter.detach() for parameter in self.network.parameters()], averages)
+            torch._foreach_mul_(changes, weight)
+            torch._foreach_add_(averages, changes)
             # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
-            for average, buffer in zip(self.ema_model.buffers(), self.network.buffers(), strict=True):
+            for average, buffer in zip(_saved_buffers(self.ema_model), self.statistics, strict=True):
                 average.copy_(buffer)
             self.ema_updates += updated
 
@@ -280,6 +283,12 @@ class Trainer:
             "ema_model": self.ema_model,
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def _saved_buffers(network: nn.Module) -> list[Tensor]:
+    """Return the buffers that change in training: those in the state dict, not constant tables."""
+    saved = network.state_dict()
+    return [buffer for name, buffer in network.named_buffers() if name in saved]
 
 
 def learning_rate(optim: OptimConfig, epoch: int, step: int, last_step: int) -> float:

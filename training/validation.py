@@ -54,7 +54,10 @@ class Validation:
         was_training = network.training
         enhancer = Enhancer(network.eval(), self.config).to(self.group.device)
         pairs = [self.pairs[index] for index in self.own]
-        enhanced = [enhancer.enhance_signal(pair.noisy, self.protocol) for pair in pairs]
+        enhanced: list[np.ndarray] = []
+        for first in range(0, len(pairs), enhancer.batch_size):
+            noisy = [pair.noisy for pair in pairs[first : first + enhancer.batch_size]]
+            enhanced += enhancer.enhance_signals(noisy, self.protocol)
         losses = [self._losses(network, enhancer.spectrogram, pair) for pair in pairs]
         network.train(was_training)
 

@@ -102,6 +102,6 @@ def join_for_files(device: str) -> tuple[Group, str]:
 
 
 def _own_device(device: str) -> torch.device:
-    if device == "cuda" and rank_count() > 1:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device == "cuda":  # `torch.cuda.set_device` needs an index
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from config import Config
@@ -121,6 +122,32 @@ def test_a_file_too_long_for_the_memory_fails_alone(tmp_path: Path, quick_config
     assert files_below(tmp_path / "out") == {"a.wav", "c.wav"}
 
 
+class Wasteful(nn.Module):
+    """Lacks memory for two rows; records how many tensors of failed passes are still held in the other passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: list[weakref.ref[Tensor]] = []
+        self.held: list[int] = []
+
+    def forward(self, spectra: Spectra) -> Spectra:
+        if len(spectra.mag) > 1:
+            self.failed.append(weakref.ref(spectra.mag))
+            raise torch.OutOfMemoryError("needs 100 GB")
+        self.held.append(sum(tensor() is not None for tensor in self.failed))
+        return spectra
+
+
+def test_a_failed_batch_frees_its_memory_before_its_windows_are_enhanced_alone(
+    tmp_path: Path, quick_config: Config
+) -> None:
+    save(tmp_path / "in.wav", NOISY[:9000])
+    network = Wasteful()
+    assert not enhance_files([(tmp_path / "in.wav", tmp_path / "out.wav")], Enhancer(network, quick_config, 4), "paper")
+    assert network.failed
+    assert not any(network.held)
+
+
 class Failing(nn.Module):
     """Raises an error, or gives NaN."""
 
@@ -213,7 +240,7 @@ MEMORY_SCRIPT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from config import load_config
 from data.audio import AudioFormat, AudioWriter

@@ -37,6 +37,13 @@ def test_equals_plain_transcription_of_silently_padded_spectra(batch: int, frame
     assert wrapped(enhanced.pha - pha[..., :frames]).max() < 1e-6
 
 
+def test_offsets_in_bfloat16_keep_late_positions() -> None:
+    torch.manual_seed(0)
+    x, offsets = torch.randn(1, 4, 300, 2), torch.rand(1, 18, 300, 2).bfloat16()
+    convolve = DeformableConv(4)
+    torch.testing.assert_close(convolve(x, offsets), convolve(x, offsets.float()), rtol=0, atol=0)
+
+
 def read(x: Tensor, time: Tensor, frequency: Tensor) -> Tensor:
     """Interpolate a map `[C, T, F]` bilinearly, with zeros outside."""
     value = x.new_zeros(len(x))

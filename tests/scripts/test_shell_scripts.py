@@ -79,9 +79,12 @@ def test_setup_installs_the_cpu_build_without_a_gpu(project: Path) -> None:
 
 def test_setup_installs_the_cuda_build_with_a_gpu(project: Path) -> None:
     write_program(project / "programs/nvidia-smi", "true")
-    result, calls = run_shell(project, "setup.sh")
+    result, calls = run_shell(project, "setup.sh", refused="+cpu")
     assert (result.returncode, len(calls)) == (0, 1)
     assert calls[0].endswith("--constraint constraints.txt --editable .")
+    _, (*_, removed, installed) = run_shell(project, "setup.sh")  # the CPU build is installed
+    assert removed.endswith("uninstall --quiet --yes torch")
+    assert installed == calls[0]
 
 
 def test_setup_falls_back_to_pypi_and_fails_if_that_fails(project: Path) -> None:

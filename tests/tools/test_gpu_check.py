@@ -30,6 +30,20 @@ def test_differences_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "| x | 0.2 | 0.1 |" in (tmp_path / "GPU.md").read_text()
 
 
+def test_a_failed_measurement_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> list[gpu_check.Row]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_check, "compare", lambda _: [{"of": "x", "difference": 0.0, "limit": 0.1}])
+    monkeypatch.setattr(gpu_check, "measure_inference", lambda _: [{"form": "float32", "hours per hour": 7.0}])
+    monkeypatch.setattr(gpu_check, "measure_training", fail)
+    done = call_main(gpu_check.main, "--device", "cpu", "--batch_sizes", 2, 64, "--output", tmp_path / "GPU.md")
+    assert done.returncode == 0
+    text = (tmp_path / "GPU.md").read_text()
+    assert "| float32 | 7 |" in text
+    assert "| imse | bf16, compiled | 64 | out of memory |" in text
+
+
 def test_difference_by_hand() -> None:
     assert gpu_check.difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == 0.5
     long = torch.arange(200.0)

@@ -91,6 +91,15 @@ def test_two_processes_have_the_weights_and_logs_of_one(tmp_path: Path) -> None:
         assert both == pytest.approx(one, rel=1e-6)
 
 
+def test_a_single_process_takes_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert join_group("cuda").device == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    join_group("cuda")
+    assert taken == [torch.device("cuda", 0), torch.device("cuda", 3)]  # `set_device` takes no "cuda" without an index
+
+
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     train(Path(sys.argv[1]), int(sys.argv[2]))
