@@ -32,8 +32,8 @@ def run_rnn(
     if x.shape[1] == 1 and state and not rnn.bidirectional:
         return _single_frame(rnn, x, state)
     given = state if state is None or isinstance(rnn, nn.LSTM) else state[0]
-    # float32, also within autocast: for cuDNN's RNNs it takes float16, in which small gradients become 0, and oneDNN has
-    # no bfloat16 LSTM for CPUs without AVX-512.
+    # float32, also within autocast: for cuDNN's RNNs it takes float16, in which small gradients become 0. oneDNN has no
+    # bfloat16 LSTM for CPUs without AVX-512.
     with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
         y, after = rnn(x.float() if x.dtype == torch.bfloat16 else x, given)
     return y, after if isinstance(rnn, nn.LSTM) else (after,)
