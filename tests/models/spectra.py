@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enhance.streaming import StreamingNetwork
-from models.stft import AnySpectra, Spectra
+from models.stft import Spectra
 
 
 def random_spectra(
@@ -24,23 +24,6 @@ def random_spectra(
 def wrapped(difference: Tensor) -> Tensor:
     """Return the absolute value of a difference of angles, modulo 2π."""
     return (difference - 2 * math.pi * torch.round(difference / (2 * math.pi))).abs()
-
-
-def assert_finite_gradients(network: nn.Module, reached: bool = True) -> None:
-    """Check that the gradient of every weight is finite, and not 0 if it must be `reached`."""
-    for name, weight in network.named_parameters():
-        assert weight.grad is not None and weight.grad.isfinite().all(), name
-        assert weight.grad.abs().max() > 0 or not reached, name
-
-
-def assert_close_in_bfloat16(network: nn.Module, noisy: Spectra, limit: float = 0.05) -> None:
-    """Check the output under autocast against that in float32: relative error below `limit`, and not 0."""
-    with torch.inference_mode():
-        expected: AnySpectra = network(noisy)
-        with torch.autocast("cpu", torch.bfloat16):
-            enhanced: AnySpectra = network(noisy)
-    assert enhanced.mag.dtype == enhanced.pha.dtype == torch.float32
-    assert 1e-6 < (enhanced.complex - expected.complex).norm() / expected.complex.norm() < limit
 
 
 def assert_stream_equals_whole(network: nn.Module, noisy: Spectra, sizes: list[int], atol: float = 1e-12) -> None:

@@ -1,4 +1,4 @@
-"""DPCRN with adaptive kernels and comb filter: sizes, known values, plain versions, streaming, gradients."""
+"""DPCRN with adaptive kernels and comb filter: sizes, known values, plain versions, streaming."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from config import DpcrnConfig, load_config
 from enhance.enhancer import Enhancer
 from enhance.streaming import Stream
 from models import build
-from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, Memory, SubBands, confidence
+from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, Memory, confidence
 from models.f0 import CLASSES, UNVOICED, f0_classes, f0_loss
 from models.stft import Spectra, Spectrogram
 from tests.fixtures.commands import ROOT
-from tests.fixtures.networks import one_pass
 from tests.fixtures.signals import speech_like, with_noise
 from tests.models.spectra import (
-    assert_close_in_bfloat16,
-    assert_finite_gradients,
     assert_stream_equals_whole,
     random_spectra,
 )
@@ -73,42 +68,11 @@ def random_network(config: DpcrnConfig) -> DPCRN:
     return network
 
 
-@pytest.mark.parametrize(
-    ("config", "parameters", "macs", "states"),
-    [
-        (LIGHT, 57_023, 0.103e9, 13_882),
-        (MIDDLE, 207_215, 0.406e9, 27_250),
-        (LARGE, 787_151, 1.61e9, 53_986),
-        (WITHOUT_COMB, 153_099, 0.284e9, None),
-        (CF16, 431_294, 0.307e9, None),
-        (AC16, 421_307, 0.303e9, None),
-    ],
-    ids=name_of,
-)
-def test_parameters_operations_and_state(config: DpcrnConfig, parameters: int, macs: float, states: int | None) -> None:
-    # On the meta device, since the counter does not see the LSTM of a CPU. Counts grow by the same for each frame.
-    counts: list[float] = []
-    with torch.device("meta"):
-        network = DPCRN(config, BINS)
-        for frames in (2, 6):
-            part = torch.empty(1, BINS, frames)
-            with FlopCounterMode(display=False) as counter:
-                network(Spectra(part, part))
-            counts.append(counter.get_total_flops() / 2)
-    assert (counts[1] - counts[0]) / 4 * 63 == pytest.approx(macs, rel=0.01)
+@pytest.mark.parametrize(("config", "parameters", "state"), [(LIGHT, 57_023, 13_882), (LARGE, 787_151, 53_986)])
+def test_parameters_and_state(config: DpcrnConfig, parameters: int, state: int) -> None:
+    network = DPCRN(config, BINS)
     assert sum(weight.numel() for weight in network.parameters()) == parameters
-    if states:
-        assert sum(state.numel() for state in network.initial_state(1).layers) == states
-
-
-def test_parameters_of_the_parts() -> None:
-    network = DPCRN(CF16, BINS)
-    assert network.f0_head
-    assert network.comb
-    parts = *network.encoder, *network.blocks, *network.decoder, network.comb
-    head = network.f0_head.conv, network.f0_head.dense, network.f0_head.rnn, network.f0_head.logits
-    expected = [529, 3_169, 12_481, 60_544, 60_544, 12_385, 3_121, 489, 900, 2_081, 143_753, 102_144, 29_154]
-    assert [sum(weight.numel() for weight in part.parameters()) for part in (*parts, *head)] == expected
+    assert sum(part.numel() for part in network.initial_state(1).layers) == state
 
 
 def golden_values(shape: tuple[int, ...], shift: float = 0) -> Tensor:
@@ -251,22 +215,6 @@ def test_known_values_of_the_published_sizes(config: DpcrnConfig, values: list[t
         assert_sums(outputs["block 2"], 45871.925777, 247679.733755)
 
 
-def test_bands_by_hand() -> None:
-    """Centres 65, 66, 68, 70, 71, … 240, 245, 251, 256."""
-    with float64():
-        bands = SubBands()
-    weights = bands.weights
-    assert weights.sum(dim=1).eq(1).all()
-    centres = (weights == 1).nonzero()
-    assert centres[:, 1].tolist() == list(range(64))
-    assert [*(65 + centres[:5, 0]), *(65 + centres[-4:, 0])] == [65, 66, 68, 70, 71, 240, 245, 251, 256]
-    merged = bands.merge(torch.eye(BINS, dtype=torch.float64))  # of each bin
-    assert torch.equal(merged[:65, :65], torch.eye(65, dtype=torch.float64)) and merged.shape == (BINS, 129)
-    assert merged[67].nonzero().tolist() == [[66], [67]] and merged[67, [66, 67]].tolist() == [0.5, 0.5]
-    torch.testing.assert_close(merged[248, [126, 127]], torch.tensor([0.5, 0.5], dtype=torch.float64))
-    torch.testing.assert_close(bands.split(torch.eye(129, dtype=torch.float64)), merged.T)
-
-
 def test_comb_filter_equals_sums_of_delayed_samples() -> None:
     """Frame t holds samples 256 t − 256 … 256 t + 255; before the first and after the last sample are zeros."""
     torch.manual_seed(0)
@@ -330,10 +278,6 @@ def test_confidence_by_hand() -> None:
     torch.testing.assert_close(confidence(logits, classes)[0], expected)
 
 
-def cut(spectra: Spectra, sizes: list[int]) -> list[Spectra]:
-    return [Spectra(*parts) for parts in zip(*(part.split(sizes, dim=2) for part in spectra), strict=True)]
-
-
 @pytest.mark.parametrize("config", ALL, ids=name_of)
 @pytest.mark.parametrize("sizes", [[1] * 9, [3, 1, 5]])
 def test_streaming_equals_whole_signal(config: DpcrnConfig, sizes: list[int]) -> None:
@@ -368,19 +312,6 @@ def test_live_stream_has_a_latency_of_32_ms(recipe: str) -> None:
     assert Stream(network, config).latency == 0.032
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_live_stream_equals_one_pass_in_float32(recipe: str) -> None:
-    config = load_config(ROOT / f"configs/{recipe}.json")
-    torch.manual_seed(0)
-    network = build(config).eval()
-    noisy = with_noise(speech_like(1, seed=2), 5).astype(np.float32)
-    expected = one_pass(network, config, noisy)
-    stream = Stream(network, config)
-    live = np.concatenate([*(stream.process(part) for part in np.array_split(noisy, 40)), stream.flush()])
-    assert np.abs(expected - noisy).max() > 0.01
-    np.testing.assert_allclose(live, expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("config", ALL, ids=name_of)
 def test_new_networks_change_little(config: DpcrnConfig) -> None:
     """The mask is near 1, or tanh 1, where untrained weights would give a random one around 0."""
@@ -389,30 +320,6 @@ def test_new_networks_change_little(config: DpcrnConfig) -> None:
     expected = noisy.complex * (math.tanh(1) if config.size == "sub_band" else 1)
     difference = (network(noisy).complex - expected).square().sum().sqrt() / expected.square().sum().sqrt()
     assert 0.01 < difference < 0.3
-
-
-@pytest.mark.parametrize("config", ALL, ids=name_of)
-def test_silence_and_the_largest_magnitude(config: DpcrnConfig) -> None:
-    """512 samples of full scale, all in one bin."""
-    network = random_network(config).float()
-    for level in (0, 512):
-        with torch.inference_mode():
-            enhanced = network(random_spectra(1, 6, BINS, torch.float32, level))
-        assert enhanced.mag.isfinite().all() and enhanced.pha.isfinite().all()
-        assert enhanced.mag.any() == (level > 0)
-
-
-@pytest.mark.parametrize("config", ALL, ids=name_of)
-def test_every_weight_gets_a_finite_gradient(config: DpcrnConfig) -> None:
-    network = random_network(config).train()
-    clean = torch.from_numpy(np.stack([speech_like(0.3, seed=seed) for seed in (1, 2)])).double()
-    spectrogram = Spectrogram(load_config(ROOT / "configs/dpcrn.json").stft).double()
-    noise = 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for noisy in (clean + noise, 0 * clean):
-        network.zero_grad()
-        enhanced, terms = network(spectrogram(noisy), clean) if config.comb else (network(spectrogram(noisy)), {})
-        (enhanced.complex.square().sum() + sum(terms.values())).backward()
-        assert_finite_gradients(network, reached=bool(noisy.any()))
 
 
 def test_f0_term_and_labels_in_the_first_epochs() -> None:
@@ -441,14 +348,3 @@ def test_only_the_f0_term_trains_the_estimate() -> None:
     assert network.f0_head
     network(random_spectra(1, 12, BINS)).complex.square().sum().backward()
     assert all(weight.grad is None for weight in network.f0_head.parameters())
-
-
-@pytest.mark.parametrize("config", ALL, ids=name_of)
-def test_bfloat16_is_close_to_float32(config: DpcrnConfig) -> None:
-    torch.manual_seed(0)
-    assert_close_in_bfloat16(DPCRN(config, BINS).eval(), random_spectra(2, 8, BINS, torch.float32, level=3))
-
-
-def test_other_numbers_of_bins() -> None:
-    noisy = random_spectra(1, 3, 129, torch.float32)
-    assert DPCRN(LIGHT, 129)(noisy).mag.shape == (1, 129, 3)

@@ -1,18 +1,21 @@
-"""IMSE against its plain transcription, and gradients; its released weights are in test_published.py."""
+"""IMSE against its plain transcription, and its blocks by hand; its released weights are in test_published.py."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from config import ImseConfig, load_config
-from models import build
+from config import ImseConfig
+from models.blocks import BiasFreeLayerNorm, InstanceNorm
+from models.idconv import IDConv
 from models.imse import IMSE
+from models.mala import HEAD_WIDTH, MALA, rotary_tables
 from models.published import translate_published
-from models.stft import Spectra
-from tests.fixtures.commands import ROOT
-from tests.models.spectra import assert_finite_gradients, random_spectra, wrapped
+from tests.models.spectra import random_spectra, wrapped
 from tests.reference.imse import ReferenceIMSE
 
 
@@ -32,15 +35,81 @@ def test_equals_plain_transcription_of_silently_padded_spectra(batch: int, frame
     assert wrapped(enhanced.pha - pha[..., :frames]).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["imse", "muse"])
-def test_gradients_are_finite_and_reach_every_weight(name: str) -> None:
+def test_instance_norm_equals_torch_also_at_a_large_mean() -> None:
     torch.manual_seed(0)
-    network = build(load_config(ROOT / f"configs/{name}.json", ["model.channels=8"]))
-    network(random_spectra(2, 8, dtype=torch.float32)).complex.square().sum().backward()
-    assert_finite_gradients(network)
-    network.zero_grad()
-    silence = torch.zeros(1, 256, 8)
-    enhanced = network(Spectra(silence, silence))
-    (enhanced.mag.sum() + enhanced.pha.sum()).backward()
-    assert enhanced.mag.abs().max() == 0 and enhanced.pha.isfinite().all()
-    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in network.parameters())
+    ours, plain = InstanceNorm(4).double(), nn.InstanceNorm2d(4, affine=True).double()
+    with torch.no_grad():
+        plain.weight.copy_(ours.weight.uniform_(0.5, 2))
+        plain.bias.copy_(ours.bias.normal_())
+    x = torch.randn(3, 4, 6, 5, dtype=torch.float64) + 1000
+    assert torch.allclose(ours(x), plain(x), atol=1e-8)
+    # E[x²] − E[x]² in float32 would be wrong in the first digit.
+    assert torch.allclose(ours.float()(x.float()).double(), plain(x.float().double()), atol=1e-2)
+
+
+def test_bias_free_layer_norm_keeps_the_mean() -> None:
+    norm = BiasFreeLayerNorm(2).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 10.0])[:, None, None])
+    # Channels 3 and 5: mean 4, variance 1.
+    out = norm(torch.tensor([3.0, 5.0], dtype=torch.float64).reshape(1, 2, 1, 1)).flatten()
+    assert torch.allclose(out, torch.tensor([3.0, 50.0], dtype=torch.float64) / math.sqrt(1 + 1e-5), rtol=1e-12)
+
+
+def test_idconv_filters_the_last_three_eighths() -> None:
+    module = IDConv(8).double()
+    with torch.no_grad():
+        module.mix.weight.copy_(torch.eye(8)[..., None, None])
+        for number, branch in enumerate((module.square, module.along_frequency, module.along_time), start=1):
+            assert isinstance(branch, nn.Conv2d)
+            branch.weight.fill_(number)
+            branch.bias.zero_() if branch.bias is not None else None
+        # An impulse in each channel, of 1 in the first and 8 in the last.
+        impulses = torch.arange(1.0, 9.0, dtype=torch.float64).reshape(1, 8, 1, 1)
+        out = module(functional.pad(impulses, (12, 12, 12, 12)))[0]
+    for channel in range(5):
+        assert out[channel, 12, 12] == out[channel].sum() == channel + 1
+    assert out[5, 11:14, 11:14].eq(6).all() and out[5].sum() == 6 * 9
+    assert out[6, 12, 7:18].eq(2 * 7).all() and out[6].sum() == 2 * 7 * 11  # one frame, eleven bins
+    assert out[7, 7:18, 12].eq(3 * 8).all() and out[7].sum() == 3 * 8 * 11  # eleven frames, one bin
+
+
+def turned(vector: Tensor, time: int, frequency: int) -> Tensor:
+    """Rotate each pair of channels of one head's vector `[d]` by its angle."""
+    out = vector.clone()
+    for pair in range(HEAD_WIDTH // 2):
+        index = time if pair < HEAD_WIDTH // 4 else frequency
+        steps = HEAD_WIDTH // 4 - 1
+        angle = index / 10_000 ** ((pair % (HEAD_WIDTH // 4)) / steps)
+        a, b = vector[2 * pair], vector[2 * pair + 1]
+        out[2 * pair] = a * math.cos(angle) - b * math.sin(angle)
+        out[2 * pair + 1] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+def slow_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, bins: int) -> Tensor:
+    """Sum over all pairs of positions by the paper's formula; all `[N, C]`."""
+    places = [(t, f) for t in range(frames) for f in range(bins)]
+    out = torch.zeros_like(v)
+    for head in range(q.shape[1] // HEAD_WIDTH):
+        part = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+        keys = [turned(k[j, part], *place) for j, place in enumerate(places)]
+        for i, place in enumerate(places):
+            z = sum(q[i, part] @ k[j, part] for j in range(len(places))) / len(places) / math.sqrt(HEAD_WIDTH)
+            query = turned(q[i, part], *place)
+            for j, key in enumerate(keys):
+                similarity = query @ key / math.sqrt(HEAD_WIDTH)
+                weight = ((1 + 1 / (z + 1e-6)) * similarity - z) / len(places)
+                out[i, part] += weight * v[j, part]
+    return out
+
+
+def test_attention_equals_sum_over_all_pairs() -> None:
+    frames, bins, channels = 3, 4, 16
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.rand(2, frames * bins, channels, generator=generator, dtype=torch.float64) + 0.1
+    v = torch.randn(frames * bins, channels, generator=generator, dtype=torch.float64)
+    module = MALA(channels).double()
+    tables = rotary_tables(frames, bins, channels, v)
+    fast = module.attention(q[None], k[None], v[None], tables)[0]
+    assert torch.allclose(fast, slow_attention(q, k, v, frames, bins), atol=1e-6)
