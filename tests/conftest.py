@@ -13,9 +13,8 @@ from torch import nn
 
 from config import Config, load_config
 from enhance.enhancer import Enhancer
-from models import build
-from models.checkpoint import save_checkpoint
 from tests.fixtures.commands import ROOT
+from tests.fixtures.networks import save_random
 
 
 def pytest_configure() -> None:
@@ -54,24 +53,22 @@ def small_config(config: Config) -> Config:
 
 
 @pytest.fixture(scope="session")
+def quick_config(small_config: Config) -> Config:
+    """That with segments of a quarter of a second, so that short files have several windows."""
+    return replace(small_config, data=replace(small_config.data, segment_size=4000))
+
+
+@pytest.fixture(scope="session")
 def small_checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of `small_config` with seeded random weights; read-only."""
-    return _save_random(tmp_path_factory.mktemp("checkpoint") / "small.safetensors", small_config)
+    return save_random(tmp_path_factory.mktemp("checkpoint") / "small.safetensors", small_config)
 
 
 @pytest.fixture(scope="session")
 def lite_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of Lite-RTSE, the fastest network, which runs live, with seeded random weights; read-only."""
     config = load_config(ROOT / "configs" / "lite_rtse.json")
-    return _save_random(tmp_path_factory.mktemp("checkpoint") / "lite.safetensors", config)
-
-
-def _save_random(path: Path, config: Config) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build(config)
-    save_checkpoint(path, network, config)
-    return path
+    return save_random(tmp_path_factory.mktemp("checkpoint") / "lite.safetensors", config)
 
 
 @pytest.fixture
