@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 
 import cal_metrics
 from metrics import score as scores
-from tests.fixtures.commands import ROOT, Result, call_main
+from tests.fixtures.commands import Result, call_main, run_python
 from tests.fixtures.one_process import stay_in_one_process
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
@@ -25,7 +22,7 @@ BOTH = ("--clean_wav_dir", "clean", "--noisy_wav_dir", "enhanced")
 UNSCORED = {
     "short": "shorter than 1/4 s",
     "silent": "silent",
-    "cut_off": "the lengths differ: clean 19200, other 18200",
+    "cut_off": "the lengths differ: clean 19200, other 18687",
     "rate": "the rates differ",
     "channels": "the channels differ",
     "broken": "cut short",
@@ -60,9 +57,7 @@ def rows_of(report: Path) -> dict[str, dict[str, str]]:
 
 def test_the_table_needs_no_torch(folders: Path) -> None:
     code = "import sys, cal_metrics; print(cal_metrics.main(), 'torch' in sys.modules)"
-    command = [sys.executable, "-c", code, *BOTH, "--jobs", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=folders, env=environment, capture_output=True, text=True, check=True)
+    result = run_python("-c", code, *BOTH, "--jobs", 1, cwd=folders)
     heading, _, *rows, end = result.stdout.splitlines()
     assert heading.startswith("3 files, 0 failed; composite measures 'published'")
     assert [row.split()[0] for row in rows] == METRICS
@@ -124,7 +119,7 @@ def test_a_metric_is_added_with_one_entry(folders: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("quick")
 def test_unusable_files_are_named_and_the_others_scored(folders: Path) -> None:
     clean = speech_like(1.2)
-    for name, enhanced in (("short", clean[:3000]), ("silent", np.zeros_like(clean)), ("cut_off", clean[:-1000])):
+    for name, enhanced in (("short", clean[:3000]), ("silent", np.zeros_like(clean)), ("cut_off", clean[:-513])):
         save(folders / f"clean/{name}.wav", clean[:3000] if name == "short" else clean)
         save(folders / f"enhanced/{name}.wav", enhanced)
     for name in ("clean/rate", "clean/channels", "clean/broken"):
@@ -134,7 +129,7 @@ def test_unusable_files_are_named_and_the_others_scored(folders: Path) -> None:
     (folders / "enhanced/broken.wav").write_bytes((folders / "clean/broken.wav").read_bytes()[:9000])
     result = score(folders, *BOTH, "--report", "report", "--quiet")
     assert result.returncode == 1
-    assert len(result.stderr.splitlines()) == 6
+    assert len(result.stderr.splitlines()) == 6 and "Error" not in result.stderr
     for name, words in UNSCORED.items():
         assert any(name in line and words in line for line in result.stderr.splitlines()), (name, result.stderr)
     assert result.stdout.startswith("9 files, 6 failed")
@@ -194,7 +189,6 @@ def test_a_report_that_cannot_be_written(folders: Path) -> None:
         (["--clean_wav_dir", "clean", "--noisy_wav_dir", "other"], "other: no file has the name of one in clean"),
         (["--input_test_file", "none.txt"], "none.txt: cannot be read"),
         (["--input_test_file", "ids.txt"], "names no clean file for 'p0'"),
-        ([*BOTH, "--composite", "x"], "invalid choice: 'x'"),
         ([*BOTH, "--jobs", "0"], "--jobs"),
         ([*BOTH, "--report", "ids.txt"], "ids.txt: cannot be written"),
     ],

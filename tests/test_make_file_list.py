@@ -10,7 +10,7 @@ import create_test_list
 import make_file_list
 from cli import Main
 from data.file_lists import Utterance, read_file_list
-from tests.fixtures.commands import Result, call_main, run_script
+from tests.fixtures.commands import ROOT, Result, call_main, run_python
 from tests.fixtures.recordings import make_files
 
 DEFAULT = Path("VoiceBank+DEMAND/16k")
@@ -28,7 +28,7 @@ def test_defaults_list_the_output_of_downsampling(tmp_path: Path) -> None:
     for folders in DEFAULT_FOLDERS.values():
         for folder in folders:
             make_files(tmp_path / DEFAULT / folder, "p2.wav", "p1.wav", 'sub/it\'s "p3" тест.wav')
-    done = run_script("make_file_list.py", cwd=tmp_path)
+    done = run_python(ROOT / "make_file_list.py", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "training.txt: 3 pairs\ntest.txt: 3 pairs\n"
     for name, (clean, noisy) in DEFAULT_FOLDERS.items():
@@ -95,7 +95,7 @@ def test_the_test_list_finds_both_versions_of_any_extension(tmp_path: Path) -> N
     enhanced, clean = tmp_path / "enhanced", tmp_path / "clean"
     make_files(enhanced, *(f"{id_}.wav" for id_ in ids), "notes.txt")
     make_files(clean, *(f"{id_}.flac" for id_ in ids))
-    done = run_script("create_test_list.py", "--test_dir_to_scan", "enhanced", cwd=tmp_path)
+    done = run_python(ROOT / "create_test_list.py", "--test_dir_to_scan", "enhanced", cwd=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "test_final.txt: 3 files\n")
     assert (tmp_path / "test_final.txt").read_text(encoding="utf-8").splitlines() == ids
     assert read_file_list(tmp_path / "test_final.txt", clean, enhanced) == [

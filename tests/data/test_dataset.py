@@ -31,7 +31,7 @@ from data.dataset import (
     steps_per_epoch,
 )
 from data.file_lists import Utterance
-from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save, save_without_length
+from tests.fixtures.recordings import NOISE, QUANTISED, RATE, save
 
 SEGMENT = 1000
 DATA = DataConfig(RATE, SEGMENT)
@@ -55,14 +55,6 @@ def test_the_cache_averages_channels_and_clips(tmp_path: Path) -> None:
     assert AudioCache(RATE, True).samples(tmp_path / "a.wav").tolist() == [0.125, 32_767 / 32_768, -1, 0]
 
 
-def test_the_cache_resamples(tmp_path: Path) -> None:
-    path = tmp_path / "fast.wav"
-    save(path, NOISE, rate=48_000)
-    samples = AudioCache(RATE, True).samples(path)
-    assert samples.shape == (16_000,)
-    np.testing.assert_allclose(samples, read_audio(path, RATE)[0][:, 0], rtol=0, atol=2**-16)
-
-
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG"])
 @pytest.mark.parametrize("rate", [RATE, 8000])
 def test_parts_of_a_long_file_are_its_samples(tmp_path: Path, container: str, rate: int) -> None:
@@ -81,6 +73,7 @@ def test_parts_of_a_long_file_are_its_samples(tmp_path: Path, container: str, ra
     ]
     cache = AudioCache(RATE, False)
     whole, joined = cache.samples(path), np.concatenate([cache.samples(part) for part in parts])
+    assert len(whole) == pytest.approx(90 * RATE, abs=3)
     assert len(joined) == pytest.approx(len(whole), abs=1)
     inside = np.arange(len(whole)) % (30 * RATE)
     inside = (inside > 1000) & (inside < 30 * RATE - 1000)  # resampling differs at the ends of the parts
@@ -100,10 +93,8 @@ def test_part_of_a_file_that_is_cut_short(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read_are_one_part(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"")
-    assert split_long([tmp_path / "a.wav", tmp_path / "none.wav"]) == [
-        [Sound(tmp_path / "a.wav")],
-        [Sound(tmp_path / "none.wav")],
-    ]
+    paths = [tmp_path / "a.wav", tmp_path / "none.wav"]
+    assert split_long(paths) == [[Sound(path)] for path in paths]
 
 
 def test_load_decodes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,17 +151,6 @@ def test_memory_for_audio_is_half_of_what_the_container_may_take(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     limit.write_text("2000")
     assert data.dataset.memory_for_audio() == 250
-
-
-def test_load_counts_unusable_files_and_names_ten(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{index:02d}.wav" for index in range(14)]
-    save(paths[0], NOISE)
-    save(paths[7], NOISE)
-    with pytest.raises(AudioError) as caught:
-        AudioCache(RATE, True).load(paths + paths, workers=3, quiet=True)
-    summary, *named = str(caught.value).splitlines()
-    assert summary.startswith("12 of 14 files")
-    assert [line.split(":")[0].strip() for line in named] == [str(path) for path in (*paths[1:7], *paths[8:12])]
 
 
 def save_pairs(folder: Path, signals: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Utterance]:
@@ -341,16 +321,6 @@ def test_utterances_are_whole_recordings_at_their_own_level(utterances: list[Utt
     assert np.array_equal(pairs[0].clean, QUANTISED[:1500].astype(np.float32))
 
 
-def test_missing_files_are_counted_and_ten_named(tmp_path: Path, utterances: list[Utterance]) -> None:
-    check_pairs(utterances)
-    gone = [Utterance(f"g{i}", tmp_path / f"gone{i}.wav", utterances[0].noisy) for i in range(12)]
-    with pytest.raises(UserError) as caught:
-        check_pairs(utterances + gone)
-    summary, *named = str(caught.value).splitlines()
-    assert summary.startswith("12 of 26 files are missing")  # 14 files of the pairs and 12
-    assert [line.strip() for line in named] == [str(utterance.clean) for utterance in gone[:10]]
-
-
 def test_unusable_pairs_are_counted_and_ten_named(utterances: list[Utterance]) -> None:
     save(utterances[1].noisy, NOISE[:1599])
     save(utterances[3].noisy, NOISE[:1800], rate=8000)
@@ -360,13 +330,6 @@ def test_unusable_pairs_are_counted_and_ten_named(utterances: list[Utterance]) -
         check_pairs(utterances)
     with pytest.raises(UserError, match=r"^12 of 13 pairs .*:(\n  u1: .*){10}$"):
         check_pairs([*[utterances[1]] * 12, utterances[0]])
-
-
-def test_a_length_that_the_header_does_not_give_is_checked_later(utterances: list[Utterance]) -> None:
-    save_without_length(utterances[0].clean, NOISE[:100])
-    check_pairs(utterances)
-    with pytest.raises(AudioError, match="length: 100 and"):
-        PairedDataset(utterances[:1], AudioCache(RATE, True), DATA, 0).crop(0, 0)
 
 
 def test_a_pair_whose_header_was_wrong_is_rejected(utterances: list[Utterance]) -> None:

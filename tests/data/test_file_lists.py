@@ -18,6 +18,7 @@ from data.file_lists import (
     pair_folders,
     read_file_list,
 )
+from tests.fixtures.commands import error_line
 from tests.fixtures.recordings import make_files
 
 
@@ -64,10 +65,7 @@ def test_an_id_matches_files_of_any_extension(tmp_path: Path) -> None:
 )
 def test_malformed_lines_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
     path = write_list(tmp_path, text)
-    with pytest.raises(UserError) as caught:
-        read_file_list(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
+    message = error_line(lambda: read_file_list(path), start=str(path))
     assert [word for word in words if word not in message] == []
 
 

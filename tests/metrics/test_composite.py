@@ -25,27 +25,12 @@ def test_ssnr_of_a_frame_is_limited(gain: float, expected: float) -> None:
     assert ssnr(clean, gain * clean) == pytest.approx(expected, abs=1e-9)
 
 
-def test_ssnr_is_the_mean_over_frames() -> None:
-    # Of the 9 frames in 1560 samples, only the first four overlap the first 480 samples.
-    clean = noise(1560)
-    degraded = np.concatenate([1.1 * clean[:480], clean[480:]])
-    assert ssnr(clean[:600], degraded[:600]) == pytest.approx(20, abs=1e-9)
-    assert 20 < ssnr(clean, degraded) < 35
-
-
 def test_one_frame_needs_600_samples() -> None:
     clean = noise(600)
     assert ssnr(clean, 1.1 * clean) == pytest.approx(20, abs=1e-9)
     for measure in (ssnr, llr, wss):
         with pytest.raises(ScoreError, match="599 samples"):
             measure(clean[:599], clean[:599])
-
-
-def test_llr_and_wss_do_not_depend_on_the_level() -> None:
-    clean, other = noise(6000), noise(6000, seed=1)
-    assert llr(clean, 0.1 * clean) == pytest.approx(0, abs=1e-12)
-    assert llr(clean, 0.1 * other) == pytest.approx(llr(clean, other), rel=1e-9)
-    assert wss(clean, 0.1 * clean, "loizou") == pytest.approx(0, abs=1e-20)
 
 
 def test_llr_of_impulses_by_hand() -> None:

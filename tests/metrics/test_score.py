@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from data.file_lists import Utterance
 from metrics import score as module
 from metrics.score import METRICS, PairScores, score_pair, score_pairs, score_signals
-from metrics.summary import format_table, write_report
+from metrics.summary import format_table
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from utils.processes import LostProcessError
@@ -66,35 +63,6 @@ def test_length_differences_up_to_a_frame_are_cut(tmp_path: Path) -> None:
         assert result.values == pytest.approx(expected.values)
 
 
-@pytest.mark.parametrize(
-    ("clean", "noisy", "words"),
-    [
-        (CLEAN, np.zeros_like(CLEAN), ["other", "silent"]),
-        (np.zeros_like(CLEAN), NOISY, ["clean", "silent"]),
-        (CLEAN, NOISY[:-513], ["lengths", "32000", "31487"]),
-        (CLEAN, np.stack([NOISY, NOISY], axis=1), ["channels", "1", "2"]),
-    ],
-)
-def test_pairs_without_scores(tmp_path: Path, clean: np.ndarray, noisy: np.ndarray, words: list[str]) -> None:
-    """More reasons are in tests/test_cal_metrics.py."""
-    result = score_pair(pair(tmp_path, clean, noisy), "published")
-    assert result.reason is not None
-    assert all(word in result.reason for word in words)
-    assert undefined(result) == set(METRICS)
-
-
-def test_unusable_files(tmp_path: Path) -> None:
-    clean = pair(tmp_path).clean
-    cut, nan = tmp_path / "cut.wav", tmp_path / "nan.wav"
-    cut.write_bytes(clean.read_bytes()[:20_000])
-    soundfile.write(nan, np.where(np.arange(32_000) == 77, np.nan, NOISY), 16_000, subtype="FLOAT")
-    for path, words in ((cut, "cut short"), (nan, "NaN"), (tmp_path / "no", "No such file")):
-        reason = score_pair(Utterance("a", clean, path), "published").reason
-        assert reason is not None
-        assert reason.startswith(f"{path}: ")
-        assert words in reason
-
-
 def test_a_metric_that_fails_leaves_the_others(tmp_path: Path) -> None:
     short = score_pair(pair(tmp_path, CLEAN[:5000], NOISY[:5000]), "published")
     assert str(short.reason).startswith("no STOI")
@@ -129,21 +97,3 @@ def test_the_table_names_the_variant_and_counts_the_files() -> None:
     assert lines[2].split() == ["PESQ", "2.0000", "±", "2.4841", "3"]
     without = format_table([scores("a", math.nan, "silent")], "published").splitlines()
     assert without[2].split() == ["PESQ", "-", "-", "0"]
-
-
-def test_report_files(tmp_path: Path) -> None:
-    third = 1 / 3
-    results = [scores("sub/a, b", third), scores("c", math.nan, "silent")]
-    folder = tmp_path / "new" / "report"
-    write_report(folder, results, "published", [Path("x.wav")])
-    assert sorted(path.name for path in folder.iterdir()) == ["scores.csv", "summary.json"]
-    with (folder / "scores.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [row["file"] for row in rows] == ["sub/a, b", "c"]
-    assert list(rows[0]) == ["file", *METRICS]
-    assert float(rows[0]["pesq"]) == third
-    assert rows[1]["pesq"] == "NaN"
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert summary["composite"] == "published"
-    assert (summary["files"], summary["failed"], summary["unpaired"]) == (2, {"c": "silent"}, ["x.wav"])
-    assert summary["metrics"]["pesq"] == {"mean": third, "ci95": None, "files": 1}
