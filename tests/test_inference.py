@@ -8,22 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 import inference
 from config import Config
 from data.audio import AudioFormat, read_audio, write_audio
 from metrics.pesq import wideband_pesq
 from metrics.si_sdr import si_sdr
-from models import build
-from models.checkpoint import DEFAULT_CHECKPOINT, save_checkpoint
-from tests.fixtures.commands import ROOT, Result, call_main
+from models.checkpoint import DEFAULT_CHECKPOINT
+from tests.fixtures.commands import ROOT, TORCHRUN, Result, call_main, run_python
+from tests.fixtures.networks import save_random
 from tests.fixtures.recordings import NOISY, QUANTISED, RATE, files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -38,13 +36,8 @@ def enhance(folder: Path, checkpoint: Path | str, *options: object, source: str 
 
 
 @pytest.fixture(scope="module")
-def checkpoint(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seeded random weights and segments of a quarter of a second, so that short files are fast."""
-    config = replace(small_config, data=replace(small_config.data, segment_size=4000))
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("checkpoint") / "quick.safetensors"
-    save_checkpoint(path, build(config), config)
-    return path
+def checkpoint(quick_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(tmp_path_factory.mktemp("checkpoint") / "quick.safetensors", quick_config)
 
 
 def odd_recordings() -> dict[str, tuple[np.ndarray, AudioFormat]]:
@@ -65,6 +58,7 @@ def odd_recordings() -> dict[str, tuple[np.ndarray, AudioFormat]]:
         "formats/channel 2.wav": (surround[:, 2:3], AudioFormat(RATE, 1, "WAV", "PCM_24")),
         "formats/b.mp3": (NOISY[:8000, None], AudioFormat(RATE, 1, "MP3", "MPEG_LAYER_III")),
         'naïve/deep/it\'s "quoted" 鳥.FLAC': (4 * quiet, AudioFormat(RATE, 1, "FLAC", "PCM_24")),
+        os.fsdecode(b"caf\xe9\t.wav"): (4 * quiet, AudioFormat(RATE, 1)),
     }
 
 
@@ -334,14 +328,10 @@ def test_interrupted_and_resumed(folder: Path, checkpoint: Path, number: int, co
 @pytest.mark.slow
 def test_two_processes_share_the_files(folder: Path, checkpoint: Path) -> None:
     (folder / "in/bad.wav").write_text("no sound")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     folders = "--input_noisy_wavs_dir", "in", "--output_dir", "out_2", "--checkpoint_file", checkpoint
     options = "--input_clean_wavs_dir", "in", "--device", "cpu", "--quiet"
-    command = [*map(str, [*launcher, ROOT / "inference.py", *folders, *options])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=2 * TIMEOUT, check=False
-    )
+    command = *TORCHRUN, ROOT / "inference.py", *folders, *options
+    result = run_python(*command, cwd=folder, environment={"OMP_NUM_THREADS": "1"}, minutes=2)
     (folder / "in/bad.wav").unlink()
     assert result.returncode == 1
     assert result.stderr.count("in/bad.wav: not an audio file") == 1

@@ -147,20 +147,6 @@ def test_an_input_that_ends_within_a_sample(run: Run, lite_checkpoint: Path) -> 
     assert_as_in_one_pass(enhanced, lite_checkpoint, NOISY[:5000])
 
 
-def test_wav_gives_wav(run: Run, lite_checkpoint: Path) -> None:
-    code, enhanced, errors = run(to_wav(NOISY[:8000]), "--quiet", "--checkpoint_file", lite_checkpoint)
-    assert (code, errors) == (0, "")
-    samples, rate = soundfile.read(BytesIO(enhanced), dtype="int16")
-    assert (samples.shape, rate) == ((4000,), RATE)
-    assert_as_in_one_pass(samples.tobytes(), lite_checkpoint, NOISY[:8000])
-
-
-def test_wav_of_another_rate(run: Run, lite_checkpoint: Path) -> None:
-    code, enhanced, errors = run(to_wav(NOISY, 48_000), "--quiet", "--checkpoint_file", lite_checkpoint)
-    assert (code, enhanced, errors.count("\n")) == (1, b"", 1)
-    assert errors.startswith("standard input: ") and "48000 Hz" in errors
-
-
 def test_full_disk_and_closed_input(run: Run, lite_checkpoint: Path) -> None:
     code, _, errors = run(NOISY, "--quiet", "--checkpoint_file", lite_checkpoint, output="/dev/full")
     assert (code, errors) == (1, "standard input or output: No space left on device\n")

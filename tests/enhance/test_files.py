@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +20,9 @@ from enhance.files import enhance_file, enhance_files, is_done
 from enhance.windows import PROTOCOLS
 from models.stft import Spectra
 from tests.enhance.test_enhancer import Recording
-from tests.fixtures.commands import ROOT
+from tests.fixtures.commands import ROOT, run_python
 from tests.fixtures.networks import one_pass, random_network
 from tests.fixtures.recordings import NOISY, RATE, files_below, load, save
-
-
-@pytest.fixture(scope="module")
-def quick_config(small_config: Config) -> Config:
-    """Short segments, so that short files have several windows."""
-    return replace(small_config, data=replace(small_config.data, segment_size=4000))
 
 
 def mixed_jobs(folder: Path, out: str) -> list[tuple[Path, Path]]:
@@ -262,9 +253,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     peaks: list[int] = []
     for minutes in (2, 10):
-        arguments = [str(tmp_path), str(60 * minutes), str(ROOT / "configs/imse.json")]
-        command = [sys.executable, "-c", MEMORY_SCRIPT, *arguments]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        result = run_python("-c", MEMORY_SCRIPT, tmp_path, 60 * minutes, ROOT / "configs/imse.json", cwd=ROOT)
         peaks.append(int(result.stdout))
         assert soundfile.info(str(tmp_path / "out.wav")).frames == 60 * minutes * 48_000
     # In kB. The additional 8 minutes are 184,000 kB as float32, and a third of that at the network's rate.

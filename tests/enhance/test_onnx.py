@@ -24,7 +24,7 @@ from enhance.streaming import Stream, StreamingNetwork
 from models import build
 from models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from models.stft import AnySpectra, Spectra, Spectrogram
-from tests.fixtures.commands import ROOT
+from tests.fixtures.commands import ROOT, error_line
 from tests.fixtures.networks import assert_same_spectra, noise, random_network
 from tests.fixtures.signals import speech_like, with_noise
 
@@ -170,12 +170,7 @@ def test_exporting_leaves_the_network_as_it_was() -> None:
 
 
 def message_of(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load_onnx(path, threads=1)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    return message
+    return error_line(lambda: load_onnx(path, threads=1), start=f"{path}: ")
 
 
 def test_files_that_are_not_onnx_or_cut_short(file_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,8 @@ from enhance.enhancer import Enhancer
 from enhance.runtimes import CompiledForShape, OneDnnPointwise, fast_enhancer, load_network, use_onednn_pointwise
 from enhance.streaming import is_live
 from models import build
-from models.checkpoint import save_checkpoint
 from tests.fixtures.commands import ROOT
 from tests.fixtures.recordings import NOISY
-
-
-@pytest.fixture
-def quick_config(small_config: Config) -> Config:
-    """Short segments."""
-    return replace(small_config, data=replace(small_config.data, segment_size=4000))
 
 
 def random_network(config: Config) -> nn.Module:
@@ -141,11 +133,10 @@ def test_compiled_results(quick_config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_onnxruntime_results(tmp_path: Path) -> None:
+def test_onnxruntime_results(lite_checkpoint: Path) -> None:
     pytest.importorskip("onnxruntime")
     config = load_config(ROOT / "configs" / "lite_rtse.json")
-    save_checkpoint(tmp_path / "lite.safetensors", random_network(config), config)
-    network, config = load_network(tmp_path / "lite.safetensors")
+    network = load_network(lite_checkpoint)[0]
     enhanced, expected = (
         fast_enhancer(network, config, backend=backend, threads=1).enhance_signal(NOISY[:14_000])
         for backend in ("onnxruntime", "torch")

@@ -74,10 +74,6 @@ def test_whole_signals_have_a_limit() -> None:
         PROTOCOLS["whole"](4_800_001, SEGMENT)
 
 
-def test_repeated_length() -> None:
-    assert [repeated_length(protocol, 1000) for protocol in PROTOCOLS] == [1500, 1500, 1000, None]
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("samples", [1, 2, 999, 1000, 1001, 1499, 1760, 2000, 2001, 5003])
 def test_joined_windows_give_back_the_signal(protocol: str, samples: int) -> None:
