@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from data.dataset import load_batches
 from models import build
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.imse_live import causal_imse
-from tests.fixtures.commands import ROOT, Result, call_main
+from tests.fixtures.commands import ROOT, TORCHRUN, Result, call_main, run_python
 from tests.fixtures.recordings import files_below, load, save
 from tests.fixtures.signals import speech_like, with_noise
 from tests.fixtures.training import (
@@ -246,16 +245,7 @@ def test_run_killed_many_times_has_the_same_weights(tmp_path: Path) -> None:
 
 def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run train.py in two processes."""
-    script = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    return subprocess.run(
-        [sys.executable, *script, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, **ONE_THREAD},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_python(*TORCHRUN, ROOT / "train.py", *arguments, cwd=folder, environment=ONE_THREAD, minutes=2)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ import train
 from config import load_config
 from data.splits import hold_out_speakers
 from models.checkpoint import load_checkpoint
-from tests.fixtures.commands import Result, run_script
-from tests.fixtures.recordings import NOISE, files_below, load, save
+from tests.fixtures.commands import ROOT, Result, run_python
+from tests.fixtures.recordings import NOISE, files_below, files_limited_to, load, save
 from tests.fixtures.training import (
     MIX,
     ONE_THREAD,
@@ -211,8 +210,8 @@ def test_fine_tuning_another_network(folder: Path, small_checkpoint: Path, finis
 
 def test_unusable_states(holding: Path) -> None:
     """tests/training/test_run_dir.py has damaged files."""
-    (line,) = refused(holding, "--resume", *settings(model_channels=16, optim_lr_decay=0.5))
-    assert "model.channels, optim.lr_decay" in line
+    (line,) = refused(holding, "--resume", *settings(model_channels=16, optim_lr_decay=0.5, train_epochs=7))
+    assert "model.channels, optim.lr_decay; resume" in line
     write_list(holding / "others.txt", ["s_2", "s_1", "s_0"])
     (line,) = refused(holding, "--resume", "--input_training_file=others.txt")
     assert "data" in line
@@ -267,12 +266,8 @@ def test_file_that_fails_during_the_run(folder: Path, tmp_path: Path, seed: int)
 def test_full_disk_keeps_the_earlier_state(holding: Path, limit: int, code: int, name: str) -> None:
     before = contents(holding / "run")
     options = [*OPTIONS, "--resume", "--max_steps=9", "--validation_interval=9", *settings(train_save_interval=2)]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
+    with files_limited_to(limit):
         ended = train_here(holding, *options)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     line = ended.stderr.splitlines()[-1]
     assert ended.returncode == code
     assert line.startswith(name) and "File too large" in line
@@ -286,6 +281,8 @@ def test_full_disk_keeps_the_earlier_state(holding: Path, limit: int, code: int,
 
 def test_command_as_a_subprocess(folder: Path, tmp_path: Path) -> None:
     options = [f"--config={PAPER}", *SMALL, *settings(loss_metric=0), "--quiet", "--max_steps=1"]
-    result = run_script("train.py", *options, f"--checkpoint_path={tmp_path}", cwd=folder, environment=ONE_THREAD)
+    result = run_python(
+        ROOT / "train.py", *options, f"--checkpoint_path={tmp_path}", cwd=folder, environment=ONE_THREAD
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("step 1: ")

@@ -1,4 +1,4 @@
-"""PESQ labels of batches; crashes and hangs of single processes are tested in tests/utils/test_processes.py.
+"""PESQ labels of batches; tests/utils/test_processes.py has more of crashes and hangs.
 
 `score` stands in for PESQ: a crop's first sample is its label, or says what happens to its process.
 """
@@ -71,9 +71,3 @@ def test_missing_score_is_silent_and_a_bug_is_raised(capsys: pytest.CaptureFixtu
         assert capsys.readouterr().err == ""
         with pytest.raises(ValueError, match="a bug"):
             labeler.collect(labeler.submit(*batch(BUG)))
-
-
-def test_other_shapes_are_refused() -> None:
-    for clean, enhanced in (((8,), (8,)), ((2, 8), (3, 8)), ((2, 8), (2, 9))):
-        with PesqLabeler(workers=1) as labeler, pytest.raises(ValueError, match="one shape"):
-            labeler.submit(np.zeros(clean), torch.zeros(enhanced))

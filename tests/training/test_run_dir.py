@@ -1,20 +1,21 @@
-"""The folder of a run: no run is overwritten by mistake, and no other state is loaded."""
+"""The folder of a run: no run is overwritten by mistake, no other state is loaded, its curves have no gap."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cli import UserError
-from config import Config, load_config
+from config import Config
+from tests.fixtures.commands import error_line
 from tests.fixtures.recordings import files_below
-from tests.fixtures.training import MIX
+from tests.fixtures.training import read_curves
+from training.logger import TensorBoardLogger
 from training.run_dir import RunDir
 
 NETWORK = nn.Linear(2, 2)
@@ -30,27 +31,10 @@ def run(tmp_path: Path, config: Config) -> RunDir:
     return folder
 
 
-def message_of(action: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def test_begin_writes_the_configuration(tmp_path: Path, config: Config) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/notes.txt").touch()
-    RunDir(tmp_path / "run").begin(config)
-    assert files_below(tmp_path) == {"run/config.json", "run/notes.txt"}
-    assert load_config(tmp_path / "run/config.json") == config
-    assert "Not a directory" in message_of(lambda: RunDir(tmp_path / "run/notes.txt/run").begin(config))
-
-
 @pytest.mark.parametrize("left", ["latest.pt", "best.safetensors"])
 def test_folder_of_another_run_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).touch()
-    message = message_of(lambda: RunDir(tmp_path))
+    message = error_line(lambda: RunDir(tmp_path))
     assert str(tmp_path) in message and left in message and "--overwrite" in message
     assert ("--resume" in message) == (left == "latest.pt")  # without the state there is nothing to resume
     assert RunDir(tmp_path, overwrite=True).path == tmp_path
@@ -58,9 +42,9 @@ def test_folder_of_another_run_is_refused(tmp_path: Path, left: str) -> None:
 
 
 def test_nothing_to_resume(tmp_path: Path, run: RunDir) -> None:
-    assert "leave out --resume" in message_of(lambda: RunDir(tmp_path / "none", resume=True))
+    assert "leave out --resume" in error_line(lambda: RunDir(tmp_path / "none", resume=True))
     run.state.unlink()
-    assert "--overwrite" in message_of(lambda: RunDir(run.path, resume=True))
+    assert "--overwrite" in error_line(lambda: RunDir(run.path, resume=True))
 
 
 class Hostile:
@@ -79,7 +63,7 @@ def test_damaged_state(run: RunDir, config: Config) -> None:
     assert flipped != content
     for damaged in (flipped, *(content[: int(len(content) * share)] for share in (0, 0.001, 0.5, 0.99))):
         run.state.write_bytes(damaged)
-        message = message_of(lambda: run.load_state(config))
+        message = error_line(lambda: run.load_state(config))
         assert "damaged" in message and str(run.state) in message
 
 
@@ -94,19 +78,22 @@ def test_other_file_for_a_state(
         run.state.write_bytes(content)
     else:
         torch.save({"config": content} if isinstance(content, Hostile) else content, run.state)
-    assert "not a training state" in message_of(lambda: run.load_state(config))
+    assert "not a training state" in error_line(lambda: run.load_state(config))
     assert not Path("executed").exists()
 
 
-def test_state_of_another_configuration(run: RunDir, config: Config) -> None:
-    other = replace(
-        config,
-        model=replace(config.model, channels=8),
-        optim=replace(config.optim, learning_rate=1e-4),
-        train=replace(config.train, epochs=1, seed=5),
-        mix=load_config(MIX).mix,
-    )
-    message = message_of(lambda: run.load_state(other))
-    for name in ("model.channels", "optim.learning_rate", "train.seed", "mix.snr_low", str(run.path / "config.json")):
-        assert name in message
-    assert "epochs" not in message
+def test_resumed_curves_have_no_gap_and_no_overlap(tmp_path: Path) -> None:
+    killed = TensorBoardLogger(tmp_path, 0)
+    for step in range(1, 16):
+        killed.scalars("training", {"loss": 1, "rate": step}, step)
+    killed.flush()  # killed after step 15, last saved after step 10
+    assert len(read_curves(tmp_path)["training/loss"]) == 15
+    time.sleep(1.1)  # files are read in the order of the second in which they were created
+    resumed = TensorBoardLogger(tmp_path, 10)
+    for step in range(11, 21):
+        resumed.scalars("training", {"loss": 3, "rate": step}, step)
+    resumed.close()
+    assert read_curves(tmp_path) == {
+        "training/loss": [(step, 1 if step <= 10 else 3) for step in range(1, 21)],
+        "training/rate": [(step, step) for step in range(1, 21)],
+    }

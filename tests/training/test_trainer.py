@@ -6,7 +6,7 @@ import copy
 import io
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,25 +17,85 @@ import torch
 from torch import Tensor, nn
 
 import models
-from config import Config, ImseConfig, ImseLiveConfig, LossConfig, UNetConfig
+from config import Config, ImseConfig, ImseLiveConfig, LossConfig, StftConfig, UNetConfig, load_config
+from data.dataset import Batch
 from enhance.enhancer import Enhancer
-from models.discriminator import MetricDiscriminator
-from models.losses import TERMS, Speech, loss_terms, weighted_sum
-from tests.fixtures.steps import (
-    ALONE,
-    BATCHES,
-    LABELS,
-    NAN_BATCH,
-    GivenLabels,
-    MakeTrainer,
-    enhance_batch,
-    weights,
-)
+from models.discriminator import HIDDEN, MetricDiscriminator
+from models.losses import TERMS, Speech, loss_terms
+from models.stft import Spectrogram
+from tests.fixtures.commands import ROOT
+from tests.fixtures.steps import ALONE, BATCHES, LABELS, SEGMENT, GivenLabels
 from tests.fixtures.training import Tiny
 from training.trainer import Trainer, learning_rate
 from utils.distributed import Group
 
 NAN_LABELS = (math.nan, math.nan)
+_NAN = np.full_like(BATCHES[0].clean, math.nan)
+NAN_BATCH = Batch(np.arange(2), _NAN, _NAN, BATCHES[0].dry)
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture(scope="module")
+def step_config(small_config: Config) -> Config:
+    return replace(
+        small_config,
+        model=UNetConfig("tiny", channels=8, beta=2.0),
+        stft=StftConfig(n_fft=126, hop_size=60, win_size=126, compress_factor=0.3),
+        data=replace(small_config.data, segment_size=SEGMENT),
+    )
+
+
+@pytest.fixture(scope="module")
+def comb_config() -> Config:
+    """DPCRN with the comb filter: batch norms, and a loss term of its own."""
+    changes = f"data.segment_size={SEGMENT}", "optim.schedule=exponential"
+    return load_config(ROOT / "configs/dpcrn_cf.json", changes)
+
+
+@pytest.fixture
+def make(step_config: Config) -> MakeTrainer:
+    """A function that makes a trainer with given labels and changed settings of the sections `optim` and `train`."""
+
+    def make_trainer(
+        labels: list[tuple[float, ...]] | None = None, teacher: nn.Module | None = None, **settings: Any
+    ) -> Trainer:
+        sections = {
+            name: replace(section, **{key: value for key, value in settings.items() if hasattr(section, key)})
+            for name, section in (("optim", step_config.optim), ("train", step_config.train))
+        }
+        config = replace(step_config, **sections)
+        return Trainer(config, ALONE, GivenLabels(*(labels or LABELS)), teacher and Enhancer(teacher, config))
+
+    return make_trainer
+
+
+@pytest.fixture
+def no_dropout(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Keep all units of the discriminator; returns the list of seeds that dropout was asked for."""
+    seeds: list[int] = []
+
+    def keep_all(rows: int, seed: int) -> Tensor:
+        seeds.append(seed)
+        return torch.ones(rows, HIDDEN)
+
+    monkeypatch.setattr("training.trainer.dropout_factors", keep_all)
+    return seeds
+
+
+def weights(module: nn.Module | None) -> Tensor:
+    assert module is not None
+    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def enhance_batch(network: nn.Module, trainer: Trainer, batch: Batch) -> tuple[Speech, Speech]:
+    """Return clean and enhanced speech of a batch."""
+    spectrogram = Spectrogram(trainer.config.stft)
+    with torch.no_grad():
+        clean_wav = torch.from_numpy(batch.clean)
+        spectra = network(spectrogram(torch.from_numpy(batch.noisy)))
+        wav = spectrogram.inverse(spectra, SEGMENT)
+    return Speech(clean_wav, spectrogram(clean_wav)), Speech(wav, spectra)
 
 
 def same_state(one: Any, other: Any) -> bool:
@@ -66,27 +126,13 @@ def squared_errors(discriminator: MetricDiscriminator, clean: Speech, other: Spe
     return (discriminator(clean.spectra.mag, other.spectra.mag) - torch.tensor(target)).square()
 
 
-def test_step_updates_both_networks_and_returns_all_logs(make: MakeTrainer) -> None:
+def test_the_labels_are_those_of_the_crops(make: MakeTrainer) -> None:
+    """tests/training/test_reference_loop.py compares losses, gradients and weights of a step."""
     trainer = make()
-    before = weights(trainer.network), weights(trainer.discriminator)
-    original = copy.deepcopy(trainer.network)
-    logs = floats(trainer.step(BATCHES[0], 0))
-    # AdamW's first step is the learning rate along every nonzero gradient, and a little decay.
-    for change in (weights(trainer.network) - before[0]).abs(), (weights(trainer.discriminator) - before[1]).abs():
-        assert (change > 0).float().mean() > 0.9
-        assert change.max() < 1.1 * 0.0005 + 0.0005 * 0.01 * 2
-    clean, enhanced = enhance_batch(original, trainer, BATCHES[0])
-    terms = loss_terms(trainer.config.loss, clean, enhanced, trainer.spectrogram)
-    expected = floats(terms) | {"loss": weighted_sum(trainer.config.loss, terms).item(), "learning_rate": 0.0005}
-    assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    assert logs.keys() == {
-        *("magnitude", "phase", "complex", "loss", "metric", "discriminator"),
-        *("gradient_norm", "discriminator_gradient_norm", "learning_rate"),
-    }
-    assert trainer.global_step == 1
-    given = trainer.labeler
-    assert isinstance(given, GivenLabels)
-    ((clean_wav, enhanced_wav),) = given.crops
+    _, enhanced = enhance_batch(trainer.network, trainer, BATCHES[0])
+    trainer.step(BATCHES[0], 0)
+    assert isinstance(trainer.labeler, GivenLabels)
+    ((clean_wav, enhanced_wav),) = trainer.labeler.crops
     assert np.array_equal(clean_wav, BATCHES[0].clean)
     assert np.allclose(enhanced_wav, enhanced.wav.numpy(), atol=1e-4)
 
@@ -334,16 +380,6 @@ def test_resume_is_bit_exact(make: MakeTrainer, lag: int, decay: float) -> None:
     assert same_state(resumed.state_dict(), through.state_dict())
 
 
-def test_state_of_another_run_is_refused(make: MakeTrainer, config: Config) -> None:
-    state = make().state_dict()
-    with pytest.raises(KeyError, match="ema_model"):
-        make(ema_decay=0.5).load_state_dict(state)
-    with pytest.raises(RuntimeError, match="loading state_dict"):
-        Trainer(config, ALONE, GivenLabels()).load_state_dict(state)
-    with pytest.raises(ValueError, match="2 processes"):
-        make().load_state_dict(state | {"pending": [None, None]})
-
-
 def test_without_metric_there_is_no_discriminator(step_config: Config) -> None:
     config = replace(step_config, loss=replace(step_config.loss, metric=0.0, time=0.5))
     trainer, resumed = Trainer(config, ALONE, None), Trainer(config, ALONE, None)
@@ -388,7 +424,7 @@ def test_bfloat16_has_about_the_same_loss(step_config: Config, model: UNetConfig
 
 
 @pytest.mark.usefixtures("no_dropout")
-@pytest.mark.parametrize("labels", [(0.2, 0.7), (0.3, math.nan), NAN_LABELS])
+@pytest.mark.parametrize("labels", [(0.3, math.nan), NAN_LABELS])
 def test_discriminator_loss(make: MakeTrainer, labels: tuple[float, ...]) -> None:
     trainer = make([labels])
     clean, enhanced = enhance_batch(trainer.network, trainer, BATCHES[0])
