@@ -20,8 +20,7 @@ from torch import _tensor, _utils, nn
 
 from cli import UserError
 from models.checkpoint import load_checkpoint
-from tests.fixtures.fuzzing import assert_one_line, damaged, try_all
-from tests.fixtures.json_texts import edited, json_texts, odd_texts
+from tests.fixtures.fuzzing import assert_one_line, damaged, edited, json_texts, odd_texts, try_all
 from tests.reference.imse import ReferenceIMSE
 
 pytestmark = pytest.mark.slow

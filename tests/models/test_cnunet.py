@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from config import CnunetConfig, Config, load_config
 from models.cnunet import CNUNet, ComplexSubPixelConv
-from models.stft import Spectra, Spectrogram
+from models.stft import Spectrogram
 from tests.fixtures.commands import ROOT
 from tests.models.spectra import random_spectra
 from tests.reference import cnunet as plain
@@ -86,16 +86,6 @@ def test_equals_plain_transcription_for_both_skips(network: CNUNet) -> None:
     for ours, theirs in zip(enhanced, expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-9 * scale
     assert (expected[0] - expected[1]).abs().max() > 1e-3 * scale
-
-
-def test_bin_at_0_hz_is_ignored(network: CNUNet) -> None:
-    noisy = random_spectra(1, 2, BINS)
-    changed = Spectra(noisy.mag.clone(), noisy.pha.clone())
-    changed.mag[:, 0], changed.pha[:, 0] = 5, 1
-    with torch.inference_mode():
-        enhanced, enhanced_changed = network(noisy), network(changed)
-    assert enhanced.mag[:, 0].eq(0).all() and enhanced.pha[:, 0].eq(0).all() and enhanced.mag[:, 1:].gt(0).all()
-    assert torch.equal(enhanced.mag, enhanced_changed.mag) and torch.equal(enhanced.pha, enhanced_changed.pha)
 
 
 def test_network_is_causal_except_for_norms(network: CNUNet) -> None:

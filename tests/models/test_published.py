@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import Config, load_config
+from config import load_config
 from models import build
 from models.checkpoint import load_checkpoint
-from models.published import config_sections, published_network, translate_published
+from models.published import published_network, translate_published
 from models.stft import Spectra
 from tests.fixtures.commands import ROOT
 from tests.models.spectra import random_spectra, wrapped
@@ -133,12 +133,3 @@ def test_attention_names_identify_the_network() -> None:
     assert published_network(ReferenceIMSE(8).state_dict()) == "imse"
     assert published_network(ReferenceMUSE(8).state_dict()) == "muse"
     assert published_network({"TCFTransformer.encoder_level1.mhca_blks.0.norm1.body.weight": torch.zeros(1)}) is None
-
-
-def test_flat_config_is_sorted_into_sections(config: Config) -> None:
-    flat = {"dense_channel": 24, "hop_size": 80, "adam_b1": 0.9, "num_workers": 4}
-    sections = config_sections(flat, config.to_dict())
-    assert sections["model"] == {"name": "imse", "channels": 24, "beta": 2.0}
-    assert sections["stft"]["hop_size"] == 80
-    assert sections["optim"]["adam_b1"] == 0.9
-    assert sections["loss"] == config.to_dict()["loss"]

@@ -56,13 +56,3 @@ def test_both_directions(kind: type[nn.LSTM] | type[nn.GRU], frames: int) -> Non
         for t in steps:
             expected, state = run_rnn(single, x[:, t : t + 1], state)
             torch.testing.assert_close(own[:, t : t + 1], expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_on_a_cpu(kind: type[nn.LSTM] | type[nn.GRU]) -> None:
-    rnn = random_rnn(kind).float()
-    x = torch.randn(2, 3, 5).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        y, _ = run_rnn(rnn, x)
-    expected, _ = rnn(x.float())
-    torch.testing.assert_close(y.float(), expected, rtol=0, atol=0.01)
