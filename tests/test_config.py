@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cli import UserError
-from config import Config, MixConfig, OptimConfig, load_config, parse_config
-from tests.fixtures.commands import ROOT
+from config import Config, MixConfig, load_config, parse_config
+from tests.fixtures.commands import ROOT, error_line
 
 CONFIGS = ROOT / "configs"
 
@@ -60,16 +60,6 @@ def test_recipes_are_valid_and_survive_json(path: Path) -> None:
     assert (config.mix is not None) == path.stem.endswith(("_mix", "_real", "_live"))
 
 
-def test_sections_are_frozen_dataclasses_that_check_their_values(config: Config) -> None:
-    optim = dataclasses.replace(config.optim, warmup_steps=4, grad_clip=1)
-    assert (optim.warmup_steps, optim.grad_clip, optim.adam_b1) == (4, 1.0, 0.8)
-    assert OptimConfig(**dataclasses.asdict(optim)) == optim
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        optim.warmup_steps = 5  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ValueError, match="adam_b1"):
-        dataclasses.replace(optim, adam_b1=1)
-
-
 def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
     content["stft"]["hop_sise"] = content["stft"].pop("hop_size")
     content["loss"]["metric"] = "much"
@@ -92,36 +82,22 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
     ("recipe", "changes", "key"),
     [
         ("imse", {"model.channels": 20}, "model.channels"),
-        ("imse", {"model.channels": 10**400}, "model.channels"),
         ("imse", {"model.beta": float("inf")}, "model.beta"),
         ("imse", {"model.name": "imsee"}, "model.name"),
-        ("imse", {"model.slope": 1}, "model.slope"),
         ("imse", {"stft.n_fft": 512, "stft.win_size": 512}, "stft.n_fft"),  # 257 bins
         ("imse", {"stft.win_size": 512}, "stft.win_size"),  # longer than n_fft
         ("imse", {"stft.hop_size": 256}, "stft.win_size"),  # shorter than two hops
-        ("imse", {"stft.compress_factor": 1.5}, "stft.compress_factor"),
         ("imse", {"data.segment_size": 509}, "data.segment_size"),  # shorter than n_fft
         ("imse", {"loss.magnitude": 0, "loss.phase": 0, "loss.complex": 0}, "loss"),  # metric alone
-        ("imse", {"train.metric_lag": 2}, "train.metric_lag"),
         ("imse", {"train": None}, "train"),
         ("imse", {"model": 3}, "model"),
         ("imse_mix", {"mix.snr_low": 20}, "mix.snr_high"),
-        ("imse_mix", {"mix.reverb_share": 1.5}, "mix.reverb_share"),
-        ("muse", {"model.channels": 12}, "model.channels"),
-        ("lite_rtse", {"model.multi_order": "twice"}, "model.multi_order"),
         ("lite_rtse", {"stft.n_fft": 16384}, "stft.n_fft"),
-        ("lite_rtse", {"stft.window": "kaiser"}, "stft.window"),
-        ("cnunet", {"model.released_skips": 1}, "model.released_skips"),
         ("cnunet", {"stft.n_fft": 510}, "stft.n_fft"),
         ("cnunet", {"stft.compress_factor": 0.3}, "stft"),
         ("dpcrn", {"stft.floors": True}, "stft"),
-        ("dccrn", {"model.lstm": "CL"}, "model.lstm"),
-        ("dccrn", {"model.mask": "e"}, "model.mask"),
-        ("dccrn", {"model.look_ahead": 7}, "model.look_ahead"),
         ("dccrn", {"stft.n_fft": 510}, "stft.n_fft"),
         ("imse_live", {"model.lookahead": 6}, "model.lookahead"),  # no whole block
-        ("imse_live", {"model.memory_frames": 0}, "model.memory_frames"),
-        ("dpcrn", {"model.size": "huge"}, "model.size"),
         ("dpcrn", {"stft.n_fft": 520}, "stft.n_fft"),  # 261 bins
         ("dpcrn_ac", {"stft.n_fft": 1024}, "stft.n_fft"),
         ("dpcrn_cf", {"stft.hop_size": 128}, "stft"),  # the comb filter adds the halves of frames
@@ -130,8 +106,6 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("dpcrn_cf", {"loss.f0": 0.0}, "loss.f0"),
         ("dpcrn_ac", {"loss.f0": 0.5}, "loss.f0"),
         ("lite_rtse", {"loss.f0": 0.5}, "loss.f0"),
-        ("mpsenet", {"model.channels": 10}, "model.channels"),
-        ("mpsenet", {"model.released_axes": "yes"}, "model.released_axes"),
         ("mpsenet", {"stft.n_fft": 402}, "stft.n_fft"),  # 202 bins
     ],
 )
@@ -197,10 +171,7 @@ def test_overrides(config: Config) -> None:
     ],
 )
 def test_invalid_override(assignment: str, where: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_config(CONFIGS / "imse.json", [assignment])
-    assert len(str(caught.value).splitlines()) == 1
-    assert where in str(caught.value)
+    assert where in error_line(lambda: load_config(CONFIGS / "imse.json", [assignment]))
 
 
 def test_base(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -229,6 +200,5 @@ def test_invalid_base(tmp_path: Path, content: dict[str, Any], changes: object, 
     write(tmp_path / "base.json", content)
     write(tmp_path / "list.json", [])
     write(tmp_path / "circle.json", {"base": "delta.json"})
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"^{tmp_path}/{where}"):
         load_config(write(tmp_path / "delta.json", changes))
-    assert str(caught.value).startswith(f"{tmp_path}/{where}")

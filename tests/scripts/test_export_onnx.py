@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import export_onnx
-from tests.fixtures.commands import call_main, run_module
+from tests.fixtures.commands import call_main, run_python
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -40,6 +40,6 @@ def test_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_output_is_required(tmp_path: Path) -> None:
-    wrong = run_module("scripts.export_onnx", cwd=tmp_path)
+    wrong = run_python("-m", "scripts.export_onnx", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
     assert "--output" in wrong.stderr

@@ -102,17 +102,6 @@ def test_setup_replaces_an_unusable_environment(project: Path) -> None:
     assert "3.11" in result.stderr and "PYTHON" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "passed_on"),
-    [([], ""), (["--all"], "-m  "), (["--all", "-x"], "-m  -x"), (["tests/models", "-x"], "tests/models -x")],
-)
-def test_test_sh_hands_its_arguments_to_pytest(project: Path, arguments: list[str], passed_on: str) -> None:
-    result, calls = run_shell(project, "test.sh", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert calls[2:5] == ["ruff check", "ruff format --check", "basedpyright "]
-    assert calls[5].strip() == f"pytest -n 2 --dist loadfile {passed_on}".strip()
-
-
 def test_reproduce_enhances_and_scores(project: Path) -> None:
     (project / WEIGHTS).parent.mkdir(parents=True)
     (project / WEIGHTS).touch()
