@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fixtures.commands import ROOT, call_main
+from tests.fixtures.commands import ROOT, call_main, run_python
 from tests.fixtures.recordings import save
 from tests.fixtures.signals import speech_like, with_noise
 from tests.fixtures.training import SMALL, settings, write_noises
@@ -101,8 +101,7 @@ def test_the_code_page_names_modules_that_exist() -> None:
 def test_the_python_example_of_the_readme(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "example.py").write_text(f"{example}\nassert len(enhanced) == len(noisy) and rate == 16_000\n")
-    command = [sys.executable, tmp_path / "example.py"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = run_python(tmp_path / "example.py", cwd=ROOT, minutes=2)
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import hubconf
 from cli import UserError
-from tests.fixtures.commands import ROOT
+from tests.fixtures.commands import ROOT, run_python
 
 SCRIPT = """
 import sys
@@ -38,14 +35,7 @@ if name == "live":
 
 def load(folder: Path, *arguments: object) -> str:
     (folder / "data").mkdir()  # a user's folder that is called like a package of the repository
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT), *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | {"TORCH_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python("-c", SCRIPT, ROOT, *arguments, cwd=folder, environment={"TORCH_HOME": str(folder / "cache")})
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from tests.fixtures.commands import ROOT
+from tests.fixtures.commands import ROOT, run_python
 
 START = """
 import runpy, sys
@@ -21,7 +18,6 @@ for name in sys.argv[1:]:
 def test_tools_start() -> None:
     """In one process, since importing PyTorch takes most of the time."""
     tools = [path.parent.name for path in sorted(ROOT.glob("tools/*/__main__.py"))]
-    command = [sys.executable, "-c", START, *tools]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = run_python("-c", START, *tools, cwd=ROOT, minutes=2)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("usage:") == len(tools) == 5

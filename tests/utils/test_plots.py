@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from io import BytesIO
 
 import numpy as np
@@ -14,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cli import UserError
 from utils.plots import RANGE_DB, draw_spectrogram, power_spectrogram, spectrogram_figure, spectrogram_image
 
 RATE = 16_000
@@ -77,10 +75,3 @@ def test_values_that_are_not_finite_are_drawn() -> None:
     wav = tone(1000)
     wav[100], wav[200], wav[300] = np.nan, np.inf, -1e30
     assert np.isfinite(power_spectrogram(wav, RATE)).all()
-
-
-@pytest.mark.parametrize("library", ["matplotlib", "librosa"])
-def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"{library}.*pip install -e '\.\[report\]'"):
-        spectrogram_figure({"a": tone(100)}, RATE)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.commands import ROOT
+from tests.fixtures.commands import ROOT, run_python
 from utils.processes import LostProcessError, ProcessPool, available_cores, own_cores, run_in_processes
 
 
@@ -132,9 +132,8 @@ def test_workers_have_one_thread_and_no_pytorch_and_their_start_may_take_long(tm
         "    with ProcessPool(UnpickledAs(import_slowly), 1, timeout=1) as pool:\n"
         "        print(pool.submit(0).result(), os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)\n"
     )
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "5"}
-    output = subprocess.check_output([sys.executable, script], env=variables, text=True, timeout=60)
-    assert output == "('1', False) 5 True\n"
+    done = run_python(script, cwd=ROOT, environment={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "5"}, minutes=1)
+    assert (done.stdout, done.stderr) == ("('1', False) 5 True\n", "")
 
 
 def test_processes_that_cannot_start_are_an_error() -> None:

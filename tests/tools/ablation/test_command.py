@@ -162,7 +162,6 @@ def test_failures(
     ("options", "words"),
     [
         ([], "--steps"),
-        (["--steps", "0"], "--steps"),
         (["--steps", "2", "--base", "none.json"], "none.json"),
         (["--steps", "2", "--variants", "list.json"], "list.json"),
         (["--steps", "2", "--variants", "base.json"], "base.json: the name base is taken"),

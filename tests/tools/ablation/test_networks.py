@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import tools.ablation  # noqa: F401 (registers the network)
-from cli import UserError
 from config import Config, load_config
 from models import build
 from models.idconv import IDConv
@@ -42,26 +41,6 @@ def test_every_variant_is_documented() -> None:
     assert {"base", *(path.stem for path in FILES)} == PARAMETERS.keys()
 
 
-def test_parameters_of_parts_by_hand() -> None:
-    # Channels of all seven stages: four of 16, two of 32, one of 48. Each stage has one IDConv and four blocks.
-    widths, squares = 4 * 16 + 2 * 32 + 48, 4 * 16**2 + 2 * 32**2 + 48**2
-    square, band = (9 + 1) * widths // 8, (11 + 1) * widths // 8  # kernels with a bias, for an eighth of the channels
-    # Offsets by a 3×3 and a 1×1 convolution with 18 outputs, and a 3×3 deformable kernel.
-    deformable = (9 + 18 + 9) * widths - square - 2 * band
-    changes = {
-        "mala_without_lepe": -4 * (25 + 1) * widths,
-        "mala_without_gate": -4 * (squares + widths),
-        "idconv_without_square": -square,
-        "idconv_without_frequency": -band,
-        "idconv_without_time": -band,
-        "idconv_band_7": -2 * 4 * widths // 8,
-        "depthwise_3x3": (9 + 1) * widths - square - 2 * band,
-        "deformable_embedding": deformable,
-        "taylor_attention": 510_159 - deformable - PARAMETERS["base"],  # MUSE has both
-    }
-    assert {name: PARAMETERS[name] - PARAMETERS["base"] for name in changes} == changes
-
-
 @pytest.mark.parametrize("path", [path for path in FILES if "width" not in path.stem], ids=lambda path: path.stem)
 def test_shared_parameters_have_the_initial_values_of_imse(config: Config, path: Path) -> None:
     def initial(config: Config) -> tuple[dict[str, Tensor], Tensor]:
@@ -85,14 +64,6 @@ def test_defaults_are_imse(config: Config) -> None:
     with torch.inference_mode():
         (mag, pha), (paper_mag, paper_pha) = same(noisy), paper(noisy)
     torch.testing.assert_close(torch.polar(mag, pha), torch.polar(paper_mag, paper_pha), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("attention", "fast"), ("local", 7), ("band_kernel", 4), ("band_kernel", -1), ("phase", "no")]
-)
-def test_wrong_settings(key: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"model.{key}"):
-        load_config(ROOT / "configs/ablation/idconv_band_7.json", [f"model.{key}={value}"])
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ from PIL import Image
 
 from cli import UserError
 from config import Config, load_config
-from models import build
-from models.checkpoint import save_checkpoint
 from models.stft import Spectra
 from tests.fixtures.commands import ROOT, Result, call_main
+from tests.fixtures.networks import save_random
 from tests.fixtures.recordings import RATE, files_below, save
 from tests.fixtures.signals import speech_like, with_noise
 from tools.inspect import __main__ as inspect
@@ -57,12 +56,6 @@ def numbers() -> dict:
     return json.loads(Path("out/numbers.json").read_text())
 
 
-def save_network(path: Path, name: str) -> None:
-    config = load_config(ROOT / f"configs/{name}.json")
-    torch.manual_seed(0)
-    save_checkpoint(path, build(config), config)
-
-
 def test_figures_and_numbers_of_imse(folder: Path, small_checkpoint: Path) -> None:
     options = ("--input_clean_wav", "clean.wav", "--checkpoint_file", small_checkpoint)
     assert run(*options, "--seconds", 0.4, "--query", "0.3,500") == (0, "", "")
@@ -96,7 +89,7 @@ def test_figures_and_numbers_of_imse(folder: Path, small_checkpoint: Path) -> No
 
 
 def test_muse_has_no_idconv_and_an_old_figure_is_removed(folder: Path) -> None:
-    save_network(folder / "network.safetensors", "muse")
+    save_random(folder / "network.safetensors", load_config(ROOT / "configs/muse.json"))
     Path("out").mkdir()
     Path("out/idconv.png").write_text("of another network")
     Path("out/notes.txt").write_text("mine")
@@ -160,8 +153,6 @@ def test_statistics_of_weights_by_hand() -> None:
         (["--query", "0.1,9000"], "--query 0.1,9000: outside"),
         (["--query", "0.1"], "--query: expected SECONDS,HERTZ"),
         (["--query", "nan,500"], "--query nan,500: outside"),
-        (["--seconds", "0"], "--seconds"),
-        (["--start", "-1"], "--start"),
         (["--output_dir", "text.wav"], "text.wav"),
     ],
 )
@@ -178,9 +169,8 @@ def test_invalid_command_lines_write_nothing(
     assert files_below(folder) == before
 
 
-def test_figures_that_cannot_be_written_are_reported(folder: Path) -> None:
+def test_figures_that_cannot_be_written_are_reported(folder: Path, lite_checkpoint: Path) -> None:
     (folder / "out/mask.png").mkdir(parents=True)
-    save_network(folder / "lite.safetensors", "lite_rtse")
-    done = run("--checkpoint_file", "lite.safetensors", "--seconds", 0.1)
+    done = run("--checkpoint_file", lite_checkpoint, "--seconds", 0.1)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("out: cannot be written")

@@ -172,7 +172,6 @@ def test_bad_files_are_named_and_the_others_are_shown(folders: Path) -> None:
         (["--enhanced", "clean=enhanced"], "--enhanced: the name 'clean' is taken"),
         (["--enhanced", "a=enhanced", "--enhanced", "a=enhanced"], "--enhanced: the name 'a' is taken"),
         (["--output_dir", "noisy/p0.wav"], "noisy/p0.wav: cannot be written"),
-        (["--jobs", "0"], "--jobs"),
     ],
 )
 def test_invalid_command_lines(folders: Path, arguments: list[str], words: str) -> None:

@@ -69,16 +69,6 @@ def test_pool_is_what_training_holds_out(folders: tuple[Path, Path], config: Con
     assert np.max(likeness) > 0.999
 
 
-def test_groups_without_held_out_speakers_are_seen(folders: tuple[Path, Path]) -> None:
-    pool = next(pool for seed in range(30) if "b" in (pool := find_pool(*folders, seed)).seen)
-    assert pool.seen == {"b"}
-    material = Material(pool, 100, 1.0, 0)
-    material.add_groups()
-    assert all(id_.startswith("a/") for id_ in material.utterances[ALL])
-    assert material.utterances["b"] == ["b/solo-0", "b/solo-1"]
-    assert material.utterances["a"] == material.utterances[ALL]
-
-
 def test_all_files_without_a_seed(folders: tuple[Path, Path]) -> None:
     pool = find_pool(*folders, None)
     assert (len(pool.speech), len(pool.noise), pool.seen) == (26, 12, frozenset())
