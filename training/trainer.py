@@ -180,10 +180,8 @@ class Trainer:
         if self.ema_model:
             # The first update copies the weights; a skipped step leaves the average as it is.
             weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
-            averages = list(self.ema_model.parameters())
-            changes = torch._foreach_sub([parameter.detach() for parameter in self.network.parameters()], averages)
-            torch._foreach_mul_(changes, weight)
-            torch._foreach_add_(averages, changes)
+            for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
+                average.lerp_(parameter.detach(), weight.to(average.dtype))
             # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
             for average, buffer in zip(_saved_buffers(self.ema_model), self.statistics, strict=True):
                 average.copy_(buffer)
