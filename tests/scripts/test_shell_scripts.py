@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from config import load_config
 from models import build
@@ -148,7 +149,7 @@ def real_project(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_train_default_trains_resumes_and_saves_the_last_network(tmp_path: Path, real_project: Path) -> None:
+def test_train_default_trains_resumes_and_averages(tmp_path: Path, real_project: Path) -> None:
     for index, name in enumerate(("anna_1", "ben_1", "carl_1")):
         save(tmp_path / f"speech/{name}.wav", speech_like(1.5, seed=index))
     write_noises(tmp_path / "noise", 2)
@@ -164,17 +165,22 @@ def test_train_default_trains_resumes_and_saves_the_last_network(tmp_path: Path,
     command = ["bash", str(real_project / "scripts/train_default.sh"), "speech", "noise", "--device=cpu", "--quiet"]
     paths = {"OUTPUT": str(output), "RELEASED": str(released), "ROOMS": str(tmp_path / "rooms")}
     environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
-    for runs in (2, 0):  # the second time, both are complete
+    for runs in (3, 0):  # the second time, all are complete
         result = subprocess.run(
             [*command, *small, "--max_steps=2"],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("step 2: ") == runs
-    assert (real_project / "runs/default/first/latest.pt").exists()
-    assert output.read_bytes() == (real_project / "runs/default/second/latest.safetensors").read_bytes()
-    _, config = load_checkpoint(output)
+    runs = real_project / "runs/default"
+    assert (runs / "first/latest.pt").exists()
+    averaged, config = load_checkpoint(output)
     assert (config.model.name, config.data.segment_size) == ("imse", 8000)
+    parts = (released, runs / "second/latest.safetensors", runs / "third/latest.safetensors")
+    start, second, third = (load_checkpoint(path)[0].state_dict() for path in parts)
+    for name, weight in averaged.state_dict().items():
+        torch.testing.assert_close(weight, 0.4 * start[name] + 0.3 * second[name] + 0.3 * third[name])
+    assert any((second[name] != third[name]).any() for name in second)
 
 
 @pytest.mark.slow
