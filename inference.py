@@ -32,6 +32,9 @@ from enhance.windows import MAX_HOP, PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
 from utils.distributed import join_for_files, rank_count
 
+SKIPPED = 0.5
+"""Seconds for which --skip_start drops input: what has waited in the pipe and in the sound card arrives within them."""
+
 WATCHED = 5
 """Seconds of live sound after which a warning is given if computing took longer."""
 
@@ -57,6 +60,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     )
     add("--passes", type=int, choices=MAX_HOP, help="of protocol overlap: 2 averages two passes; default: 1")
     add("--stream", action="store_true", help="live: WAV or raw 16-bit PCM from standard input to standard output")
+    add("--skip_start", action="store_true", help="of --stream: drop what a microphone records while the network loads")
     add("--backend", choices=BACKENDS, default="auto", help="default: OpenVINO on a CPU, else PyTorch")
     add("--device", help="cpu or cuda; default: cuda if available, with --stream cpu")
     add("--batch_size", type=positive, metavar="N", help="windows in a batch; default: 1, on a GPU 16")
@@ -68,10 +72,12 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 
     source, stdin = options.input_noisy_wavs_dir, options.stream or options.input_noisy_wavs_dir == "-"
     if options.stream:
-        allowed = ("stream", "checkpoint_file", "backend", "device", "quiet")
+        allowed = ("stream", "skip_start", "checkpoint_file", "backend", "device", "quiet")
         given = [f"--{name}" for name, value in vars(options).items() if value and name not in allowed]
         if given:
             parser.error(f"{', '.join(given)}: not with --stream")
+    elif options.skip_start:
+        parser.error("--skip_start: only with --stream")
     elif source is None:
         parser.error("the following arguments are required: --input_noisy_wavs_dir")
     elif source != "-" and options.output_dir is None:
@@ -179,7 +185,7 @@ def enhance_live(options: Namespace) -> int:
             )
         return enhanced
 
-    pipe_pcm(process, stream.flush, rate)
+    pipe_pcm(process, stream.flush, rate, SKIPPED if options.skip_start else 0.0)
     return DONE
 
 

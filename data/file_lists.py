@@ -22,6 +22,8 @@ from utils.atomic import write_text_atomically
 AUDIO_SUFFIXES = frozenset([
     ".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3",
     ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist",
+    # libsndfile cannot decode these: they are found in order to be reported.
+    ".m4a", ".aac", ".wma", ".amr", ".3gp", ".mp4", ".mov", ".mkv", ".webm",
 ])
 # fmt: on
 
@@ -72,7 +74,7 @@ def _audio_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         if path.is_dir():
             if path.resolve() not in above:
                 yield from _audio_below(path, above)
-        elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
+        elif path.suffix.lower() in AUDIO_SUFFIXES and (path.is_file() or not path.exists()):  # or a broken link
             yield path
 
 

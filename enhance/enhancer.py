@@ -81,7 +81,9 @@ class Enhancer(nn.Module):
         `MemoryError` if a recording is too long for the protocol.
         """
         recordings = wav if isinstance(wav, list) else [wav]
-        arrays = [np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in recordings]
+        tensors = [each.detach().cpu() if isinstance(each, Tensor) else each for each in recordings]
+        # NumPy has no bfloat16.
+        arrays = [np.asarray(each.float() if getattr(each, "dtype", 0) == torch.bfloat16 else each) for each in tensors]
         for array in arrays:
             if array.ndim not in (1, 2) or array.dtype.kind != "f" or not np.isfinite(array).all():
                 raise ValueError(f"expected finite floats [N] or [channels, N], not {array.dtype} {list(array.shape)}")

@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BufferedWriter
@@ -29,6 +30,17 @@ _UNKNOWN_SIZE = 0x7FFF_F000
 _MOST_SIZE = 0xFFFF_FFFF
 _MOST_CHUNK = 2**24
 """Maximum size of a WAV chunk before the samples. A greater one is an error, for which live input must not wait."""
+
+_OTHER_FORMATS = {
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"ID3\3": "MP3",
+    b"ID3\4": "MP3",
+    b"FORM": "AIFF",
+    b"RF64": "RF64",
+    b"caff": "CAF",
+}
+"""First bytes of files that are not live sound."""
 
 _HEADER_BYTES = 44
 _PCM_FORMAT = bytes.fromhex("0100000000001000800000aa00389b71")
@@ -73,7 +85,9 @@ def pipe_file(convert: Callable[[Path, Path], None]) -> None:
             shutil.copyfileobj(stream, stdout)
 
 
-def pipe_pcm(process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np.ndarray], sampling_rate: int) -> None:
+def pipe_pcm(
+    process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np.ndarray], sampling_rate: int, skip: float = 0.0
+) -> None:
     """Process sound from standard input to standard output as it comes: PCM of 16 bits, little endian, one channel.
 
     `process` maps the samples that have arrived, float32 in ±1 `[n]`, to those that are ready; `flush` returns the rest
@@ -83,8 +97,11 @@ def pipe_pcm(process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np
     The output is then WAV with the maximum size in its header, which is corrected at the end if standard output is a
     file. Other input and output is raw. The first 12 bytes decide, or the first one that differs from "RIFF".
 
-    Raises `AudioError` if a WAV header is damaged or not for PCM as above of `sampling_rate` Hz, if the input ends
-    within a sample (after the output of all samples before), or if a result is NaN or infinite.
+    The samples that arrive in the first `skip` seconds are dropped: those that a microphone has delivered before.
+
+    Raises `AudioError` if the input begins like a file of another format (`_OTHER_FORMATS`), if a WAV header is damaged
+    or not for PCM as above of `sampling_rate` Hz, if the input ends within a sample (after the output of all samples
+    before), or if a result is NaN or infinite.
     """
 
     def read() -> bytes:
@@ -102,13 +119,26 @@ def pipe_pcm(process: Callable[[np.ndarray], np.ndarray], flush: Callable[[], np
 
     with standard_streams() as (stdin, stdout):
         first, rest, left, begin = b"", b"", sys.maxsize, None
-        while len(first) < 12 and b"RIFF".startswith(first[:4]) and (data := stdin.read1(12 - len(first))):
+        names = (b"RIFF", *_OTHER_FORMATS)
+        while len(first) < 12 and any(name.startswith(first[:4]) for name in names):
+            if not (data := stdin.read1(12 - len(first))):
+                break
             first += data
+        if first[:4] in _OTHER_FORMATS:
+            raise AudioError(
+                f"standard input: neither WAV nor raw PCM, but {_OTHER_FORMATS[first[:4]]}; convert it with "
+                f"ffmpeg -i FILE -ar {sampling_rate} -ac 1 -f wav -"
+            )
         if first[:4] == b"RIFF" and first[8:] == b"WAVE":
             first, left = b"", read_wav_header(stdin, sampling_rate)
             begin = stdout.tell() if _can_rewrite(stdout) else None
             stdout.write(_wav_header(sampling_rate, _MOST_SIZE))
             stdout.flush()
+        if skip:
+            end, dropped = time.monotonic() + skip, len(first)
+            while (data := read()) and time.monotonic() < end:
+                dropped += len(data)
+            first = bytes(dropped % _PCM.itemsize) + data  # a zero stands for the dropped half of a sample
         try:
             for data in chain([first], iter(read, b"")):
                 data = rest + data

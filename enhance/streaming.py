@@ -100,9 +100,13 @@ class Stream:
     def process(self, samples: np.ndarray) -> np.ndarray:
         """Take the next samples, float32 `[n]` with n ≥ 0; returns the enhanced samples `[m]` that are ready.
 
-        Raises `UserError` if samples are NaN, infinite or beyond ±`data.audio.LARGEST_SAMPLE`, from which the network
-        might never recover; the stream continues as if they had not come.
+        Raises `ValueError` for another shape or integers, and `UserError` if samples are NaN, infinite or beyond
+        ±`data.audio.LARGEST_SAMPLE`, from which the network might never recover; the stream continues as if they had
+        not come.
         """
+        if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.dtype.kind != "f":
+            shape, kind = getattr(samples, "shape", ()), getattr(samples, "dtype", type(samples).__name__)
+            raise ValueError(f"expected an array of floats [n] in ±1, not {kind} {list(shape)}")
         if not (np.abs(samples) <= LARGEST_SAMPLE).all():  # also if they are NaN
             raise UserError("the samples hold NaN, infinite or overlarge values; give zeros in their place")
         self._pending += len(samples)

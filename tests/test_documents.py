@@ -159,7 +159,7 @@ def project(tmp_path: Path, small_checkpoint: Path) -> Path:
         ".venv/bin/activate": "",
         "bin/pip": "",
         "bin/torchrun": 'exec python -m torch.distributed.run "$@"',
-        "bin/arecord": "cat live.raw",
+        "bin/arecord": "head -c 100000 /dev/zero; sleep 30; cat live.raw",  # the network loads within this time
         "bin/aplay": "cat > played.raw",
     }.items():
         path = folder / name

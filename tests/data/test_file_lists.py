@@ -116,6 +116,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert found == ["a.wav", "b/b.wav", "more/x/c.wav", "x/y/b.wav"]
 
 
+def test_files_that_cannot_be_decoded_are_found_to_be_reported(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.m4a", "c.MP4", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.wav").symlink_to(tmp_path / "gone.wav")
+    assert [path.name for path in find_audio(tmp_path)] == ["a.wav", "b.m4a", "c.MP4", "d.wav"]
+
+
 def test_folders_that_cannot_be_searched_are_named(tmp_path: Path) -> None:
     make_files(tmp_path, "file.txt", "empty/notes.txt", "twice/a.wav", "twice/a.flac")
     for name, words in (("missing", "no such"), ("file.txt", "not a folder"), ("empty", "no audio")):

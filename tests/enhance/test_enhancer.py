@@ -114,6 +114,13 @@ def test_other_rates(identity: Enhancer, rate: int) -> None:
         assert identity(tone[:samples], rate).shape == (samples,)
 
 
+def test_bfloat16(identity: Enhancer) -> None:
+    wav = torch.from_numpy(speech_like(0.5)).bfloat16()
+    enhanced = identity(wav, 16_000)
+    assert enhanced.dtype == torch.bfloat16
+    torch.testing.assert_close(enhanced, wav, rtol=0.01, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "wav", [np.zeros((1, 1, 5)), np.array([0.0, np.nan]), np.zeros(5, np.int16)], ids=["shape", "NaN", "integers"]
 )

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from data.audio import AudioError
+from enhance import stdio
 from enhance.stdio import pipe_file, pipe_pcm, read_wav_header
 
 
@@ -56,6 +57,34 @@ def test_pcm(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate(received), [0.5, -1 / 32_768, -1])
     # The last two samples, beyond full scale, are clipped.
     assert output.read_bytes() == b"\x00\x40\x00\xc0\x01\x00\x02\x00\xfe\xff" + b"\xff\x7f\x00\x80"
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_what_waits_at_the_start_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int) -> None:
+    samples = np.arange(30_000, dtype="<i2")
+    received: list[np.ndarray] = []
+
+    def process(piece: np.ndarray) -> np.ndarray:
+        received.append(piece)
+        return piece
+
+    clock = iter([0.0, *[0.1] * reads, 0.6])
+    monkeypatch.setattr(stdio.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(stdio, "READ_BYTES", 10_001)
+    with standard_files(tmp_path, samples.tobytes()) as output:
+        pipe_pcm(process, lambda: np.zeros(0, np.float32), 16_000, skip=0.5)
+    dropped, half = divmod(12 + 10_001 * reads, 2)
+    expected = samples[dropped:].copy()
+    expected[:half] &= ~0xFF  # of a sample that is cut the upper byte is left
+    np.testing.assert_array_equal(np.concatenate(received) * 32_768, expected)
+    assert output.read_bytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("start", [b"fLaC", b"OggS", b"ID3\4", b"FORM", b"RF64"])
+def test_other_formats_are_not_played_as_noise(tmp_path: Path, start: bytes) -> None:
+    with standard_files(tmp_path, start + bytes(5000)) as output, pytest.raises(AudioError, match="ffmpeg"):
+        pipe_pcm(lambda piece: piece, lambda: np.zeros(0, np.float32), 16_000)
+    assert output.read_bytes() == b""
 
 
 def test_nan_ends_the_output(tmp_path: Path) -> None:

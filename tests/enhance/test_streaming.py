@@ -185,6 +185,9 @@ def test_nan_and_infinity_are_refused(live_config: Config) -> None:
     for value in (np.nan, np.inf, 1e20):
         with pytest.raises(UserError, match="NaN, infinite"):
             stream.process(np.array([0, value], np.float32))
+    for samples in (np.zeros(5, np.int16), np.zeros((1, 5)), np.zeros((5, 1)), torch.zeros(5), [0.0]):
+        with pytest.raises(ValueError, match="expected an array of floats"):
+            stream.process(samples)  # pyright: ignore[reportArgumentType]
     assert len(stream.flush()) == 600 - 256  # as if they had not come
 
 
