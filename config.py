@@ -168,6 +168,8 @@ class DpcrnConfig(NetworkConfig):
     """Restore harmonics with a comb filter, and estimate the fundamental frequency for it."""
     label_epochs: NonNegativeInt = 10
     """Epochs in which the comb filter uses the fundamental frequency of the clean speech."""
+    mask_gain: PositiveFloat = 1.0
+    """Factor of the mask, for weights whose output is too quiet: the loss SI-SDR does not depend on the level."""
 
     complex_spectra: ClassVar[bool] = True
 

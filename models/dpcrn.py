@@ -341,7 +341,7 @@ class DPCRN(nn.Module):
 
     def __init__(self, config: DpcrnConfig, bins: int) -> None:
         super().__init__()
-        self.label_epochs = config.label_epochs
+        self.label_epochs, self.mask_gain = config.label_epochs, config.mask_gain
         size, adaptive = SIZES[config.size], config.adaptive_kernels
         self.bands = SubBands() if config.size == "sub_band" else None
         bins, channels = (BANDS, 3) if self.bands else (bins, 2)
@@ -421,7 +421,7 @@ class DPCRN(nn.Module):
         x = at_least_float32(x)
         if self.bands:
             x = self.bands.split(x)
-        mask = x[:, :2].tanh() if self.bands else x[:, :2]
+        mask = self.mask_gain * (x[:, :2].tanh() if self.bands else x[:, :2])
 
         logits = None
         if self.f0_head and self.comb:

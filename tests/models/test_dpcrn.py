@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,6 +158,15 @@ def test_known_values_of_the_sub_band_network() -> None:
     assert_sums(enhanced, None, 6800.794787)
     assert_sums(wav, -0.15461815, 1996.606652)
     assert wav[1000].item() == pytest.approx(0.024176509, abs=1e-9)
+
+
+def test_mask_gain() -> None:
+    torch.manual_seed(0)
+    noisy = random_spectra(1, 5, BINS)
+    plain, louder = DPCRN(AC16, BINS).double().eval(), DPCRN(replace(AC16, mask_gain=1.25), BINS).double().eval()
+    louder.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(louder(noisy).complex, 1.25 * plain(noisy).complex)
 
 
 def test_known_values_with_comb_filter() -> None:

@@ -164,7 +164,7 @@ def test_train_default_trains_resumes_and_averages(tmp_path: Path, real_project:
     ]
     command = ["bash", str(real_project / "scripts/train_default.sh"), "speech", "noise", "--device=cpu", "--quiet"]
     paths = {"OUTPUT": str(output), "RELEASED": str(released), "ROOMS": str(tmp_path / "rooms")}
-    environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | paths | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for runs in (3, 0):  # the second time, all are complete
         result = subprocess.run(
             [*command, *small, "--max_steps=2"],
