@@ -95,7 +95,8 @@ def pipe_pcm(
 
     Input that begins with a WAV header is read up to the data size in it, or to its end if that size is 0 or unknown.
     The output is then WAV with the maximum size in its header, which is corrected at the end if standard output is a
-    file. Other input and output is raw. The first 12 bytes decide, or the first one that differs from "RIFF".
+    file. Other input and output is raw. The first 12 bytes decide, or the first one that differs from "RIFF" and
+    `_OTHER_FORMATS`.
 
     The samples that arrive in the first `skip` seconds are dropped: those that a microphone has delivered before.
 

@@ -83,6 +83,7 @@ class Trainer:
         self.ddp_discriminator = group.wrap(self.discriminator) if self.discriminator else None
         self.discriminator_optimizer = _adamw(self.discriminator, config.optim) if self.discriminator else None
         self.ema_model = copy.deepcopy(self.network).requires_grad_(False) if config.optim.ema_decay > 0 else None
+        self.ema_statistics = _saved_buffers(self.ema_model) if self.ema_model else []
         self.ema_updates = torch.zeros((), dtype=torch.int64, device=group.device)
         self.global_step = 0
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=group.device)
@@ -183,7 +184,7 @@ class Trainer:
             for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
                 average.lerp_(parameter.detach(), weight.to(average.dtype))
             # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
-            for average, buffer in zip(_saved_buffers(self.ema_model), self.statistics, strict=True):
+            for average, buffer in zip(self.ema_statistics, self.statistics, strict=True):
                 average.copy_(buffer)
             self.ema_updates += updated
 
