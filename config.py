@@ -377,6 +377,9 @@ class TrainConfig:
     validation_interval: NonNegativeInt
     """Steps between validations; 0 for one after each epoch."""
     seed: NonNegativeInt
+    accumulation: PositiveInt = 1
+    """Parts of a batch, of one size, that pass the networks one after another, to save memory. The network takes one
+    step along the mean of their gradients, the discriminator one for each part."""
     metric_lag: Annotated[int, Field(ge=0, le=1)] = 0
     """0: each step waits for its PESQ labels, as in the paper. 1: the discriminator is trained on the labels of the
     step before, so that the device does not wait."""
@@ -391,10 +394,18 @@ class TrainConfig:
     save_interval: PositiveInt = 1000
     """Steps between saves of the training state."""
     bf16: bool = False
-    """Run the network under bfloat16 autocast; off for float32, as in the paper. On a CPU only for networks whose
-    width is a multiple of 16: for others some of PyTorch's convolutions return NaN gradients or crash."""
+    """Run the network under bfloat16 autocast; off for float32, as in the paper, and as on all CPUs without AVX-512.
+    On a CPU only for networks whose width is a multiple of 16: for others some of PyTorch's convolutions return NaN
+    gradients or crash."""
     compile: bool = False
     """Use `torch.compile`, which takes minutes at the start."""
+
+    @field_validator("accumulation")
+    @classmethod
+    def _divides(cls, accumulation: int, info: ValidationInfo) -> int:
+        if info.data.get("batch_size", 0) % accumulation:
+            raise ValueError("should be a divisor of batch_size")
+        return accumulation
 
 
 @dataclass(frozen=True, config=CHECKED)

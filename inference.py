@@ -26,7 +26,7 @@ from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
 from data.file_lists import audio_by_id, plan_outputs
 from enhance.enhancer import default_protocol
 from enhance.files import enhance_file, enhance_files, is_done
-from enhance.runtimes import BACKENDS, fast_enhancer, fast_stream, load_network, tune_malloc
+from enhance.runtimes import BACKENDS, fast_enhancer, fast_stream, has_fast_bfloat16, load_network, tune_malloc
 from enhance.stdio import pipe_file, pipe_pcm
 from enhance.windows import MAX_HOP, PROTOCOLS
 from models.checkpoint import DEFAULT_CHECKPOINT, LIVE_CHECKPOINT
@@ -124,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.protocol = options.protocol or default_protocol(network, config)
     if options.compile and options.protocol == "whole":
         raise UserError("--compile: not with protocol whole, where each file has its own length")
+    bf16 = options.bf16 and has_fast_bfloat16(device)
+    if bf16 != options.bf16:
+        print("--bf16: this CPU has no AVX-512, float32 is used", file=sys.stderr)
     enhancer = fast_enhancer(
         network,
         config,
@@ -131,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.protocol,
         options.backend,
         options.batch_size,
-        bf16=options.bf16,
+        bf16=bf16,
         compiled=options.compile,
     )
     if options.input_noisy_wavs_dir == "-":

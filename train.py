@@ -251,6 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(
                     f"{group.ranks} x {config.train.batch_size} crops per step, {total_batch} in total", file=sys.stderr
                 )
+                if config.train.bf16 and not trainer.bf16:
+                    print("train.bf16: this CPU has no AVX-512, float32 is used", file=sys.stderr)
                 if options.select_on == "test":
                     print("--select_on test: the best score is optimistic", file=sys.stderr)
 
@@ -325,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             f"{run_dir.path} keeps the last save. Try a lower learning rate or optim.grad_clip"
                         )
         except torch.OutOfMemoryError as error:
-            message = f"{options.device}: out of memory; lower train.batch_size or data.segment_size"
+            message = f"{options.device}: out of memory; raise train.accumulation, or lower train.batch_size"
             raise UserError(message) from error
 
         loop.close()  # from here on, a signal ends the process

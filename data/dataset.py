@@ -184,6 +184,11 @@ class Batch:
     noisy: np.ndarray
     dry: np.ndarray
 
+    def split(self, parts: int) -> list[Batch]:
+        """Split into `parts` consecutive batches of one size; raises `ValueError` if B is no multiple of it."""
+        arrays = (np.split(array, parts) for array in (self.indices, self.clean, self.noisy, self.dry))
+        return [Batch(*part) for part in zip(*arrays, strict=True)]
+
 
 class PairedDataset:
     """Random crops of `data.segment_size` samples from pairs of recordings, one per pair and epoch (IMSE paper).

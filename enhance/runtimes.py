@@ -94,6 +94,11 @@ def fast_stream(
     return Stream(convert(network, config, backend, threads, config.model.block_frames, stream=True), config)
 
 
+def has_fast_bfloat16(device: str) -> bool:
+    """Return whether PyTorch computes faster in bfloat16: on CPUs without AVX-512 it takes 15 times as long."""
+    return device != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def convert(
     network: nn.Module,
     config: Config,

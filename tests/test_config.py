@@ -91,6 +91,7 @@ def test_all_problems_are_reported_together(content: dict[str, Any]) -> None:
         ("imse", {"loss.magnitude": 0, "loss.phase": 0, "loss.complex": 0}, "loss"),  # metric alone
         ("imse", {"train": None}, "train"),
         ("imse", {"model": 3}, "model"),
+        ("imse", {"train.batch_size": 6, "train.accumulation": 4}, "train.accumulation"),
         ("imse_mix", {"mix.snr_low": 20}, "mix.snr_high"),
         ("lite_rtse", {"stft.n_fft": 16384}, "stft.n_fft"),
         ("cnunet", {"stft.n_fft": 510}, "stft.n_fft"),

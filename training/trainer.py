@@ -22,6 +22,7 @@ from config import Config, OptimConfig
 from data.dataset import Batch
 from data.levels import SILENT_POWER
 from enhance.enhancer import Enhancer
+from enhance.runtimes import has_fast_bfloat16
 from models import build
 from models.discriminator import MetricDiscriminator, dropout_factors
 from models.losses import Speech, loss_terms, weighted_sum
@@ -29,7 +30,7 @@ from models.stft import AnySpectra, Spectrogram
 from training.pesq_labels import PesqLabeler
 from utils.distributed import Group
 
-# Indices of the discriminator's three passes in a step, each of which has its own dropout.
+# Indices of the discriminator's three passes over a part of a batch, each of which has its own dropout.
 _CLEAN, _LABELED, _METRIC = range(3)
 
 
@@ -61,6 +62,7 @@ class Trainer:
     ----------
     network, discriminator: the modules; `ddp_network` and `ddp_discriminator` average gradients over the processes.
     ema_model: moving average of the network's weights, None without `optim.ema_decay`.
+    bf16: whether the network runs under bfloat16 autocast.
     skipped_steps, skipped_in_a_row: numbers of steps with a non-finite gradient; tensors on the device.
     unlabeled_crops: number of crops of this process without a PESQ label.
     """
@@ -71,6 +73,7 @@ class Trainer:
         self.config, self.group, self.labeler = config, group, labeler
         self.teacher = teacher.to(group.device).eval().requires_grad_(False) if teacher else None
         self.spectrogram = Spectrogram(config.stft, config.model.complex_spectra).to(group.device)
+        self.bf16 = config.train.bf16 and has_fast_bfloat16(group.device.type)
         with torch.random.fork_rng(devices=[]):  # the networks are built on the CPU
             torch.manual_seed(config.train.seed)
             self.network = build(config).to(group.device)
@@ -107,21 +110,55 @@ class Trainer:
 
         A network whose gradient is not finite keeps its weights, the statistics of its batch norms and its optimizer
         state; this is decided on the device. With `train.metric_lag` 1 the discriminator learns the labels of the
-        previous batch, and the step waits neither for the device nor for their PESQ.
+        previous batch, or of the previous part by `train.accumulation`, and the step waits neither for the device nor
+        for their PESQ.
 
-        Returns scalar tensors of this process: each loss term (unweighted), `loss` (the weighted sum without the
-        metric term and the network's own terms, as in validation), `metric`, `discriminator`, the gradient norms and
-        the learning rate.
+        Returns scalar tensors of this process, means over the parts: each loss term (unweighted), `loss` (the weighted
+        sum without the metric term and the network's own terms, as in validation), `metric`, `discriminator`, the
+        gradient norms and the learning rate.
         """
         optim = self.config.optim
         lr = learning_rate(optim, epoch, self.global_step, last_step)
+        statistics = [buffer.clone() for buffer in self.statistics]
+        finite = torch.ones((), dtype=torch.bool, device=self.group.device)
+        self.optimizer.zero_grad()
+        parts: list[dict[str, Tensor]] = []
+        for index, part in enumerate(batch.split(self.config.train.accumulation)):
+            logs, discriminator_finite = self._learn(part, index, epoch, lr)
+            parts.append(logs)
+            finite = finite & discriminator_finite
+        logs = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        norm, updated = _update(self.network, self.optimizer, lr, optim.grad_clip)
+        for buffer, before in zip(self.statistics, statistics, strict=True):
+            buffer.copy_(buffer.where(updated, before))
+        if self.ema_model:
+            # The first update copies the weights; a skipped step leaves the average as it is.
+            weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
+            for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
+                average.lerp_(parameter.detach(), weight.to(average.dtype))
+            # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
+            for average, buffer in zip(self.ema_statistics, self.statistics, strict=True):
+                average.copy_(buffer)
+            self.ema_updates += updated
+
+        finite = finite & updated
+        self.skipped_steps += ~finite
+        self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
+        self.global_step += 1
+        return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(lr)}
+
+    def _learn(self, batch: Batch, part: int, epoch: int, lr: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Train the discriminator on a part of a batch, and add the generator's gradient to that of the other parts.
+
+        Returns the logs of `step`, and whether the discriminator's gradient is finite (bool tensor).
+        """
         batch_size = len(batch.indices)
+        accumulation = self.config.train.accumulation
 
         clean_wav, noisy_wav = self._to_device(batch.clean), self._to_device(batch.noisy)
         with torch.no_grad():
             clean = Speech(clean_wav, self.spectrogram(clean_wav))
             noisy_spectra = self.spectrogram(noisy_wav)
-        statistics = [buffer.clone() for buffer in self.statistics]
         enhanced, own_terms = self._enhance(self.ddp_network, noisy_spectra, clean_wav, epoch)
         judged = self.spectrogram(enhanced.wav) if self.config.train.metric_reanalysed else enhanced.spectra
 
@@ -136,12 +173,12 @@ class Trainer:
             if self.config.train.metric_lag == 1:
                 labeled, self.pending_batch = self.pending_batch, labeled
             clean_mags, mags = [clean.spectra.mag], [clean.spectra.mag]
-            dropout = [self.dropout(_CLEAN, batch_size)]
+            dropout = [self.dropout(_CLEAN, batch_size, part)]
             targets = [torch.ones(batch_size, device=self.group.device)]
             if labeled:  # with metric_lag 1 there is no previous batch in the first step
                 clean_mags.append(labeled.clean_mag)
                 mags.append(labeled.enhanced_mag)
-                dropout.append(self.dropout(_LABELED, batch_size))
+                dropout.append(self.dropout(_LABELED, batch_size, part))
                 targets.append(self._labels(labeled))
             d_score = self.ddp_discriminator(torch.cat(clean_mags), torch.cat(mags), torch.cat(dropout))
             target = torch.cat(targets)
@@ -168,31 +205,13 @@ class Trainer:
         if with_metric:
             assert self.discriminator
             self.discriminator.requires_grad_(False)
-            d_score = self.discriminator(clean.spectra.mag, judged.mag, self.dropout(_METRIC, batch_size))
+            d_score = self.discriminator(clean.spectra.mag, judged.mag, self.dropout(_METRIC, batch_size, part))
             self.discriminator.requires_grad_(True)
             metric = functional.mse_loss(d_score, torch.ones_like(d_score))
             loss = loss + self.config.loss.metric * metric
             logs["metric"] = metric.detach()
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm, updated = _update(self.network, self.optimizer, lr, optim.grad_clip)
-        for buffer, before in zip(self.statistics, statistics, strict=True):
-            buffer.copy_(buffer.where(updated, before))
-        if self.ema_model:
-            # The first update copies the weights; a skipped step leaves the average as it is.
-            weight = torch.where(self.ema_updates == 0, 1.0, 1 - optim.ema_decay) * updated
-            for average, parameter in zip(self.ema_model.parameters(), self.network.parameters(), strict=True):
-                average.lerp_(parameter.detach(), weight.to(average.dtype))
-            # As in `torch.optim.swa_utils.AveragedModel`, buffers are those of the network, not averages.
-            for average, buffer in zip(self.ema_statistics, self.statistics, strict=True):
-                average.copy_(buffer)
-            self.ema_updates += updated
-
-        finite = finite & updated
-        self.skipped_steps += ~finite
-        self.skipped_in_a_row = torch.where(finite, 0, self.skipped_in_a_row + 1)
-        self.global_step += 1
-        return logs | {"gradient_norm": norm, "learning_rate": torch.tensor(lr)}
+        (loss / accumulation).backward()
+        return logs, finite
 
     def _enhance(
         self, network: nn.Module, noisy: AnySpectra, clean_wav: Tensor, epoch: int | None = None
@@ -219,11 +238,12 @@ class Trainer:
             return teacher.enhance_batch(noisy_wav * gain).to(noisy_wav.dtype) / gain
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.train.bf16)
+        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def dropout(self, use: int, batch_size: int) -> Tensor:
+    def dropout(self, use: int, batch_size: int, part: int = 0) -> Tensor:
         """Return this process's rows `[batch_size, HIDDEN]` of the dropout factors of all processes."""
-        seed = np.random.SeedSequence([self.config.train.seed, 3 * self.global_step + use])
+        parts = self.global_step * self.config.train.accumulation + part
+        seed = np.random.SeedSequence([self.config.train.seed, 3 * parts + use])
         factors = dropout_factors(batch_size * self.group.ranks, int(seed.generate_state(1, np.uint64)[0] >> 1))
         return self._to_device(factors[self.group.rank * batch_size : (self.group.rank + 1) * batch_size])
 
