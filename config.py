@@ -294,9 +294,8 @@ class MixConfig:
     speed_share: Share = 0.0
     """Fraction of the crops whose speech is faster or slower, with another pitch."""
     filter_share: Share = 0.0
-    """Fraction of the crops whose speech passes a random filter (`data.mixing.random_filter`); as many noises do."""
-    pause_share: Share = 0.0
-    """Fraction of the crops that begin with a pause of the speech, in which the noise goes on."""
+    """Fraction of the crops whose speech passes a random filter (`data.mixing.random_filter`); as often, their noise
+    does."""
 
     @field_validator("snr_high", "gain_high")
     @classmethod
@@ -378,8 +377,8 @@ class TrainConfig:
     """Steps between validations; 0 for one after each epoch."""
     seed: NonNegativeInt
     accumulation: PositiveInt = 1
-    """Parts of a batch, of one size, that pass the networks one after another, to save memory. The network takes one
-    step along the mean of their gradients, the discriminator one for each part."""
+    """Number of equal parts into which a batch is split; they are processed one after another, to save memory. The
+    network takes one step along the mean of their gradients, the discriminator one for each part."""
     metric_lag: Annotated[int, Field(ge=0, le=1)] = 0
     """0: each step waits for its PESQ labels, as in the paper. 1: the discriminator is trained on the labels of the
     step before, so that the device does not wait."""
@@ -394,9 +393,9 @@ class TrainConfig:
     save_interval: PositiveInt = 1000
     """Steps between saves of the training state."""
     bf16: bool = False
-    """Run the network under bfloat16 autocast; off for float32, as in the paper, and as on all CPUs without AVX-512.
-    On a CPU only for networks whose width is a multiple of 16: for others some of PyTorch's convolutions return NaN
-    gradients or crash."""
+    """Run the network under bfloat16 autocast; off for float32, as in the paper. Ignored where bfloat16 is emulated, as
+    on CPUs without AVX-512. On a CPU only for networks whose width is a multiple of 16: for others some of PyTorch's
+    convolutions return NaN gradients or crash."""
     compile: bool = False
     """Use `torch.compile`, which takes minutes at the start."""
 
@@ -509,6 +508,22 @@ def load_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, thousands deep
         raise UserError(f"{path}: not valid JSON: {error}") from error
+
+
+def parse_saved_config(text: str) -> Config:
+    """Return the configuration that is saved in a checkpoint or an ONNX file as JSON; raises `UserError`.
+
+    Unknown settings of training are left out, because inference does not need them: those of other versions.
+    """
+    try:
+        content = json.loads(text)
+        for name, section_class in SECTIONS.items():
+            if name not in ("model", "stft", "data") and isinstance(section := content.get(name), dict):
+                known = [field.name for field in dataclasses.fields(section_class)]
+                content[name] = {key: value for key, value in section.items() if key in known}
+        return parse_config(content, "its configuration")
+    except (UserError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(f"its configuration cannot be used ({'; '.join(str(error).splitlines())})") from error
 
 
 def parse_config(content: Any, source: str) -> Config:

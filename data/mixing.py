@@ -61,9 +61,6 @@ SECOND_NOISE = (-10.0, 10.0)
 CLIPPED = (0.001, 0.2)
 """Range of the fraction of samples that are clipped; its logarithm is uniform."""
 
-PAUSE_GAIN = (-80.0, -40.0)
-"""Range in dB of the gain of the speech in a pause. It is not 0, because the phase of silence is not defined."""
-
 CODED_LEVEL = (-40.0, -16.0)
 """Range in dBFS of the level of coded speech."""
 
@@ -204,10 +201,7 @@ class MixedDataset:
         speech = self._cache.samples(sound)
         if chance(rng, mix.speed_share):
             speech = resample(speech, round(self._data.sampling_rate * rng.uniform(*SPEED)), self._data.sampling_rate)
-        if chance(rng, mix.pause_share):
-            speech, start = pause_before(rng, speech, segment)
-        else:
-            start = draw_start(rng, speech, segment)
+        start = draw_start(rng, speech, segment)
         target, noisy, dry = self._mixer.mix(rng, sound, speech, start, segment)
         gain = np.float32(10 ** (rng.uniform(mix.gain_low, mix.gain_high) / 20))
         if self._data.normalize_level:
@@ -282,22 +276,6 @@ def draw_start(rng: np.random.Generator, speech: np.ndarray, segment: int) -> in
         if mean_power(speech[start : start + segment]) >= min_power:
             break
     return start
-
-
-def pause_before(rng: np.random.Generator, speech: np.ndarray, segment: int) -> tuple[np.ndarray, int]:
-    """Return speech `[N']` with a random pause, and the start of a crop of `segment` samples that begins with it.
-
-    The pause ends after a quarter to a half of the crop, where the speech is quietest (of 48 parts of this range). The
-    speech up to there has a gain in `PAUSE_GAIN`.
-    """
-    half = segment // 2
-    start = draw_start(rng, speech, segment - half)  # of the second half, which is not nearly silent
-    speech = np.pad(speech, (half, 0))
-    parts = np.array_split(speech[start + half // 2 : start + half], 48)
-    quietest = int(np.argmin([mean_power(part) for part in parts]))
-    end = start + half // 2 + sum(map(len, parts[:quietest]))
-    speech[:end] *= np.float32(10 ** (rng.uniform(*PAUSE_GAIN) / 20))
-    return speech, start
 
 
 def draw_piece(rng: np.random.Generator, sounds: Iterable[np.ndarray], samples: int) -> np.ndarray:

@@ -9,7 +9,6 @@ complete: its metadata hold the configuration.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cli import UserError
-from config import Config, parse_config
+from config import Config, parse_saved_config
 from enhance.graphs import SPECTRA_INPUTS, GraphNetwork, StreamingGraphNetwork, run_graph
 from models.stft import AnySpectra, spectra_class
 
@@ -45,10 +44,9 @@ def load_onnx(path: Path, threads: int) -> tuple[GraphNetwork, Config]:
     if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: an ONNX file without this project's configuration; {_EXPORT_AGAIN}")
     try:
-        config = parse_config(json.loads(metadata[CONFIG_KEY]), "its configuration")
-    except (UserError, ValueError, RecursionError) as error:
-        reason = "; ".join(str(error).splitlines())
-        raise UserError(f"{path}: its configuration cannot be used ({reason}); {_EXPORT_AGAIN}") from error
+        config = parse_saved_config(metadata[CONFIG_KEY])
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {_EXPORT_AGAIN}") from error
     inputs = tuple(each.name for each in session.get_inputs())
     if inputs[:SPECTRA_INPUTS] != spectra_class(config.model.complex_spectra)._fields:
         raise UserError(f"{path}: its inputs are not those of {config.model.name}; {_EXPORT_AGAIN}")

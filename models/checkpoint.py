@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cli import UserError
-from config import Config, load_json, parse_config
+from config import Config, load_json, parse_config, parse_saved_config
 from models import build
 from models.published import config_sections, is_short_mpsenet, published_network, translate_published
 from utils.atomic import atomic_open
@@ -121,11 +121,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:
     if "config" not in metadata:
         raise UserError(f"{path}: holds weights without a configuration; give a checkpoint of this project")
     try:
-        config = parse_config(json.loads(metadata["config"]), "its configuration")
-    except (UserError, ValueError, RecursionError) as error:
-        reason = "; ".join(str(error).splitlines())
-        message = f"{path}: its configuration cannot be used ({reason}); give a checkpoint written by this version"
-        raise UserError(message) from error
+        config = parse_saved_config(metadata["config"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}; give a checkpoint written by this version") from error
     for old, new in _RENAMED:
         weights = {re.sub(old, new, name): tensor for name, tensor in weights.items()}
     return weights, config

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli import UserError
-from config import Config, MixConfig, load_config, parse_config
+from config import Config, MixConfig, load_config, parse_config, parse_saved_config
 from tests.fixtures.commands import ROOT, error_line
 
 CONFIGS = ROOT / "configs"
@@ -119,6 +119,19 @@ def test_invalid_value(recipe: str, changes: dict[str, Any], key: str) -> None:
         else:
             content[section] = value
     assert list(problems_of(content)) == [key]
+
+
+def test_saved_configurations_may_have_training_settings_of_other_versions() -> None:
+    content = load_config(CONFIGS / "imse_mix.json").to_dict()
+    for section in ("optim", "mix"):
+        content[section]["other"] = 1
+    assert parse_saved_config(json.dumps(content)) == load_config(CONFIGS / "imse_mix.json")
+    content["stft"]["other"] = 1
+    with pytest.raises(UserError, match=r"stft\.other: unknown key"):
+        parse_saved_config(json.dumps(content))
+    for text in ("[]", "{", '{"mix": 3}'):
+        with pytest.raises(UserError, match="cannot be used"):
+            parse_saved_config(text)
 
 
 @pytest.mark.parametrize("name", ["a\u2028b\n\x1b[2J", "x" * 1000])

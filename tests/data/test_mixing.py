@@ -22,7 +22,6 @@ from data.mixing import (
     Mixer,
     add_noise,
     check_sounds,
-    pause_before,
     random_filter,
     room_response,
 )
@@ -362,30 +361,6 @@ def test_speed_changes_the_pitch(tmp_path: Path) -> None:
     assert 18 <= len(changed) <= 42
     assert 850 <= min(changed) < 900
     assert 1130 < max(changed) <= 1181
-
-
-def test_a_pause_ends_where_the_speech_is_quietest() -> None:
-    speech = np.where(np.arange(8000) % 240 < 20, 0.01, 0.5)
-    gains: list[float] = []
-    for seed in range(50):
-        paused, start = pause_before(np.random.default_rng(seed), speech, 960)  # parts of 5 samples
-        if start < 480:
-            continue  # the speech begins within the crop
-        crop, unpaused = paused[start : start + 960], np.pad(speech, (480, 0))[start : start + 960]
-        end = int(np.flatnonzero(crop != unpaused)[-1]) + 1
-        assert 240 <= end < 480
-        assert (unpaused[end : end + 5] == 0.01).all()
-        gains += [20 * np.log10(crop[i] / unpaused[i]) for i in (0, end - 1)]
-    assert (min(gains), max(gains)) == pytest.approx((-80, -40), abs=2)
-
-
-def test_noise_goes_on_in_pauses(tmp_path: Path) -> None:
-    source = dataset(tmp_path, [SPEECH], [NOISE], replace(PLAIN, pause_share=0.5))
-    crops = [source.crop(epoch, 0) for epoch in range(60)]
-    pauses = [crop for crop in crops if mean_power(crop.clean[:240]) < 1e-3 * mean_power(crop.clean)]
-    assert 18 <= len(pauses) <= 42
-    assert all(mean_power(clean[500:]) > 0.2 * mean_power(clean) for clean, *_ in pauses)
-    assert all(mean_power(noisy[:240]) > 0.5 * mean_power(noisy - clean) for clean, noisy, _ in pauses)
 
 
 @pytest.mark.parametrize("delay", [0, 960])  # 60 ms: the target is not what lies before the direct sound
