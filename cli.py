@@ -38,6 +38,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """Raise `UserError` if PyTorch cannot compute on `device`; with torchrun, on this process's own GPU."""
         import torch  # late: slow to import, and most commands need no network
 
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            self.error(f"--device {device}: must be cpu or cuda")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             if device.startswith("cuda:"):
                 self.error(f"--device {device}: with torchrun give cuda, for one GPU per process")
@@ -85,6 +87,7 @@ def run(main: Main) -> NoReturn:
         if not isinstance(error, BrokenPipeError):
             print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         # The interpreter would flush the remaining buffer at exit and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = SOME_FAILED
     sys.exit(code)

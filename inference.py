@@ -113,20 +113,22 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments(argv)
-    torch.backends.cudnn.allow_tf32 = False  # the same results on a GPU as on a CPU
     tune_malloc()
     if options.stream:
         return enhance_live(options)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
     group, device = join_for_files(options.device)
+    pipe = options.input_noisy_wavs_dir == "-"
+    jobs = [] if pipe else plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
+    clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
     network, config = load_network(options.checkpoint_file, torch.get_num_threads())
     options.protocol = options.protocol or default_protocol(network, config)
     if options.compile and options.protocol == "whole":
         raise UserError("--compile: not with protocol whole, where each file has its own length")
     bf16 = options.bf16 and has_fast_bfloat16(device)
     if bf16 != options.bf16:
-        print("--bf16: this CPU has no AVX-512, float32 is used", file=sys.stderr)
+        print("--bf16: this CPU or GPU has no fast bfloat16, float32 is used", file=sys.stderr)
     enhancer = fast_enhancer(
         network,
         config,
@@ -137,12 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         bf16=bf16,
         compiled=options.compile,
     )
-    if options.input_noisy_wavs_dir == "-":
+    if pipe:
         pipe_file(lambda source, target: enhance_file(source, target, enhancer, options.protocol))
         return DONE
 
-    jobs = plan_outputs(Path(options.input_noisy_wavs_dir), options.output_dir)
-    clean = audio_by_id(options.input_clean_wavs_dir) if options.input_clean_wavs_dir else {}
     own = jobs[group.rank :: group.ranks]
     if options.resume:
         left = [job for job in own if not is_done(*job)]
@@ -156,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from metrics.summary import print_scores  # late: importing SciPy takes as long as importing PyTorch
 
         targets = {target: target.relative_to(options.output_dir) for _, target in jobs}
-        problems = print_scores(clean, targets, failures, whole=Path(options.input_noisy_wavs_dir).is_dir())
+        whole = Path(options.input_noisy_wavs_dir).is_dir()
+        problems = print_scores(clean, targets, failures, whole, progress=not options.quiet)
         for problem in problems:
             print(problem, file=sys.stderr)
     # The same exit code in all processes, because torchrun ends all of them when one fails.

@@ -118,6 +118,8 @@ def read_config(options: Namespace) -> Config:
         raise UserError(f"{options.config}: its section mix needs --input_clean_wavs_dir and --input_noise_dir")
     if config.mix and options.select_on == "test":
         raise UserError(f"{options.config}: has a section mix; --select_on test is for lists of pairs")
+    if config.mix and options.input_noisy_wavs_dir:
+        raise UserError(f"{options.config}: has a section mix; --input_noisy_wavs_dir is for lists of pairs")
     if (options.input_noise_dir or options.input_rooms_dir) and not config.mix:
         raise UserError(f"{options.config}: --input_noise_dir and --input_rooms_dir need a section mix in the config")
     return config
@@ -252,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{group.ranks} x {config.train.batch_size} crops per step, {total_batch} in total", file=sys.stderr
                 )
                 if config.train.bf16 and not trainer.bf16:
-                    print("train.bf16: this CPU has no AVX-512, float32 is used", file=sys.stderr)
+                    print("train.bf16: this CPU or GPU has no fast bfloat16, float32 is used", file=sys.stderr)
                 if options.select_on == "test":
                     print("--select_on test: the best score is optimistic", file=sys.stderr)
 
@@ -329,6 +331,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except torch.OutOfMemoryError as error:
             message = f"{options.device}: out of memory; raise train.accumulation, or lower train.batch_size"
             raise UserError(message) from error
+        except RuntimeError as error:
+            if not config.train.compile or trainer.global_step > first_step:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"train.compile: cannot be used ({reason}); give --set train.compile=false") from error
 
         loop.close()  # from here on, a signal ends the process
         if test_pairs and options.select_on == "held_out":

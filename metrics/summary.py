@@ -77,7 +77,7 @@ def json_number(value: float, digits: int | None = None) -> float | None:
 
 
 def print_scores(
-    clean: Mapping[str, Path], targets: Mapping[Path, Path], failed: Mapping[Path, str], whole: bool
+    clean: Mapping[str, Path], targets: Mapping[Path, Path], failed: Mapping[Path, str], whole: bool, progress: bool
 ) -> list[str]:
     """Score enhanced files against their clean versions and print the table. Return one line per problem.
 
@@ -85,6 +85,7 @@ def print_scores(
     targets: enhanced files, with their paths relative to the output folder.
     failed: enhanced files that could not be made, with the reason. They count as failed in the table.
     whole: report clean files without an enhanced version.
+    progress: show a bar on standard error.
     """
     problems: list[str] = []
     enhanced: dict[str, Path] = {}
@@ -97,7 +98,7 @@ def print_scores(
     if whole:
         problems += [f"{path}: has no noisy version" for path in pairing.clean_only]
     done = [pair for pair in pairing.pairs if pair.noisy not in failed]
-    results = score_pairs(done, "published", available_cores())
+    results = score_pairs(done, "published", available_cores(), progress)
     problems += [f"{result.id}: {result.reason}" for result in results if result.reason is not None]
     results += [without_scores(pair, failed[pair.noisy]) for pair in pairing.pairs if pair.noisy in failed]
     print(format_table(results, "published"))

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_unusable_lists(folder: Path, listed: Callable[[Path], list[str]], words
         (["--training_epochs=0"], ["imse.json", "train.epochs"]),
         (["--validation_interval=-1"], ["imse.json", "train.validation_interval"]),
         (["--max_steps=0"], ["--max_steps"]),
-        (["--device=tpu"], ["--device", "tpu"]),
+        (["--device=meta"], ["--device", "meta"]),
         (["--select_on=test"], ["--select_on", "--input_validation_file"]),
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
         (["--resume", "--teacher=training.txt"], ["--resume", "--teacher"]),
@@ -178,6 +179,10 @@ def test_missing_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--input_clean_wavs_dir=speech"], "--input_noise_dir"),
         (["--input_clean_wavs_dir=speech", "--input_noise_dir=quiet"], "silent"),
+        (
+            ["--input_clean_wavs_dir=speech", "--input_noise_dir=quiet", "--input_noisy_wavs_dir=speech"],
+            "noisy_wavs_dir",
+        ),
     ],
 )
 def test_impossible_mixes(folder: Path, arguments: list[str], word: str) -> None:
@@ -187,6 +192,16 @@ def test_impossible_mixes(folder: Path, arguments: list[str], word: str) -> None
     off = settings(train_compile="false", train_bf16="false")
     (line,) = refused(folder, f"--config={MIX}", *off, *arguments)
     assert word in line
+
+
+def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    ended = train_here(folder, *OPTIONS, *settings(train_compile="true"), "--checkpoint_path=uncompiled")
+    assert ended.returncode == 1
+    assert "train.compile" in ended.stderr.splitlines()[-1] and "no C++ compiler" in ended.stderr.splitlines()[-1]
 
 
 def test_folder_of_another_run(holding: Path) -> None:

@@ -110,8 +110,7 @@ class Trainer:
 
         A network whose gradient is not finite keeps its weights, the statistics of its batch norms and its optimizer
         state; this is decided on the device. With `train.metric_lag` 1 the discriminator learns the labels of the
-        previous batch, or of the previous part by `train.accumulation`, and the step waits neither for the device nor
-        for their PESQ.
+        previous batch, or of the previous part by `train.accumulation`, and waits only if these are not ready.
 
         Returns scalar tensors of this process, means over the parts: each loss term (unweighted), `loss` (the weighted
         sum without the metric term and the network's own terms, as in validation), `metric`, `discriminator`, the

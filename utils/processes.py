@@ -36,9 +36,8 @@ class LostProcessError(Exception):
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    """Return the number of cores that this process may use, also by the limit of a container."""
+    return loky.cpu_count()
 
 
 def own_cores() -> int:

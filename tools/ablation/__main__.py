@@ -61,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = path.parent
         run_dir = folder / "run"
         training = ["--config", path, "--checkpoint_path", run_dir, "--max_steps", options.steps, *options.train]
-        training += ["--resume"] * (run_dir / "latest.pt").exists() + ["--quiet"] * options.quiet
+        if (run_dir / "latest.pt").exists():
+            for option in ("--fine_tune", "--teacher"):  # of the start; the run keeps its teacher
+                if option in training:
+                    index = training.index(option)
+                    del training[index : index + 2]
+            training += ["--resume"]
+        training += ["--quiet"] * options.quiet
         print(f"{name}: training", file=sys.stderr)
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
             code = call(train.main, [str(each) for each in training])
