@@ -517,12 +517,12 @@ def parse_saved_config(text: str) -> Config:
     """
     try:
         content = json.loads(text)
-        for name, section_class in SECTIONS.items():
-            if name not in ("model", "stft", "data") and isinstance(section := content.get(name), dict):
-                known = [field.name for field in dataclasses.fields(section_class)]
+        for name in ("loss", "optim", "train", "mix"):
+            if isinstance(content, dict) and isinstance(section := content.get(name), dict):
+                known = [field.name for field in dataclasses.fields(SECTIONS[name])]
                 content[name] = {key: value for key, value in section.items() if key in known}
         return parse_config(content, "its configuration")
-    except (UserError, AttributeError, ValueError, RecursionError) as error:
+    except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"its configuration cannot be used ({'; '.join(str(error).splitlines())})") from error
 
 

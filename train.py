@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             f"{run_dir.path} keeps the last save. Try a lower learning rate or optim.grad_clip"
                         )
         except torch.OutOfMemoryError as error:
-            message = f"{options.device}: out of memory; raise train.accumulation, or lower train.batch_size"
+            message = f"{options.device}: out of memory; raise train.accumulation or lower data.segment_size"
             raise UserError(message) from error
         except RuntimeError as error:
             if not config.train.compile or trainer.global_step > first_step:

@@ -27,13 +27,14 @@ def find_parquet(name: str) -> dict[str, list[Path]]:
     if not (find_spec("huggingface_hub") and find_spec("pyarrow")):
         raise UserError("--hub: huggingface_hub and pyarrow are not installed: pip install -e '.[hub]'")
     from huggingface_hub import snapshot_download  # late: optional packages
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] (of its HTTP library)
     from pyarrow import parquet
 
     folder = Path(name)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns="*.parquet"))
-        except Exception as error:  # of huggingface_hub, and of the HTTP library that its version uses
+        except (HTTPError, OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"--hub {name}: no such folder, and it cannot be downloaded ({reason})") from error
     splits = {split: sorted(folder.rglob(f"{split}*.parquet")) for split in ("train", "test")}

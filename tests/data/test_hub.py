@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from data.audio import read_audio
 from tests.fixtures.commands import Result, call_main
 from tests.fixtures.recordings import files_below
 
-pytest.importorskip("huggingface_hub")
+HTTPError = pytest.importorskip("huggingface_hub.errors").HTTPError
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -122,3 +122,13 @@ def test_without_network_or_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         done = convert(name, tmp_path)
         assert done.returncode == 2
         assert str(name) in done.stderr and word in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_lost_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object, **__: object) -> NoReturn:
+        raise HTTPError("connection lost")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lose)
+    done = convert("some/set", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "some/set" in done.stderr and "connection lost" in done.stderr

@@ -62,11 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir = folder / "run"
         training = ["--config", path, "--checkpoint_path", run_dir, "--max_steps", options.steps, *options.train]
         if (run_dir / "latest.pt").exists():
-            for option in ("--fine_tune", "--teacher"):  # of the start; the run keeps its teacher
-                if option in training:
-                    index = training.index(option)
-                    del training[index : index + 2]
-            training += ["--resume"]
+            training = [*without_start(training), "--resume"]
         training += ["--quiet"] * options.quiet
         print(f"{name}: training", file=sys.stderr)
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
@@ -128,6 +124,14 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     if options.variants is None:
         options.variants = sorted((ROOT / "configs/ablation").glob("*.json"))
     return options
+
+
+def without_start(arguments: Sequence[Any]) -> list[str]:
+    """Return the arguments of train.py without those that cannot be given with --resume."""
+    start = ArgumentParser(add_help=False, allow_abbrev=False)
+    start.add_argument("--fine_tune")
+    start.add_argument("--teacher")
+    return start.parse_known_args([str(each) for each in arguments])[1]
 
 
 def write_configs(options: Namespace) -> dict[str, Path]:

@@ -124,7 +124,7 @@ def test_more_steps_resume_and_enhance_again(done: Path, monkeypatch: pytest.Mon
     calls: list[list[str]] = []
     monkeypatch.setattr(ablation.train, "main", lambda argv: calls.append(argv) or 0)
     monkeypatch.setattr(ablation, "enhance_files", lambda *_, **__: {})
-    ended = call_ablation(done, "--steps", "2", *FOR_TRAIN, "--fine_tune", "start.safetensors")
+    ended = call_ablation(done, "--steps", "2", *FOR_TRAIN, "--fine_tune", "start", "--teacher=other")
     assert ended.returncode == 1  # nothing was enhanced
     assert "no_gate: s_4" in ended.stderr
     for name, training in zip(("base", "no_gate"), calls, strict=True):
