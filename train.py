@@ -222,8 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     model = replace(config.model, channels=other.model.channels, beta=other.model.beta)
                     first_network = causal_imse(first_network, model, other.stft.bins)
                     other = replace(other, model=model)
-                if (other.model, other.stft) != (config.model, config.stft):
-                    raise UserError(f"{options.fine_tune}: another network or STFT than in {options.config}")
+                own, given = other.to_dict(), config.to_dict()
+                parts = [(section, key) for section in ("model", "stft") for key in own[section]]
+                if differing := [(s, key) for s, key in parts if own[s][key] != given[s].get(key)]:
+                    has = ", ".join(f"{s}.{key}={own[s][key]}" for s, key in differing)
+                    raise UserError(f"{options.fine_tune}: another network or STFT than in {options.config}: has {has}")
             test_pairs = read_file_list(options.input_validation_file) if options.input_validation_file else []
             check_pairs(test_pairs)
             cache = AudioCache(config.data.sampling_rate, keep=not options.no_cache)

@@ -218,9 +218,13 @@ def test_folder_of_another_run(holding: Path) -> None:
 
 
 def test_fine_tuning_another_network(folder: Path, small_checkpoint: Path, finished: Path) -> None:
-    for path, change in ((small_checkpoint, []), (finished / "best.safetensors", settings(model_channels=16))):
+    wider = settings(model_channels=16)
+    for path, change, setting in (
+        (small_checkpoint, [], "stft.n_fft="),
+        (finished / "best.safetensors", wider, "model.channels=8"),
+    ):
         (line,) = refused(folder, f"--fine_tune={path}", *change)
-        assert str(path) in line and str(PAPER) in line
+        assert str(path) in line and str(PAPER) in line and setting in line
 
 
 def test_unusable_states(holding: Path) -> None:
