@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from cli import UserError
 from config import Config
 from enhance.streaming import StreamingNetwork
 from models.stft import AnySpectra, Spectrogram, spectra_class
-from models.streaming import stream_whole
+from models.streaming import State, stream_whole
 
 SPECTRA_INPUTS = 2
 """Number of inputs for the spectra, `[batch, F, frames]` each, as of outputs. Further ones are the state."""
@@ -45,38 +44,26 @@ class TensorNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.spectra_class = spectra_class(complex_spectra)
-        self.example_state = network.initial_state(EXAMPLE_BATCH) if isinstance(network, StreamingNetwork) else None
 
     def forward(self, first: Tensor, second: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Enhance spectra; with a state, return the next state too."""
         noisy = self.spectra_class(first, second)
-        next_state: dict[str, Tensor] = {}
+        next_state: State = ()
         if state:
-            before = _nest_state(state, like=self.example_state)
-            enhanced, after = cast(StreamingNetwork, self.network).stream(noisy, before)
-            next_state = flatten_state(after)
+            enhanced, next_state = cast(StreamingNetwork, self.network).stream(noisy, state)
         else:
             enhanced = self.network(noisy)
         # An output of a graph must not be one of its inputs.
         parts = (part + 0 if part is given else part for part, given in zip(enhanced, noisy, strict=True))
-        return *parts, *next_state.values()
+        return *parts, *next_state
 
 
-def flatten_state(state: Any) -> dict[str, Tensor]:
-    """Flatten a named tuple of tensors and of tuples of tensors, which are numbered, to {name: tensor}."""
-    named: dict[str, Tensor] = {}
-    for name, part in state._asdict().items():
-        if isinstance(part, tuple):
-            named |= {f"{name}_{index}": each for index, each in enumerate(part)}
-        else:
-            named[name] = part
-    return named
-
-
-def _nest_state(tensors: Sequence[Tensor], like: Any) -> Any:
-    """Invert `flatten_state`, for a state of the form of `like`."""
-    rest = iter(tensors)
-    return like._make(tuple(islice(rest, len(part))) if isinstance(part, tuple) else next(rest) for part in like)
+@torch.no_grad()
+def example_state(network: StreamingNetwork, config: Config) -> dict[str, Tensor]:
+    """Return the state before the first frame of `EXAMPLE_BATCH` signals: {name of the graph's input: zeros}."""
+    zeros = torch.zeros(SPECTRA_INPUTS, EXAMPLE_BATCH, config.stft.bins, config.model.block_frames)
+    _, state = network.stream(spectra_class(config.model.complex_spectra)(*zeros), None)
+    return {f"state_{index}": torch.zeros_like(each) for index, each in enumerate(state)}
 
 
 class GraphNetwork(nn.Module):
@@ -114,10 +101,6 @@ class StreamingGraphNetwork(GraphNetwork):
         nn.Module.__init__(self)
         self.block_frames, self.delay_frames = block_frames, delay_frames
 
-    def initial_state(self, batch: int) -> Any:
-        """Return the state before the first frame of `batch` signals."""
-        raise NotImplementedError
-
     def stream(self, noisy: AnySpectra, state: Any) -> tuple[AnySpectra, Any]:
         """Enhance the next frames, spectra `[B, F, T]`; see `enhance.streaming.StreamingNetwork`."""
         raise NotImplementedError
@@ -128,8 +111,7 @@ class StreamingGraphNetwork(GraphNetwork):
 
     def in_pieces(self, noisy: AnySpectra, frames: int) -> AnySpectra:
         """Enhance whole signals, spectra `[B, F, T]`, in pieces of `frames` frames."""
-        state = self.initial_state(len(noisy[0]))
-        return stream_whole(self.stream, noisy, state, frames, self.block_frames, self.delay_frames)
+        return stream_whole(self.stream, noisy, frames, self.block_frames, self.delay_frames)
 
 
 @torch.inference_mode()

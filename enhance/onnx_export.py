@@ -32,7 +32,7 @@ from enhance.graphs import (
     GraphNetwork,
     TensorNetwork,
     check_graph,
-    flatten_state,
+    example_state,
 )
 from enhance.onnx_runtime import CONFIG_KEY, open_session, session_network
 from enhance.streaming import StreamingNetwork
@@ -64,9 +64,7 @@ def export(network: nn.Module, config: Config, stream: bool = False) -> bytes:
         raise UserError(f"exporting {name} needs PyTorch {RNN_NODE_SINCE} or newer; this is {torch.__version__}")
     if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
-    state = (
-        flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
-    )
+    state = example_state(network, config) if stream and isinstance(network, StreamingNetwork) else {}
     content = _simplified(_recorded(network, config, state), config)
     check_graph(session_network(open_session(content, 1, IN_MEMORY), config), network, config)
     return content

@@ -78,15 +78,16 @@ class _OnnxStream(StreamingGraphNetwork):
         super().__init__(config.model.block_frames, config.model.delay_frames)
         self._run, self._state_shapes = run, state_shapes
 
-    def initial_state(self, batch: int) -> dict[str, np.ndarray]:
-        """Return the state before the first frame of `batch` signals: {input name: zeros}."""
-        return {
-            name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
-            for name, shape in self._state_shapes.items()
-        }
-
-    def stream(self, noisy: AnySpectra, state: Mapping[str, np.ndarray]) -> tuple[AnySpectra, dict[str, np.ndarray]]:
+    def stream(
+        self, noisy: AnySpectra, state: Mapping[str, np.ndarray] | None
+    ) -> tuple[AnySpectra, dict[str, np.ndarray]]:
         """Enhance the next frames, spectra `[B, F, T]`; returns them and the next state."""
+        if state is None:
+            batch = len(noisy[0])
+            state = {
+                name: np.zeros([size if isinstance(size, int) else batch for size in shape], np.float32)
+                for name, shape in self._state_shapes.items()
+            }
         enhanced, next_state = run_graph(self._run, noisy, state)
         return enhanced, dict(zip(self._state_shapes, next_state, strict=True))
 

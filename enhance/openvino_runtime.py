@@ -35,7 +35,7 @@ from enhance.graphs import (
     StreamingGraphNetwork,
     TensorNetwork,
     check_graph,
-    flatten_state,
+    example_state,
 )
 from enhance.streaming import StreamingNetwork
 from models.stft import AnySpectra, spectra_class
@@ -137,9 +137,7 @@ def _convert(network: nn.Module, config: Config, frames: int | None, stream: boo
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    state = (
-        flatten_state(network.initial_state(EXAMPLE_BATCH)) if stream and isinstance(network, StreamingNetwork) else {}
-    )
+    state = example_state(network, config) if stream and isinstance(network, StreamingNetwork) else {}
     example_frames = frames if stream and frames else EXAMPLE_FRAMES  # LSTMs compute a single frame in another way
     examples = *torch.rand(SPECTRA_INPUTS, EXAMPLE_BATCH, config.stft.bins, example_frames), *state.values()
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
@@ -201,10 +199,6 @@ class _OpenVinoStream(StreamingGraphNetwork):
         super().__init__(compiled.input(0).partial_shape[2].get_length(), config.model.delay_frames)
         self._compiled = compiled
 
-    def initial_state(self, batch: int) -> list[tuple[InferRequest, InferRequest]]:
-        """Return the state before the first frame of `batch` signals."""
-        return [self._requests() for _ in range(batch)]
-
     def _requests(self) -> tuple[InferRequest, InferRequest]:
         first, second = self._compiled.create_infer_request(), self._compiled.create_infer_request()
         for index in range(SPECTRA_INPUTS, len(self._compiled.inputs)):
@@ -214,13 +208,13 @@ class _OpenVinoStream(StreamingGraphNetwork):
         return first, second
 
     def stream(
-        self, noisy: AnySpectra, state: list[tuple[InferRequest, InferRequest]]
+        self, noisy: AnySpectra, state: list[tuple[InferRequest, InferRequest]] | None
     ) -> tuple[AnySpectra, list[tuple[InferRequest, InferRequest]]]:
         """Enhance the next frames, spectra `[B, F, T]`, T divisible by `block_frames`."""
         noisy_parts = [part.numpy() for part in noisy]
         enhanced = [np.empty_like(part) for part in noisy_parts]
-        next_state = list(state)
         batch, _, frames = noisy_parts[0].shape
+        next_state = [self._requests() for _ in range(batch)] if state is None else list(state)
         for signal in range(batch):
             for start in range(0, frames, self.block_frames):
                 piece = signal, slice(None), slice(start, start + self.block_frames)

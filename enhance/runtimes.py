@@ -149,10 +149,6 @@ class Bfloat16(nn.Module):
 class Bfloat16Stream(Bfloat16):
     """A `StreamingNetwork` of this kind."""
 
-    def initial_state(self, batch: int) -> Any:
-        """Return the state before the first frame of `batch` signals."""
-        return cast(StreamingNetwork, self.network).initial_state(batch)
-
     def stream(self, noisy: AnySpectra, state: Any) -> tuple[AnySpectra, Any]:
         """Enhance the next frames; see `StreamingNetwork`."""
         with torch.autocast(noisy[0].device.type, torch.bfloat16):

@@ -29,21 +29,14 @@ MOST_FRAMES = 128
 
 @runtime_checkable
 class StreamingNetwork(Protocol):
-    """A network that takes its frames in pieces and keeps a state between them.
-
-    In PyTorch the state is a named tuple of tensors and of tuples of tensors; in an ONNX file they are inputs and
-    outputs.
-    """
-
-    def initial_state(self, batch: int) -> Any:
-        """Return the state before the first frame of `batch` signals."""
-        ...
+    """A network that takes its frames in pieces and keeps a state between them."""
 
     def stream(self, noisy: Any, state: Any) -> tuple[AnySpectra, Any]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; returns T frames and the next state.
 
         T is a multiple of `NetworkConfig.block_frames`. The frames that are returned precede the last
-        `NetworkConfig.delay_frames` ones.
+        `NetworkConfig.delay_frames` ones. The state is None at the start of the signals, then what the call before
+        returned: in PyTorch a tuple of tensors, whose shapes do not change and for which zeros mean the same as None.
         """
         ...
 
@@ -91,7 +84,7 @@ class Stream:
     def _restart(self) -> None:
         self._framer = _Framer(self._stft, self._window)
         self._overlap_add = _OverlapAdd(self._stft, self._window)
-        self._state = self._network.initial_state(1)
+        self._state = None
         self._held = np.zeros((0, self._stft.win_size), self._window.dtype)  # noisy frames of a block in part
         self._leading = self._delay  # frames still to come out that lie before the signal
         self._pending = 0  # samples that have come in but not gone out

@@ -12,7 +12,7 @@ layers also sees the next frame; without look-ahead the network is causal and ca
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from models.blocks import at_least_float32
 from models.cnunet import complex_concat, complex_conv
 from models.recurrent import run_rnn
 from models.stft import ComplexSpectra, Spectra
+from models.streaming import Memory, State
 
 CHANNELS = {"complex": (32, 64, 128, 256, 256, 256), "real": (16, 32, 64, 128, 256, 256)}
 """Output channels of the encoder layers by `DccrnConfig.lstm`, real and imaginary parts together."""
@@ -36,19 +37,6 @@ _INITIAL_STD = 0.05  # of the weights of the convolutions
 _SILENT_POWER = 1e-8  # added to the power of the noisy spectrum by mask E
 
 
-class State(NamedTuple):
-    """State after a frame, for B signals.
-
-    hidden, cell: states of the LSTM layers, `[4, B, H]` if they are complex, else `[1, B, H]`.
-    encoder_past, decoder_past: last input frame of each layer, `[B, C, F, 1]`; layers that look ahead ignore theirs.
-    """
-
-    hidden: tuple[Tensor, ...]
-    cell: tuple[Tensor, ...]
-    encoder_past: tuple[Tensor, ...]
-    decoder_past: tuple[Tensor, ...]
-
-
 class EncoderLayer(nn.Module):
     """Complex convolution over 5 bins and 2 frames, norm, PReLU: `[B, C, F, T]` → `[B, C', F / 2, T]`."""
 
@@ -58,10 +46,9 @@ class EncoderLayer(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.PReLU()
 
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve each frame and the one before it; return the result and the past of the next frame."""
-        y = complex_conv(self.conv, torch.cat([past, x], dim=3))
-        return self.act(self.norm(y)), x[..., -1:]
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Convolve each frame and the one before it."""
+        return self.act(self.norm(complex_conv(self.conv, _with_previous(x, memory))))
 
 
 class DecoderLayer(nn.Module):
@@ -82,14 +69,21 @@ class DecoderLayer(nn.Module):
         self.norm = nn.Identity() if last else nn.BatchNorm2d(out_channels)
         self.act = nn.Identity() if last else nn.PReLU()
 
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve; return the result and the past of the next frame.
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Convolve.
 
         As in the authors' code, the statistics of the norm include the frame that is dropped.
         """
-        y = complex_conv(self.conv, x if self.looks_ahead else torch.cat([past, x], dim=3))
+        y = complex_conv(self.conv, x if self.looks_ahead else _with_previous(x, memory))
         y = self.act(self.norm(y))
-        return y[..., 1:] if self.looks_ahead else y, x[..., -1:]
+        return y[..., 1:] if self.looks_ahead else y
+
+
+def _with_previous(x: Tensor, memory: Memory) -> Tensor:
+    """Put the last frame of the pass before in front of `[B, C, F, T]`."""
+    past = memory.recall(torch.zeros_like(x[..., :1]))
+    memory.keep(x[..., -1:])
+    return torch.cat([past, x], dim=3)
 
 
 def _initialized(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d:
@@ -100,48 +94,34 @@ def _initialized(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTra
 
 
 class ComplexLSTM(nn.Module):
-    """Two LSTMs L_r and L_i over time, combined as a complex product: `[2, B, T, C]` → `[2, B, T, C']`.
+    """Two LSTMs L_r and L_i over time, combined as a complex product: `[B, 2, T, C]` → `[B, 2, T, C']`.
 
-    The first axis is real and imaginary part: real = L_r(real) − L_i(imaginary), imaginary = L_r(imaginary) +
-    L_i(real). Each of the four runs has its own state; they are in the order L_r(real), L_r(imaginary), L_i(real),
-    L_i(imaginary).
+    The second axis is real and imaginary part: real = L_r(real) − L_i(imaginary), imaginary = L_r(imaginary) +
+    L_i(real). Each of the four runs has its own state.
     """
-
-    runs = 4
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.real = nn.LSTM(inputs, hidden, batch_first=True)
         self.imaginary = nn.LSTM(inputs, hidden, batch_first=True)
 
-    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Apply both LSTMs to both parts in one batch; return the result and the next state, `[4, B, C']` each."""
-        (rr, ri), *real_state = _run_parts(self.real, x, hidden[:2], cell[:2])
-        (ir, ii), *imaginary_state = _run_parts(self.imaginary, x, hidden[2:], cell[2:])
-        hidden, cell = (torch.cat(parts) for parts in zip(real_state, imaginary_state, strict=True))
-        return torch.stack([rr - ii, ri + ir]), hidden, cell
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Apply both LSTMs to both parts."""
+        rr, ri = run_rnn(self.real, x, memory).unbind(dim=1)
+        ir, ii = run_rnn(self.imaginary, x, memory).unbind(dim=1)
+        return torch.stack([rr - ii, ri + ir], dim=1)
 
 
 class RealLSTM(nn.Module):
-    """LSTM over time with the interface of `ComplexLSTM`, for one part: `[1, B, T, C]` → `[1, B, T, C']`."""
-
-    runs = 1
+    """LSTM over time with the interface of `ComplexLSTM`, for one part: `[B, 1, T, C]` → `[B, 1, T, C']`."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(inputs, hidden, batch_first=True)
 
-    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Apply the LSTM; return the result and the next state, `[1, B, C']` each."""
-        y, (hidden, cell) = run_rnn(self.lstm, x[0], (hidden, cell))
-        return y[None], hidden, cell
-
-
-def _run_parts(lstm: nn.LSTM, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply an LSTM to two parts, `[2, B, T, C]` → `[2, B, T, C']`; return the result and the states `[2, B, C']`."""
-    y, state = run_rnn(lstm, x.flatten(0, 1), (hidden.flatten(0, 1)[None], cell.flatten(0, 1)[None]))
-    hidden, cell = (each[0].unflatten(0, (2, -1)) for each in state)
-    return y.unflatten(0, (2, -1)), hidden, cell
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Apply the LSTM."""
+        return run_rnn(self.lstm, x, memory)
 
 
 class Bottleneck(nn.Module):
@@ -155,25 +135,18 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.parts = 2 if is_complex else 1
         layer, hidden = (ComplexLSTM, COMPLEX_HIDDEN) if is_complex else (RealLSTM, REAL_HIDDEN)
-        self.hidden_shape = layer.runs, hidden
         size = channels // self.parts * bins
         self.lstms = nn.ModuleList(layer(hidden if index else size, hidden) for index in range(LSTM_LAYERS))
         self.dense = nn.ModuleList(nn.Linear(hidden, size) for _ in range(self.parts))
 
-    def forward(
-        self, x: Tensor, hidden: tuple[Tensor, ...], cell: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Apply the layers; return the result and the next state of each LSTM layer."""
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Apply the layers."""
         bins = x.shape[2]
-        x = torch.stack([part.permute(0, 3, 1, 2).flatten(2) for part in x.chunk(self.parts, 1)])  # [parts, B, T, N]
-        next_hidden: list[Tensor] = []
-        next_cell: list[Tensor] = []
-        for lstm, before, cell_before in zip(self.lstms, hidden, cell, strict=True):
-            x, after, cell_after = lstm(x, before, cell_before)
-            next_hidden.append(after)
-            next_cell.append(cell_after)
-        dense = [layer(part).unflatten(2, (-1, bins)) for layer, part in zip(self.dense, x, strict=True)]
-        return torch.cat(dense, dim=2).permute(0, 2, 3, 1), tuple(next_hidden), tuple(next_cell)
+        x = torch.stack([part.permute(0, 3, 1, 2).flatten(2) for part in x.chunk(self.parts, 1)], dim=1)
+        for lstm in self.lstms:
+            x = lstm(x, memory)  # [B, parts, T, N]
+        parts = zip(self.dense, x.unbind(dim=1), strict=True)
+        return torch.cat([layer(part).unflatten(2, (-1, bins)) for layer, part in parts], dim=2).permute(0, 2, 3, 1)
 
 
 class DCCRN(nn.Module):
@@ -187,11 +160,10 @@ class DCCRN(nn.Module):
     def __init__(self, config: DccrnConfig, bins: int) -> None:
         super().__init__()
         self.config = config
-        self.bins = bins - 1  # without 0 Hz
-        self.widths = widths = 2, *CHANNELS[config.lstm]
+        widths = 2, *CHANNELS[config.lstm]
         levels = range(len(widths) - 1)
         self.encoder = nn.ModuleList(EncoderLayer(widths[i], widths[i + 1]) for i in levels)
-        self.bottleneck = Bottleneck(widths[-1], self.bins >> len(levels), is_complex=config.lstm == "complex")
+        self.bottleneck = Bottleneck(widths[-1], (bins - 1) >> len(levels), is_complex=config.lstm == "complex")
         self.decoder = nn.ModuleList(
             DecoderLayer(2 * widths[i + 1], widths[i], looks_ahead=len(levels) - i <= config.look_ahead, last=i == 0)
             for i in reversed(levels)
@@ -199,55 +171,32 @@ class DCCRN(nn.Module):
 
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
-        return self._enhance(noisy, self._zero_state(noisy.mag.shape[0]))[0]
+        return self._enhance(noisy, Memory())
 
-    def _zero_state(self, batch: int) -> State:
-        """Return the state before the first frame of `batch` signals, on the network's device."""
-        weight = next(self.parameters())
-        runs, width = self.bottleneck.hidden_shape
-        hidden = (weight.new_zeros(runs, batch, width),) * LSTM_LAYERS
-        levels = range(len(self.widths) - 1)
-        encoder_past = (weight.new_zeros(batch, self.widths[i], self.bins >> i, 1) for i in levels)
-        decoder_past = (
-            weight.new_zeros(batch, 2 * self.widths[i + 1], self.bins >> i + 1, 1) for i in reversed(levels)
-        )
-        return State(hidden, hidden, tuple(encoder_past), tuple(decoder_past))
-
-    def _enhance(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
-        """Enhance frames, spectra `[B, F, T]`, and return them and the state after them.
+    def _enhance(self, noisy: Spectra, memory: Memory) -> Spectra:
+        """Enhance frames, spectra `[B, F, T]`.
 
         The bin at 0 Hz is ignored and 0 in the result. With masks E and C phases are not wrapped: they are in ±2π.
         """
         x = noisy.complex.permute(0, 3, 1, 2)[:, :, 1:]  # [B, 2, F - 1, T]
         skips: list[Tensor] = []
-        encoder_past: list[Tensor] = []
-        for layer, past in zip(self.encoder, state.encoder_past, strict=True):
-            x, kept = layer(x, past)
+        for layer in self.encoder:
+            x = layer(x, memory)
             skips.append(x)
-            encoder_past.append(kept)
-
-        x, hidden, cell = self.bottleneck(x, state.hidden, state.cell)
-
-        decoder_past: list[Tensor] = []
-        for layer, skip, past in zip(self.decoder, reversed(skips), state.decoder_past, strict=True):
-            x, kept = layer(complex_concat([x, skip]), past)
-            decoder_past.append(kept)
-
+        x = self.bottleneck(x, memory)
+        for layer in self.decoder:
+            x = layer(complex_concat([x, skips.pop()]), memory)
         real, imaginary = functional.pad(at_least_float32(x), (0, 0, 1, 0)).unbind(dim=1)
-        enhanced = apply_mask(self.config.mask, noisy, real, imaginary)
-        return enhanced, State(hidden, cell, tuple(encoder_past), tuple(decoder_past))
+        return apply_mask(self.config.mask, noisy, real, imaginary)
 
 
 class CausalDCCRN(DCCRN):
     """DCCRN without look-ahead, which can stream (`enhance.streaming.StreamingNetwork`)."""
 
-    def initial_state(self, batch: int) -> State:
-        """Return the state before the first frame of `batch` signals, on the network's device."""
-        return self._zero_state(batch)
-
-    def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
+    def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; return them and the state after them."""
-        return self._enhance(noisy, state)
+        memory = Memory(state)
+        return self._enhance(noisy, memory), memory.end()
 
 
 def apply_mask(kind: Literal["E", "C", "R"], noisy: Spectra, real: Tensor, imaginary: Tensor) -> Spectra:

@@ -13,14 +13,13 @@ this project, has three convolutions, GRUs, and 129 bands instead of 257 bins. I
 - DPCRN-AC16: `adaptive_kernels` replaces each kernel by a mixture of eight that changes from frame to frame (AdaptCRN,
   Wang et al. 2025, arXiv 2502.14224).
 
-Every layer sees the current and earlier frames, and a `State` carries what it needs of the latter: a signal can be
+Every layer sees the current and earlier frames, and keeps what it needs of the latter in a `Memory`: a signal can be
 processed in pieces of any number of frames, or as a whole. Feature maps are `[B, C, T, F]`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from models.blocks import at_least_float32
 from models.f0 import CLASSES, FRAME, HOP, LONGEST_PERIOD, SHORTEST_PERIOD, UNVOICED, f0_classes, f0_loss
 from models.recurrent import run_rnn
 from models.stft import AnySpectra, ComplexSpectra
+from models.streaming import Memory, State, with_past
 
 KERNELS = 8
 """Kernels of an adaptive convolution."""
@@ -80,32 +80,6 @@ SIZES = {
     "large": Size((32, 32, 32, 64, 128), (2, 2, 2, 1, 1), 2, nn.LSTM),
     "sub_band": Size((16, 32, 64), (2, 2, 1), 1, nn.GRU),
 }
-
-
-class State(NamedTuple):
-    """State after a frame, for B signals: that of each layer with a memory, in the order in which they run.
-
-    Convolutions: their last input, `[B, 1, F, C]`. RNNs over time: `[B, H]`, in the blocks `[B, F, H]`; LSTMs have two.
-    Comb filter: noisy samples, `[B, 1024]`.
-    """
-
-    layers: tuple[Tensor, ...]
-
-
-class Memory:
-    """States of the layers in one pass: each layer takes its own and gives that of the next pass."""
-
-    def __init__(self, before: Sequence[Tensor]) -> None:
-        self._before = iter(before)
-        self.after: list[Tensor] = []
-
-    def take(self) -> Tensor:
-        """Return the next state."""
-        return next(self._before)
-
-    def keep(self, state: Tensor) -> None:
-        """Keep a state for the next pass."""
-        self.after.append(state)
 
 
 class SubBands(nn.Module):
@@ -166,10 +140,8 @@ class AdaptiveConv(nn.Module):
 
     def forward(self, seen: Tensor, memory: Memory) -> Tensor:
         """Convolve frames `[B, C, T, F]`, which come after the earlier frames that the first kernel sees."""
-        power = seen[:, :, self.size[0] - 1 :].square().mean(dim=3).transpose(1, 2)  # [B, T, C]
-        hidden, (after,) = run_rnn(self.rnn, power, (memory.take()[None],))
-        memory.keep(after[0])
-        shares = torch.softmax(self.shares(hidden), dim=-1)  # [B, T, 8]
+        power = at_least_float32(seen[:, :, self.size[0] - 1 :]).square().mean(dim=3).transpose(1, 2)  # [B, T, C]
+        shares = torch.softmax(self.shares(run_rnn(self.rnn, power, memory)), dim=-1)  # [B, T, 8]
 
         # Convolve each frame by a matrix product with its own kernel: a third of the time of eight convolutions.
         batch, frames, _ = shares.shape
@@ -188,7 +160,6 @@ class ConvLayer(nn.Module):
     """Causal convolution, batch norm and PReLU with one slope: `[B, C, T, F]` → `[B, C', T, F']`.
 
     size: kernel size in frames and bins.
-    bins: F.
     """
 
     def __init__(
@@ -197,13 +168,12 @@ class ConvLayer(nn.Module):
         out_channels: int,
         size: tuple[int, int],
         stride: int,
-        bins: int,
         adaptive: bool,
         transposed: bool = False,
         act: bool = True,
     ) -> None:
         super().__init__()
-        self.in_channels, self.bins, self.past_frames = in_channels, bins, size[0] - 1
+        self.past_frames = size[0] - 1
         # The input has the earlier frames in front. A transposed convolution also returns incomplete frames at both
         # ends, which its padding removes.
         padding = (self.past_frames if transposed else 0, size[1] // 2)
@@ -215,18 +185,9 @@ class ConvLayer(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.PReLU() if act else nn.Identity()
 
-    def initial_states(self, batch: int) -> list[Tensor]:
-        """Return the states before the first frame."""
-        zeros = self.norm.weight.new_zeros
-        states = [zeros(batch, self.past_frames, self.bins, self.in_channels)] if self.past_frames else []
-        return [*states, zeros(batch, ATTENTION_HIDDEN)] if isinstance(self.conv, AdaptiveConv) else states
-
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Convolve the next frames."""
-        seen = x
-        if self.past_frames:
-            seen = torch.cat([memory.take().permute(0, 3, 1, 2), x], dim=2)
-            memory.keep(seen[:, :, x.shape[2] :].permute(0, 2, 3, 1))
+        seen = with_past(x, self.past_frames, memory) if self.past_frames else x
         y = self.conv(seen, memory) if isinstance(self.conv, AdaptiveConv) else self.conv(seen)
         return self.act(self.norm(y))
 
@@ -243,26 +204,11 @@ class DprnnBlock(nn.Module):
         self.time_dense = nn.Linear(channels, channels)
         self.time_norm = nn.LayerNorm([bins, channels], _NORM_EPS)
 
-    @property
-    def states(self) -> int:
-        """Number of states of the RNN over time: hidden and cell of an LSTM, or the hidden state of a GRU."""
-        return 2 if isinstance(self.time_rnn, nn.LSTM) else 1
-
-    def initial_states(self, batch: int) -> list[Tensor]:
-        """Return the states before the first frame."""
-        return [self.bin_norm.weight.new_zeros(batch, *self.bin_norm.normalized_shape)] * self.states
-
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Add the normalised output of each RNN to its input."""
-        batch, frames, bins, channels = x.shape
-        y, _ = run_rnn(self.bin_rnn, x.reshape(batch * frames, bins, channels))
-        x = x + self.bin_norm(self.bin_dense(y).view(batch, frames, bins, channels))
-
-        before = tuple(memory.take().view(1, batch * bins, channels) for _ in range(self.states))
-        y, after = run_rnn(self.time_rnn, x.transpose(1, 2).reshape(batch * bins, frames, channels), before)
-        for state in after:
-            memory.keep(state.view(batch, bins, channels))
-        return x + self.time_norm(self.time_dense(y).view(batch, bins, frames, channels).transpose(1, 2))
+        x = x + self.bin_norm(self.bin_dense(run_rnn(self.bin_rnn, x)))
+        y = self.time_dense(run_rnn(self.time_rnn, x.transpose(1, 2), memory))
+        return x + self.time_norm(y.transpose(1, 2))
 
 
 class F0Head(nn.Module):
@@ -275,16 +221,10 @@ class F0Head(nn.Module):
         self.rnn = nn.GRU(F0_FEATURES, F0_HIDDEN, batch_first=True)
         self.logits = nn.Linear(F0_HIDDEN, CLASSES)
 
-    def initial_states(self, batch: int) -> list[Tensor]:
-        """Return the states before the first frame."""
-        return [self.logits.weight.new_zeros(batch, F0_HIDDEN)]
-
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Apply a GRU to all channels and bins of a frame."""
         x = self.dense(self.conv(x).transpose(1, 2).flatten(2))
-        hidden, (after,) = run_rnn(self.rnn, x, (memory.take()[None],))
-        memory.keep(after[0])
-        return at_least_float32(self.logits(hidden))
+        return at_least_float32(self.logits(run_rnn(self.rnn, x, memory)))
 
 
 class CombFilter(nn.Module):
@@ -306,10 +246,6 @@ class CombFilter(nn.Module):
         fade = torch.hann_window(320, periodic=False)[160:]
         self.register_buffer("fade", torch.cat([torch.ones(80), fade, torch.zeros(17)]), persistent=False)
 
-    def initial_states(self, batch: int) -> list[Tensor]:
-        """Return the states before the first frame."""
-        return [self.tap_logits.new_zeros(batch, COMB_HISTORY + HOP)]
-
     def forward(self, spectrum: Tensor, classes: Tensor, memory: Memory) -> Tensor:
         """Filter spectra, real and imaginary part `[B, 2, T, F]`, with the periods of F0 classes `[B, T]`.
 
@@ -318,7 +254,8 @@ class CombFilter(nn.Module):
         frames = torch.fft.irfft(torch.complex(*spectrum.unbind(dim=1)), FRAME)
         first, second = frames.split(HOP, dim=2)  # [B, T, 256] each
         rise, fall = self.window.split(HOP)
-        history, previous = memory.take().split([COMB_HISTORY, HOP], dim=1)
+        samples = memory.recall(self.tap_logits.new_zeros(frames.shape[0], COMB_HISTORY + HOP))
+        history, previous = samples.split([COMB_HISTORY, HOP], dim=1)
         before = torch.cat([previous[:, None], second], dim=1)  # the second halves of the frames before
         complete = torch.cat([history, (first * rise + before[:, :-1] * fall).flatten(1)], dim=1)
         memory.keep(torch.cat([complete[:, -COMB_HISTORY:], before[:, -1]], dim=1))
@@ -351,14 +288,13 @@ class DPCRN(nn.Module):
         decoder: list[ConvLayer] = []
         for index, (width, stride) in enumerate(zip(size.channels, size.strides, strict=True)):
             kernel = 3 if index else 5
-            encoder.append(ConvLayer(channels, width, (2, kernel), stride, bins, adaptive))
+            encoder.append(ConvLayer(channels, width, (2, kernel), stride, adaptive))
             bins = (bins - 1) // stride + 1
-            mirrored = (size.decoder_frames, kernel), stride, bins, adaptive
+            mirrored = (size.decoder_frames, kernel), stride, adaptive
             decoder.append(
                 ConvLayer(2 * width, channels if index else outputs, *mirrored, transposed=True, act=index > 0)
             )
             channels = width
-        # In the order in which they run, which is that of their states.
         self.encoder = nn.ModuleList(encoder)
         self.blocks = nn.ModuleList(DprnnBlock(size.rnn, channels, bins) for _ in range(BLOCKS))
         self.decoder = nn.ModuleList(reversed(decoder))
@@ -371,11 +307,6 @@ class DPCRN(nn.Module):
             norm.weight.fill_(0.1)
             norm.bias.copy_(torch.tensor([1.0, 0.0, -2.0])[:outputs])
 
-    def initial_state(self, batch: int) -> State:
-        """Return the state before the first frame of `batch` signals, on the network's device."""
-        layers = [part for part in self.modules() if isinstance(part, ConvLayer | DprnnBlock | F0Head | CombFilter)]
-        return State(tuple(state for layer in layers for state in layer.initial_states(batch)))
-
     def forward(
         self, noisy: AnySpectra, clean_wav: Tensor | None = None, epoch: int = 0
     ) -> ComplexSpectra | tuple[ComplexSpectra, dict[str, Tensor]]:
@@ -384,7 +315,7 @@ class DPCRN(nn.Module):
         With the clean waveforms `[B, N]`, for training, also return the loss term `f0` of the network with the comb
         filter; in the first epochs, `DpcrnConfig.label_epochs`, the comb filter then uses the F0 of the clean speech.
         """
-        memory = Memory(self.initial_state(noisy[0].shape[0]).layers)
+        memory = Memory()
         if clean_wav is None:
             return self._enhance(noisy, memory)[0]
         labels = f0_classes(clean_wav)
@@ -392,11 +323,11 @@ class DPCRN(nn.Module):
         assert logits is not None, "only the network with the comb filter has a loss term of its own"
         return enhanced, {"f0": f0_loss(logits, labels)}
 
-    def stream(self, noisy: AnySpectra, state: State) -> tuple[ComplexSpectra, State]:
+    def stream(self, noisy: AnySpectra, state: State | None) -> tuple[ComplexSpectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; return them and the state after them."""
-        memory = Memory(state.layers)
+        memory = Memory(state)
         enhanced, _ = self._enhance(noisy, memory)
-        return enhanced, State(tuple(memory.after))
+        return enhanced, memory.end()
 
     def _enhance(
         self, noisy: AnySpectra, memory: Memory, classes: Tensor | None = None

@@ -10,8 +10,7 @@ For training and whole signals, all blocks are computed at once; `ImseLive.strea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from models.idconv import IDConv
 from models.imse import FRAME_MULTIPLE, IMSE, Stage
 from models.mala import HEAD_WIDTH, MALA, ROTARY_BASE, SCALE, Z_FLOOR, RotaryTables, rotary_tables
 from models.stft import Spectra
-from models.streaming import stream_whole
+from models.streaming import Memory, State, stream_whole, with_past
 
 PIECE = 512
 """Maximum number of frames in one pass over a whole signal; memory for the running means grows with its square."""
@@ -37,14 +36,8 @@ LEVEL_FLOOR = 1e-4
 """Least input level: the compressed magnitude of silence is divided by this, not by 0."""
 
 
-class State(NamedTuple):
-    """State after a block: one tensor for each layer with a memory, in the order of computation."""
-
-    layers: tuple[Tensor, ...]
-
-
-class Memory:
-    """States of a network's layers between passes, exchanged by each layer in turn; running sums and means.
+class RunningMemory(Memory):
+    """Memory of a network with running sums and means.
 
     In a sum, older blocks count exponentially less: y_s = Σ_j wʲ x_{s−j} with w = exp(−1 / `blocks`). Earlier silent
     blocks are skipped: they add nothing and do not count as distance. A mean is a sum divided by `count`, the same sum
@@ -52,14 +45,9 @@ class Memory:
     """
 
     def __init__(self, blocks: float) -> None:
+        super().__init__()
         self.blocks = blocks
-        self._before: Iterator[Tensor] | None = None
-        self._after: list[Tensor] = []
         self.active = self.age = self.weights = self.count = torch.zeros(())
-
-    def begin(self, before: State | None) -> None:
-        """Begin a pass after `before`, or at the start of the signals."""
-        self._before, self._after = (iter(before.layers) if before else None), []
 
     def count_blocks(self, active: Tensor, dtype: torch.dtype) -> None:
         """Prepare sums over the blocks of the pass.
@@ -71,19 +59,6 @@ class Memory:
         if active.shape[1] > 1:
             self._weigh(active[..., 0].to(dtype))
         self.count = self.running_sum(torch.ones_like(active, dtype=dtype))
-
-    def recall(self, initial: Tensor) -> Tensor:
-        """Return the tensor that the calling layer kept; `initial` at the start of the signals."""
-        return initial if self._before is None else next(self._before)
-
-    def keep(self, after: Tensor) -> None:
-        """Keep a tensor until the next pass."""
-        self._after.append(after)
-
-    def end(self) -> State:
-        """Return the state after the pass."""
-        after, self._after, self._before = State(tuple(self._after)), [], None
-        return after
 
     def running_sum(self, x: Tensor) -> Tensor:
         """Add up blocks `[B, S, C]`; returns the same shape."""
@@ -134,7 +109,7 @@ def block_powers(mag: Tensor) -> Tensor:
 class RunningNorm(InstanceNorm):
     """Normalise each channel by its running mean and variance: `[B, C, T, F]` → the same shape."""
 
-    def __init__(self, channels: int, memory: Memory) -> None:
+    def __init__(self, channels: int, memory: RunningMemory) -> None:
         super().__init__(channels)
         self.memory = memory
 
@@ -159,12 +134,8 @@ class Past(nn.Module):
         self.memory, self.frames = memory, frames
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the earlier frames, zeros at the start of the signals, and x."""
-        past = self.memory.recall(x.new_zeros(x.shape[0], self.frames, x.shape[3], x.shape[1]))
-        # With the channels as last axis, the state has the layout of the feature maps.
-        x = torch.cat([past.permute(0, 3, 1, 2), x.contiguous(memory_format=torch.channels_last)], dim=2)
-        self.memory.keep(x[:, :, -self.frames :].permute(0, 2, 3, 1))
-        return x
+        """Return the earlier frames and x."""
+        return with_past(x, self.frames, self.memory)
 
 
 class CausalConv2d(nn.Conv2d):
@@ -226,7 +197,7 @@ class CausalMALA(MALA):
     sin: Tensor
     speeds: Tensor
 
-    def __init__(self, channels: int, frames: int, bins: int, memory: Memory) -> None:
+    def __init__(self, channels: int, frames: int, bins: int, memory: RunningMemory) -> None:
         super().__init__(channels)
         self.frames, self.bins, self.memory = frames, bins, memory
         tables = rotary_tables(frames, bins, channels, torch.zeros(1, 1, 1, 1))
@@ -259,7 +230,7 @@ class CausalMALA(MALA):
         return x * self.cos + x @ self.quarter_turn * self.sin
 
     def _running_mean(self, kv: Tensor) -> Tensor:
-        """Average products `[B, S, C, C]` as `Memory.running_mean` does, each rotated by its distance in time."""
+        """Average products `[B, S, C, C]` like `RunningMemory.running_mean`, each rotated by its distance in time."""
         kv, blocks = at_least_float32(kv), self.memory.blocks
         past = self.memory.recall(torch.zeros_like(kv[:, :1]))
         with torch.autocast(kv.device.type, enabled=False):
@@ -282,12 +253,12 @@ class ImseLive(IMSE):
     """Noisy spectra → enhanced spectra, compressed and causal.
 
     An output frame depends on the frames up to the end of its block of `ImseLiveConfig.block_frames` frames and
-    `ImseLiveConfig.lookahead` frames after it, which the first convolution sees. Its layers share a `Memory`, so it is
-    for one pass at a time: give each thread a copy.
+    `ImseLiveConfig.lookahead` frames after it, which the first convolution sees. Its layers share a `RunningMemory`,
+    so it is for one pass at a time: give each thread a copy.
     """
 
     def __init__(self, config: ImseLiveConfig, bins: int) -> None:
-        memory = Memory(config.memory_frames / FRAME_MULTIPLE)
+        memory = RunningMemory(config.memory_frames / FRAME_MULTIPLE)
 
         def stage(level: int, channels: int) -> Stage:
             size = FRAME_MULTIPLE >> level, bins // 2 >> level
@@ -302,16 +273,9 @@ class ImseLive(IMSE):
             self.dense_encoder.widen[0] = centred
         _make_causal(self, memory)
 
-    def initial_state(self, batch: int) -> State:
-        """Return the state before the first frame of `batch` signals, on the network's device."""
-        zeros = self.magnitude_decoder.slope.new_zeros(batch, self.bins, FRAME_MULTIPLE)
-        with torch.no_grad():
-            _, state = self.stream(Spectra(zeros, zeros), None)
-        return State(tuple(torch.zeros_like(each) for each in state.layers))
-
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, compressed spectra `[B, F, T]`."""
-        return stream_whole(self.stream, noisy, None, PIECE, FRAME_MULTIPLE, self.config.delay_frames)
+        return stream_whole(self.stream, noisy, PIECE, FRAME_MULTIPLE, self.config.delay_frames)
 
     def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T divisible by `FRAME_MULTIPLE`.
@@ -335,7 +299,7 @@ class ImseLive(IMSE):
         return enhanced, self.memory.end()
 
 
-def _make_causal(part: nn.Module, memory: Memory) -> None:
+def _make_causal(part: nn.Module, memory: RunningMemory) -> None:
     """Replace the norms, and the convolutions over several frames, of a network by causal ones."""
     for name, child in part.named_children():
         if isinstance(child, InstanceNorm):

@@ -3,15 +3,13 @@
 Two LSTMs, and a branch of convolutions with products instead of activations. After the unofficial implementation
 github.com/Xiaobin-Rong/lite-rtse; `LiteRtseConfig.multi_order` selects between its last version and the paper's figure.
 
-Every layer sees the current and earlier frames, and a `State` carries what it needs of the latter: a signal can be
+Every layer sees the current and earlier frames, and keeps what it needs of the latter in a `Memory`: a signal can be
 processed in pieces of any number of frames, or as a whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from config import LiteRtseConfig
 from models.blocks import at_least_float32
 from models.recurrent import run_rnn
 from models.stft import Spectra, angle
+from models.streaming import Memory, State, with_past
 
 SCALE_CHANNELS = 32
 """Channels of the multi-scale convolutions."""
@@ -31,20 +30,6 @@ SCALE_SIZE, ORDER_SIZE = 3, 7
 """Kernel sizes of the depthwise convolutions, in frames and in bins."""
 
 
-class State(NamedTuple):
-    """State after a frame, for B signals.
-
-    mask_hidden, mask_cell, fused_hidden, fused_cell: states of the two LSTMs, `[1, B, F]`.
-    past: last inputs of each causal convolution, in order, `[B, kernel size - 1, F, C]`.
-    """
-
-    mask_hidden: Tensor
-    mask_cell: Tensor
-    fused_hidden: Tensor
-    fused_cell: Tensor
-    past: tuple[Tensor, ...]
-
-
 class CausalDepthwise(nn.Module):
     """Depthwise `size`×`size` convolution over the current and earlier frames: `[B, C, T, F]` → the same shape."""
 
@@ -52,17 +37,9 @@ class CausalDepthwise(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, size, padding=(0, size // 2), groups=channels)
 
-    def initial_past(self, batch: int, bins: int) -> Tensor:
-        """Return zeros in place of the inputs before the first frame, `[B, size - 1, F, C]`."""
-        return self.conv.weight.new_zeros(batch, self.conv.kernel_size[0] - 1, bins, self.conv.in_channels)
-
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve; return the result and the past of the next frame."""
-        # Channels-last is twice as fast on CPUs, and the following layers keep it. With the channels as last axis of
-        # the state, OpenVINO need not transpose it, which takes as long as the rest of the network.
-        x = x.contiguous(memory_format=torch.channels_last)
-        seen = torch.cat([past.permute(0, 3, 1, 2), x], dim=2)
-        return self.conv(seen), seen[:, :, x.shape[2] :].permute(0, 2, 3, 1)
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Convolve, channels-last, which is twice as fast on CPUs; the following layers keep it."""
+        return self.conv(with_past(x, self.conv.kernel_size[0] - 1, memory))
 
 
 class MultiScaleConv(nn.Module):
@@ -79,10 +56,9 @@ class MultiScaleConv(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1)
         self.shortcut = nn.Conv2d(in_channels, channels, 1)
 
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Multiply the branches; return the result and the past of the next frame."""
-        filtered, past = self.depthwise(self.widen(x), past)
-        return self.mix(filtered) * self.shortcut(x), past
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Multiply the branches."""
+        return self.mix(self.depthwise(self.widen(x), memory)) * self.shortcut(x)
 
 
 class GnConv(nn.Module):
@@ -102,17 +78,15 @@ class GnConv(nn.Module):
         self.doubling = nn.ModuleList(nn.Conv2d(gate, 2 * gate, 1) for gate in GATES[:-1])
         self.squeeze = nn.Conv2d(GATES[-1], 1, 1)
 
-    def forward(self, x: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Apply all orders; return the result and the past of the next frame."""
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Apply all orders."""
         gates, features = self.widen(x).split([sum(GATES), GATES[0]], dim=1)
-        next_past: list[Tensor] = []
         for order, double in enumerate(self.doubling):
             if order < len(self.depthwise):
-                gates, kept = self.depthwise[order](gates, past[order])
-                next_past.append(kept)
+                gates = self.depthwise[order](gates, memory)
             gates, gate = gates.split([gates.shape[1] - GATES[order], GATES[order]], dim=1)
             features = double(features * gate)
-        return self.squeeze(features * gates), next_past
+        return self.squeeze(features * gates)
 
 
 class LiteRTSE(nn.Module):
@@ -131,33 +105,21 @@ class LiteRTSE(nn.Module):
         self.real = nn.Linear(bins, bins)
         self.imaginary = nn.Linear(bins, bins)
 
-    def initial_state(self, batch: int) -> State:
-        """Return the state before the first frame of `batch` signals, on the network's device."""
-        bins = self.mask.out_features
-        zeros = self.mask.weight.new_zeros(1, batch, bins)
-        causal = [module for module in self.modules() if isinstance(module, CausalDepthwise)]
-        return State(zeros, zeros, zeros, zeros, tuple(module.initial_past(batch, bins) for module in causal))
-
     def forward(self, noisy: Spectra) -> Spectra:
         """Enhance whole signals, spectra `[B, F, T]`."""
-        return self.stream(noisy, self.initial_state(noisy.mag.shape[0]))[0]
+        return self.stream(noisy, None)[0]
 
-    def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
+    def stream(self, noisy: Spectra, state: State | None) -> tuple[Spectra, State]:
         """Enhance the next frames, spectra `[B, F, T]` with T ≥ 1; return them and the state after them.
 
         Phases are not wrapped: they are in ±3π.
         """
+        memory = Memory(state)
         mag = noisy.mag.transpose(1, 2)  # [B, T, F]
-        hidden, (mask_hidden, mask_cell) = run_rnn(self.mask_lstm, mag, (state.mask_hidden, state.mask_cell))
-        masked = mag * torch.sigmoid(self.mask(hidden))
-
-        past_1, past_2, *past_orders = state.past
-        x, past_1 = self.scale_1(mag[:, None], past_1)
-        x, past_2 = self.scale_2(x, past_2)
-        mapped, past_orders = self.orders(x, past_orders)
-
+        masked = mag * torch.sigmoid(self.mask(run_rnn(self.mask_lstm, mag, memory)))
+        mapped = self.orders(self.scale_2(self.scale_1(mag[:, None], memory), memory), memory)
         fused = self.fuse(torch.cat([mag, masked, mapped[:, 0]], dim=-1))
-        hidden, (fused_hidden, fused_cell) = run_rnn(self.fused_lstm, fused, (state.fused_hidden, state.fused_cell))
+        hidden = run_rnn(self.fused_lstm, fused, memory)
         scale, real, imaginary = (
             at_least_float32(head(hidden)).transpose(1, 2) for head in (self.magnitude, self.real, self.imaginary)
         )
@@ -165,5 +127,4 @@ class LiteRTSE(nn.Module):
         signed = masked + scale * (noisy.mag - masked)
         half_turn = math.pi * (signed < 0).to(signed)  # a negative magnitude is a phase shift of π
         pha = noisy.pha + angle(real, imaginary) + half_turn
-        past = past_1, past_2, *past_orders
-        return Spectra(signed.abs(), pha), State(mask_hidden, mask_cell, fused_hidden, fused_cell, past)
+        return Spectra(signed.abs(), pha), memory.end()

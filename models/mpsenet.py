@@ -62,7 +62,7 @@ class GruFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run along the sequences in both directions and project to C channels."""
-        return self.project(functional.leaky_relu(run_rnn(self.gru, x)[0]))
+        return self.project(functional.leaky_relu(run_rnn(self.gru, x)))
 
 
 class Transformer(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import is_exporting
+from models.streaming import Memory
 
 _ONNX_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 """Positions in PyTorch's weights of the gates in ONNX's order.
@@ -19,17 +20,33 @@ update, reset, new in ONNX.
 """
 
 
-def run_rnn(
-    rnn: nn.LSTM | nn.GRU, x: Tensor, state: tuple[Tensor, ...] | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def run_rnn(rnn: nn.LSTM | nn.GRU, x: Tensor, memory: Memory | None = None) -> Tensor:
+    """Apply an RNN to sequences `[B, …, T, F]`; returns `[B, …, T, H]`, of an RNN of both directions `[B, …, T, 2H]`.
+
+    With a memory, for one direction only, the RNN goes on from its state after the pass before.
+    """
+    *batch, _, size = x.shape
+    x = x.reshape(-1, x.shape[-2], size)
+    if memory is None:
+        y, _ = _run(rnn, x, None)
+        return y.unflatten(0, batch)
+    weight = next(rnn.parameters())
+    count = 2 if isinstance(rnn, nn.LSTM) else 1  # hidden and cell state, or the hidden state
+    before = [memory.recall(weight.new_zeros(*batch, rnn.hidden_size)) for _ in range(count)]
+    y, after = _run(rnn, x, tuple(each.reshape(1, -1, rnn.hidden_size) for each in before))
+    for each in after:
+        memory.keep(each[0].unflatten(0, batch))
+    return y.unflatten(0, batch)
+
+
+def _run(rnn: nn.LSTM | nn.GRU, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Apply an RNN to `[B, T, F]`; return its outputs, `[B, T, H]`, and the next state.
 
-    The state is (hidden, cell) for an LSTM and (hidden,) for a GRU, each `[1, B, H]`; None for zeros. An RNN of both
-    directions returns `[B, T, 2H]`, and its state is `[2, B, H]`.
+    The state is (hidden, cell) for an LSTM and (hidden,) for a GRU, each `[1, B, H]`; None for zeros.
     """
     if is_exporting():
         return _onnx_node(rnn, x, state)
-    if x.shape[1] == 1 and state and not rnn.bidirectional:
+    if x.shape[1] == 1 and state:
         return _single_frame(rnn, x, state)
     given = state if state is None or isinstance(rnn, nn.LSTM) else state[0]
     # float32, also within autocast: for cuDNN's RNNs it takes float16, in which small gradients become 0. oneDNN has no

@@ -4,9 +4,9 @@
 
 Inputs are `mag` and `pha`, the compressed magnitude and the phase of noisy speech, or for CNUNet and DPCRN `real` and
 `imaginary`, float32 `[batch, F, frames]` for any batch size and 1 or more frames (multiples of 4 for IMSE live with
---stream); outputs have the same names after `enhanced_`. With --stream, for causal networks, the
-state between calls is input and output too: `x` and `next_x` for each of its tensors, zeros at the beginning. The
-metadata hold the configuration, with the STFT, as JSON under `config`.
+--stream); outputs have the same names after `enhanced_`. With --stream, for causal networks, the state between calls
+is input and output too: tensors `state_0`, `state_1`, … and `next_state_0`, …, zeros at the beginning. The metadata
+hold the configuration, with the STFT, as JSON under `config`.
 
 The results are compared with PyTorch's before the file is written, which takes from seconds (Lite-RTSE) to a minute or
 two (CNUNet). Needs `pip install -e '.[onnx]'`. Exit codes: 0 written; 1 not written, with the reason on standard error;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -35,35 +34,22 @@ class GateConfig(NetworkConfig):
     slope: PositiveFloat = 1.0
 
 
-class State(NamedTuple):
-    """Magnitudes of the previous frame, in two halves to have a tuple among the tensors."""
-
-    frames: Tensor
-    halves: tuple[Tensor, ...]
-
-
 class Gate(nn.Module):
     """Gate each bin by its magnitude in this and the previous frame: causal, so that it can stream."""
 
     def __init__(self, config: GateConfig, bins: int) -> None:
         super().__init__()
-        self.slope, self.bins = config.slope, bins
+        self.slope = config.slope
         self.weight = nn.Parameter(torch.full((bins, 1), 0.1))
 
     def forward(self, noisy: Spectra) -> Spectra:
-        return self.stream(noisy, self.initial_state(noisy.mag.shape[0]))[0]
+        return self.stream(noisy, None)[0]
 
-    def initial_state(self, batch: int) -> State:
-        low = self.bins // 2
-        halves = self.weight.new_zeros(batch, low, 1), self.weight.new_zeros(batch, self.bins - low, 1)
-        return State(self.weight.new_zeros(batch, 1), halves)
-
-    def stream(self, noisy: Spectra, state: State) -> tuple[Spectra, State]:
-        before = torch.cat([torch.cat(state.halves, dim=1), noisy.mag[:, :, :-1]], dim=2)
+    def stream(self, noisy: Spectra, state: tuple[Tensor] | None) -> tuple[Spectra, tuple[Tensor]]:
+        before = torch.zeros_like(noisy.mag[:, :, :1]) if state is None else state[0]
+        before = torch.cat([before, noisy.mag[:, :, :-1]], dim=2)
         gate = torch.sigmoid(self.slope * self.weight * (noisy.mag + before))
-        low = self.bins // 2
-        last = noisy.mag[:, :, -1:]
-        return Spectra(noisy.mag * gate, noisy.pha), State(state.frames + 1, (last[:, :low], last[:, low:]))
+        return Spectra(noisy.mag * gate, noisy.pha), (noisy.mag[:, :, -1:],)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -90,8 +90,8 @@ def test_a_file_is_complete(name: str, file_of: Callable[[str], Path]) -> None:
     assert len(state) == 20
     for before in state[:10]:
         assert axes[before] == axes[f"next_{before}"]
-    assert axes["mask_hidden"] == axes["fused_cell"] == [1, "batch", bins]
-    assert axes["past_0"] == ["batch", 2, bins, 32]
+    assert axes["state_0"] == axes["state_9"] == ["batch", bins]
+    assert axes["state_2"] == ["batch", 2, bins, 32]
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -148,9 +148,9 @@ def test_check_finds_a_lost_state(file_of: Callable[[str], Path], monkeypatch: p
     assert isinstance(exported, StreamingGraphNetwork)
     remembering = exported.stream
 
-    def forgetful(noisy: Spectra, state: Mapping[str, np.ndarray]) -> tuple[AnySpectra, dict[str, np.ndarray]]:
+    def forgetful(noisy: Spectra, state: dict[str, np.ndarray] | None) -> tuple[AnySpectra, dict[str, np.ndarray]]:
         enhanced, after = remembering(noisy, state)
-        return enhanced, after | {"past_5": state["past_5"]}
+        return enhanced, after | {"state_7": state["state_7"] if state else 0 * after["state_7"]}
 
     monkeypatch.setattr(exported, "stream", forgetful)
     with pytest.raises(UserError, match="2 x 7 frames"):

@@ -36,12 +36,8 @@ class Echo(nn.Module):
         super().__init__()
         self.calls: list[int] = []
 
-    def initial_state(self, batch: int) -> int:
-        assert batch == 1
-        return 0
-
-    def stream(self, noisy: Spectra, state: int) -> tuple[Spectra, int]:
-        assert state == sum(self.calls)
+    def stream(self, noisy: Spectra, state: int | None) -> tuple[Spectra, int]:
+        assert (state or 0) == sum(self.calls)
         self.calls.append(noisy.mag.shape[-1])
         return noisy, sum(self.calls)
 
@@ -58,18 +54,15 @@ class Smooth(nn.Module):
         super().__init__()
         self.rate = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
 
-    def initial_state(self, batch: int) -> Tensor:
-        return torch.zeros(batch, 1, dtype=torch.float64)
-
-    def stream(self, noisy: Spectra, state: Tensor) -> tuple[Spectra, Tensor]:
-        frames: list[Tensor] = []
+    def stream(self, noisy: Spectra, state: Tensor | None) -> tuple[Spectra, Tensor]:
+        state, frames = torch.zeros(len(noisy.mag), 1) if state is None else state, list[Tensor]()
         for frame in noisy.mag.unbind(2):
             state = state + self.rate * (frame - state)
             frames.append(state)
         return noisy._replace(mag=torch.stack(frames, dim=2)), state
 
     def forward(self, noisy: Spectra) -> Spectra:
-        return self.stream(noisy, self.initial_state(len(noisy.mag)))[0]
+        return self.stream(noisy, None)[0]
 
 
 def lite_rtse(config: Config) -> nn.Module:

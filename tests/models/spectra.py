@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +29,10 @@ def assert_stream_equals_whole(network: nn.Module, noisy: Spectra, sizes: list[i
     """Check the output for pieces of `sizes` frames against that for all at once; the state keeps its shapes."""
     assert isinstance(network, StreamingNetwork)
     with torch.inference_mode():
-        state, pieces = network.initial_state(len(noisy.mag)), list[Tensor]()
-        before = _shapes(state)
+        state, pieces, shapes = None, list[Tensor](), list[list[torch.Size]]()
         for mag, pha in zip(*(part.split(sizes, dim=2) for part in noisy), strict=True):
             enhanced, state = network.stream(Spectra(mag, pha), state)
             pieces.append(enhanced.complex)
-            assert _shapes(state) == before
+            shapes.append([each.shape for each in state])
+            assert shapes[-1] == shapes[0]
         torch.testing.assert_close(torch.cat(pieces, dim=2), network(noisy).complex, rtol=0, atol=atol)
-
-
-def _shapes(state: Any) -> Any:
-    return [_shapes(part) for part in state] if isinstance(state, tuple) else state.shape

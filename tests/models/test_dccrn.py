@@ -18,6 +18,7 @@ from models import build
 from models.cnunet import complex_conv
 from models.dccrn import DCCRN, DecoderLayer, apply_mask, make_dccrn
 from models.stft import Spectra
+from models.streaming import Memory
 from tests.fixtures.commands import ROOT, error_line
 from tests.models.spectra import (
     assert_stream_equals_whole,
@@ -223,9 +224,11 @@ def test_causal_decoder_layer_is_one_frame_later(last: bool) -> None:
     causal.load_state_dict(ahead.state_dict())
     x, past = torch.randn(2, 8, 4, 5, dtype=torch.float64), torch.randn(2, 8, 4, 1, dtype=torch.float64)
     with torch.inference_mode():
-        (early, _), (late, kept) = ahead(torch.cat([past, x], dim=3), past), causal(x, past)
+        memory = Memory((past,))
+        early, late = ahead(torch.cat([past, x], dim=3), Memory()), causal(x, memory)
     assert early.shape == (2, 6, 8, 6) and late.shape == (2, 6, 8, 5)
     assert torch.allclose(late, early[..., :-1], rtol=0, atol=1e-12)
+    (kept,) = memory.end()
     assert torch.equal(kept, x[..., -1:])
 
 
@@ -237,7 +240,7 @@ def test_statistics_of_the_decoder_norm(looks_ahead: bool) -> None:
     x, past = torch.randn(2, 8, 4, 5, dtype=torch.float64), torch.zeros(2, 8, 4, 1, dtype=torch.float64)
     convolved = complex_conv(layer.conv, x if looks_ahead else torch.cat([past, x], dim=3))
     assert convolved.shape[3] == (6 if looks_ahead else 5)
-    layer.train()(x, past)
+    layer.train()(x, Memory())
     assert isinstance(layer.norm, nn.BatchNorm2d) and layer.norm.running_mean is not None
     assert torch.allclose(layer.norm.running_mean, 0.1 * convolved.mean(dim=(0, 2, 3)), rtol=0, atol=1e-12)
 

@@ -16,9 +16,10 @@ from config import DpcrnConfig, load_config
 from enhance.enhancer import Enhancer
 from enhance.streaming import Stream
 from models import build
-from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, Memory, confidence
+from models.dpcrn import DPCRN, AdaptiveConv, CombFilter, ConvLayer, confidence
 from models.f0 import CLASSES, UNVOICED, f0_classes, f0_loss
 from models.stft import Spectra, Spectrogram
+from models.streaming import Memory
 from tests.fixtures.commands import ROOT
 from tests.fixtures.signals import speech_like, with_noise
 from tests.models.spectra import (
@@ -73,7 +74,9 @@ def random_network(config: DpcrnConfig) -> DPCRN:
 def test_parameters_and_state(config: DpcrnConfig, parameters: int, state: int) -> None:
     network = DPCRN(config, BINS)
     assert sum(weight.numel() for weight in network.parameters()) == parameters
-    assert sum(part.numel() for part in network.initial_state(1).layers) == state
+    with torch.inference_mode():
+        _, layers = network.stream(random_spectra(1, 1, BINS, torch.float32), None)
+    assert sum(each.numel() for each in layers) == state
 
 
 def golden_values(shape: tuple[int, ...], shift: float = 0) -> Tensor:
@@ -196,7 +199,7 @@ def test_known_values_of_the_comb_filter() -> None:
     classes = torch.where(t % 7 == 0, UNVOICED, 40 + 3 * t % 150)[None]
     noisy = torch.view_as_real(golden_spectrum(CF16)).permute(0, 3, 2, 1)
     with torch.inference_mode():
-        filtered = comb(noisy, classes, Memory(comb.initial_states(1)))
+        filtered = comb(noisy, classes, Memory())
     assert_sums(torch.complex(*filtered.unbind(dim=1)), None, 5687.153960)
     assert filtered.sum(dim=(0, 2, 3)).tolist() == pytest.approx([11.969295, -4.138318], abs=1e-6)
 
@@ -238,7 +241,7 @@ def test_comb_filter_equals_sums_of_delayed_samples() -> None:
     noisy = torch.stft(wav, 512, 256, 512, window, center=True, pad_mode="constant", return_complex=True)
     with torch.inference_mode():
         spectra = torch.view_as_real(noisy).permute(0, 3, 2, 1)
-        filtered = torch.complex(*comb(spectra, classes, Memory(comb.initial_states(2))).unbind(dim=1))
+        filtered = torch.complex(*comb(spectra, classes, Memory()).unbind(dim=1))
     padded = functional.pad(wav, (1024, 256))
     for row in range(2):
         for t in range(6):
@@ -257,13 +260,13 @@ def test_adaptive_convolution_equals_a_convolution_per_frame(
 ) -> None:
     torch.manual_seed(0)
     with float64():
-        layer = ConvLayer(3, 4, size, stride, 9, adaptive=True, transposed=transposed).eval()
+        layer = ConvLayer(3, 4, size, stride, adaptive=True, transposed=transposed).eval()
     conv = layer.conv
     assert isinstance(conv, AdaptiveConv)
     conv.shares.weight.data *= 20
     x = torch.randn(2, 3, 5, 9, dtype=torch.float64)
     with torch.inference_mode():
-        found = layer(x, Memory(layer.initial_states(2)))
+        found = layer(x, Memory())
         hidden, _ = conv.rnn(x.square().mean(dim=3).transpose(1, 2))
         shares = torch.softmax(conv.shares(hidden), dim=-1)
         seen = functional.pad(x, (0, 0, size[0] - 1, 0))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from config import ImseConfig, ImseLiveConfig, load_config
 from models.imse import IMSE
-from models.imse_live import CausalConv2d, CausalMALA, ImseLive, Memory, RunningNorm, State, causal_imse
+from models.imse_live import CausalConv2d, CausalMALA, ImseLive, RunningMemory, RunningNorm, causal_imse
 from models.stft import Spectra
 from tests.fixtures.commands import ROOT
 from tests.models.spectra import random_spectra, wrapped
@@ -43,7 +43,9 @@ def test_size() -> None:
     network = ImseLive(ImseLiveConfig("imse_live", 16, 2.0), 256)
     assert isinstance(config.model, ImseLiveConfig)
     assert sum(each.numel() for each in network.parameters()) == 386_803
-    assert sum(each.numel() for each in network.initial_state(1).layers) == 612_836
+    with torch.inference_mode():
+        _, state = network.stream(random_spectra(1, 4, dtype=torch.float32), None)
+    assert sum(each.numel() for each in state) == 612_836
 
 
 @pytest.mark.parametrize("blocks", [1, 6])
@@ -51,7 +53,7 @@ def test_attention_equals_the_sum_over_all_earlier_positions(blocks: int) -> Non
     """Positions have their absolute time here; the network rotates by differences."""
     torch.manual_seed(0)
     frames, bins, channels, constant = 2, 3, 16, 4.0
-    memory = Memory(constant)
+    memory = RunningMemory(constant)
     mala = CausalMALA(channels, frames, bins, memory).double()
     x = torch.randn(1, channels, blocks * frames, bins).double()
     memory.begin(None)
@@ -97,7 +99,7 @@ def rotate(x: Tensor, t: int, f: int) -> Tensor:
 def test_norm_equals_its_recursion() -> None:
     torch.manual_seed(0)
     constant = 3.0
-    memory = Memory(constant)
+    memory = RunningMemory(constant)
     norm = RunningNorm(2, memory).double()
     x = 5 + torch.randn(1, 2, 12, 3).double()
     memory.begin(None)
@@ -121,7 +123,7 @@ def test_convolution_is_the_causal_half(size: tuple[int, int], dilation: int) ->
     torch.manual_seed(0)
     half = size[0] // 2
     centred = nn.Conv2d(8, 8, size, padding=(dilation * half, size[1] // 2), dilation=(dilation, 1), groups=8).double()
-    memory = Memory(1.0)
+    memory = RunningMemory(1.0)
     causal = CausalConv2d(centred, memory).double()
     with torch.inference_mode():
         centred.weight[:, :, half + 1 :] = 0
@@ -138,7 +140,7 @@ def test_pieces_equal_one_pass(lookahead: int, monkeypatch: pytest.MonkeyPatch) 
     noisy.mag[0, :, 8:20], noisy.mag[1, :, :8], noisy.mag[1, :, 32:44] = 0, 0, 0  # silent blocks
     with torch.inference_mode():
         expected = network(noisy)
-        state, pieces = network.initial_state(2), []
+        state, pieces = None, []
         sizes = [4, 12, 4, 16, 16, *[lookahead] * (lookahead > 0)]
         padded = (functional.pad(part, (0, lookahead)).split(sizes, dim=2) for part in noisy)
         for mag, pha in zip(*padded, strict=True):
@@ -180,7 +182,7 @@ def test_silence_of_any_length_leaves_the_same_state(before: int) -> None:
             padded = (functional.pad(part[:, :, before:], (silence, 0)) for part in noisy)
             padded = Spectra(*(torch.cat([a[:, :, :before], b], dim=2) for a, b in zip(noisy, padded, strict=True)))
             enhanced, state = network.stream(padded, None)
-            after.append((*(part[:, :, -24:] for part in enhanced), *state.layers))
+            after.append((*(part[:, :, -24:] for part in enhanced), *state))
     for short, long in zip(*after, strict=True):
         torch.testing.assert_close(long, short, rtol=0, atol=1e-9)
     # Where there was speech, it goes on as if the silence had not been, but for the frames that convolutions see.
@@ -223,10 +225,10 @@ def test_ten_hours(memory_frames: float, piece: int) -> None:
     seen: list[tuple[Tensor, ...]] = []
     with torch.inference_mode():
         _, loud = network.stream(Spectra(100 * noise.mag, noise.pha), None)
-        state = State(tuple(torch.stack([0 * each[0], 100 * each[1]]) for each in loud.layers))
+        state = tuple(torch.stack([0 * each[0], 100 * each[1]]) for each in loud)
         for _ in range(math.ceil(40 * memory_frames / piece) + 10):
             output, state = network.stream(noise, state)
-            seen.append((output.complex, *state.layers))
+            seen.append((output.complex, *state))
     for earlier, late in zip(seen[-11], seen[-1], strict=True):
         scale = late[0].abs().max()
         for other in (earlier[0], earlier[1], late[1]):

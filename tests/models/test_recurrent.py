@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.recurrent import run_rnn
+from models.streaming import Memory
 
 KINDS = [nn.LSTM, nn.GRU]
 Rnn = nn.LSTM | nn.GRU
@@ -17,26 +18,26 @@ def random_rnn(kind: type[nn.LSTM] | type[nn.GRU], bidirectional: bool = False) 
     return kind(5, 4, batch_first=True, bidirectional=bidirectional).double()
 
 
-def random_state(rnn: Rnn, batch: int) -> tuple[torch.Tensor, ...]:
-    count, directions = 2 if isinstance(rnn, nn.LSTM) else 1, 1 + rnn.bidirectional
-    return tuple(torch.randn(directions, batch, 4, dtype=torch.float64) for _ in range(count))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_frame_by_frame_equals_the_module(kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+@pytest.mark.parametrize("sequences", [(), (2,)])
+def test_frame_by_frame_equals_the_module(kind: type[nn.LSTM] | type[nn.GRU], sequences: tuple[int, ...]) -> None:
     rnn = random_rnn(kind)
-    x, state = torch.randn(3, 6, 5, dtype=torch.float64), random_state(rnn, 3)
-    expected, after = rnn(x, state if kind is nn.LSTM else state[0])
+    x = torch.randn(3, *sequences, 6, 5, dtype=torch.float64)
+    states = tuple(torch.randn(3, *sequences, 4, dtype=torch.float64) for _ in range(2 if kind is nn.LSTM else 1))
+    flat = tuple(each.reshape(1, -1, 4) for each in states)
+    expected, after = rnn(x.reshape(-1, 6, 5), flat if kind is nn.LSTM else flat[0])
     outputs: list[torch.Tensor] = []
-    single = state
-    for frame in x.split(1, dim=1):
-        y, single = run_rnn(rnn, frame, single)
-        outputs.append(y)
-    whole, last = run_rnn(rnn, x, state)
-    for found, states in ((torch.cat(outputs, dim=1), single), (whole, last)):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-        for each, other in zip(states, after if kind is nn.LSTM else (after,), strict=True):
-            torch.testing.assert_close(each, other, rtol=0, atol=1e-12)
+    single = states
+    for frame in x.split(1, dim=-2):
+        memory = Memory(single)
+        outputs.append(run_rnn(rnn, frame, memory))
+        single = memory.end()
+    memory = Memory(states)
+    whole = run_rnn(rnn, x, memory)
+    for found, ends in ((torch.cat(outputs, dim=-2), single), (whole, memory.end())):
+        torch.testing.assert_close(found, expected.view_as(found), rtol=0, atol=1e-12)
+        for each, other in zip(ends, after if kind is nn.LSTM else (after,), strict=True):
+            torch.testing.assert_close(each, other.view_as(each), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,14 +46,15 @@ def test_both_directions(kind: type[nn.LSTM] | type[nn.GRU], frames: int) -> Non
     """The second half of the outputs is that of an RNN with the weights of the reverse direction, run backwards."""
     rnn = random_rnn(kind, bidirectional=True)
     x = torch.randn(3, frames, 5, dtype=torch.float64)
-    y, _ = run_rnn(rnn, x)
+    y = run_rnn(rnn, x)
     for suffix, order in (("", slice(None)), ("_reverse", slice(None, None, -1))):
         single = random_rnn(kind)
         names = single.state_dict().keys()
         single.load_state_dict({name: rnn.state_dict()[f"{name}{suffix}"] for name in names})
         own = y[..., 4:] if suffix else y[..., :4]
-        steps = range(frames)[order]
-        state = tuple(0 * each for each in random_state(single, 3))
-        for t in steps:
-            expected, state = run_rnn(single, x[:, t : t + 1], state)
+        state = None
+        for t in range(frames)[order]:
+            memory = Memory(state)
+            expected = run_rnn(single, x[:, t : t + 1], memory)
+            state = memory.end()
             torch.testing.assert_close(own[:, t : t + 1], expected, rtol=0, atol=1e-12)
