@@ -16,6 +16,9 @@ from metrics.pesq import wideband_pesq
 from metrics.signals import ScoreError
 from utils.processes import LostProcessError, ProcessPool
 
+TIMEOUT = 60.0
+"""Seconds after which a crop counts as hung."""
+
 
 class PesqLabeler:
     """Compute the PESQ labels that the metric discriminator learns, in a persistent pool of processes.
@@ -28,17 +31,15 @@ class PesqLabeler:
     Parameters
     ----------
     workers: number of processes.
-    timeout: seconds after which a crop counts as hung.
     score: maps a clean and an enhanced crop `[N]` to PESQ, or raises `ScoreError`; an importable function.
     """
 
     def __init__(
         self,
         workers: int,
-        timeout: float = 60.0,
         score: Callable[[np.ndarray, np.ndarray], float] = wideband_pesq,
     ) -> None:
-        self._pool = ProcessPool(score, workers, timeout)
+        self._pool = ProcessPool(score, workers, TIMEOUT)
         self._thread = ThreadPoolExecutor(1)
 
     def submit(self, clean: np.ndarray, enhanced: Tensor) -> Future[list[Future[float]]]:

@@ -49,7 +49,7 @@ def test_bfloat16_is_close(quick_config: Config) -> None:
 @pytest.mark.parametrize("name", ["imse_live", "dpcrn_live"])
 def test_live_networks_stream_in_bfloat16(name: str) -> None:
     network, config = load_network(ROOT / "checkpoints" / f"{name}.safetensors")
-    noisy = NOISY[:8000].astype(np.float32)
+    noisy = NOISY[:3000].astype(np.float32)
     exact = Enhancer(network, config).enhance_signal(noisy)
     enhancer = fast_enhancer(network, config, bf16=True)
     rough = enhancer.enhance_signal(noisy)

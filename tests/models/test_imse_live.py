@@ -178,7 +178,7 @@ def test_silence_of_any_length_leaves_the_same_state(before: int) -> None:
     network, noisy = small(), spectra(24 + before)
     after: list[tuple[Tensor, ...]] = []
     with torch.inference_mode():
-        for silence in (400, 800):  # longer than the convolutions see
+        for silence in (280, 560):  # longer than the convolutions see
             padded = (functional.pad(part[:, :, before:], (silence, 0)) for part in noisy)
             padded = Spectra(*(torch.cat([a[:, :, :before], b], dim=2) for a, b in zip(noisy, padded, strict=True)))
             enhanced, state = network.stream(padded, None)
@@ -194,12 +194,13 @@ def test_silence_of_any_length_leaves_the_same_state(before: int) -> None:
 
 def test_a_stream_forgets() -> None:
     """After 30 time constants a stream is where a stream is that began in between."""
-    network = small()
-    noisy = spectra(1200)
+    torch.manual_seed(0)
+    network = ImseLive(replace(SMALL, memory_frames=8.0), BINS).double().eval()
+    noisy = spectra(500)
     with torch.inference_mode():
         whole = network(noisy)
-        late = network(Spectra(*(part[:, :, 400:] for part in noisy)))
-    assert_same(Spectra(*(part[:, :, 600:] for part in late)), Spectra(*(part[:, :, 1000:] for part in whole)), 1e-6)
+        late = network(Spectra(*(part[:, :, 200:] for part in noisy)))
+    assert_same(Spectra(*(part[:, :, 240:] for part in late)), Spectra(*(part[:, :, 440:] for part in whole)), 1e-6)
 
 
 @pytest.mark.slow
@@ -258,9 +259,10 @@ def test_look_ahead_has_no_effect_before_training() -> None:
     """Once the zeros before the signals are forgotten."""
     torch.manual_seed(0)
     imse = IMSE(ImseConfig("imse", 8, 2.0), BINS).double().eval()
-    noisy = spectra(800)
+    noisy = spectra(400)
+    config = replace(SMALL, memory_frames=8.0)
     with torch.inference_mode():
-        without = causal_imse(imse, SMALL, BINS).double()
-        ahead = causal_imse(without, replace(SMALL, lookahead=8), BINS).double()
-        expected, enhanced = (Spectra(*(part[:, :, 600:] for part in each(noisy))) for each in (without, ahead))
+        without = causal_imse(imse, config, BINS).double()
+        ahead = causal_imse(without, replace(config, lookahead=8), BINS).double()
+        expected, enhanced = (Spectra(*(part[:, :, 340:] for part in each(noisy))) for each in (without, ahead))
     assert_same(enhanced, expected, 1e-6)

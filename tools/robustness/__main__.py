@@ -29,12 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from cli import DONE, SOME_FAILED, ArgumentParser, UserError, positive, run
+from config import Config
 from data.audio import AudioFormat, write_audio
 from data.degradations import CODECS, RATE, encode_decode
 from data.file_lists import audio_by_id, evenly_spaced, make_output_dir
 from enhance.enhancer import Enhancer
+from enhance.graphs import GraphNetwork
 from enhance.runtimes import fast_enhancer, load_network, tune_malloc
 from models.checkpoint import DEFAULT_CHECKPOINT
 from tools.robustness.conditions import ALL, AXES, BASE, NOT_HELD_OUT, Axis, make_axes
@@ -52,30 +55,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     tune_malloc()
     torch.set_num_threads(options.num_threads)
     make_output_dir(options.output_dir)
-    enhancers: dict[str, Enhancer] = {}
-    seeds: set[int] = set()
+    networks: dict[str, tuple[nn.Module, Config]] = {}
     for path in options.checkpoint_file:
         network, config = load_network(path, options.num_threads)
         name = path.name.removesuffix(".safetensors")
         if config.data.sampling_rate != RATE:
             raise UserError(f"{path}: for {config.data.sampling_rate} Hz; only checkpoints for {RATE} Hz are measured")
-        if name in enhancers or name in ("noisy", "clean"):
+        if name in networks or name in ("noisy", "clean"):
             raise UserError(f"{path}: the name {name} is taken; rename the file")
-        device = "cpu" if path.suffix == ".onnx" else options.device
-        backend = "auto" if device == "cpu" else "torch"
-        enhancers[name] = fast_enhancer(network, config, device, backend=backend, threads=options.num_threads)
-        seeds.add(config.train.seed)
+        networks[name] = network, config
+    seeds = {config.train.seed for _, config in networks.values()}
     if options.held_out and len(seeds) > 1:
         raise UserError("--held_out: the checkpoints were trained with different seeds; measure them one by one")
     if options.input_noisy_wavs_dir:
         files = audio_by_id(options.input_noisy_wavs_dir)
         chosen = {id_: files[id_] for id_ in evenly_spaced(list(files), options.files)}
+        enhancers = make_enhancers(options, networks)
         scores, problems = measure_recordings(chosen, enhancers, load_dnsmos(), options.quiet)
         if scores:
             names = list(enhancers)
             write_results(options.output_dir, as_csv([({}, scores)], names), summarise_dnsmos(scores, names))
     else:
-        problems = measure_mixes(options, enhancers, seeds.pop() if options.held_out else None)
+        problems = measure_mixes(options, networks, seeds.pop() if options.held_out else None)
     for problem in problems:
         print(problem, file=sys.stderr)
     return SOME_FAILED if problems else DONE
@@ -122,7 +123,19 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     return options
 
 
-def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_out_seed: int | None) -> list[str]:
+def make_enhancers(options: Namespace, networks: Mapping[str, tuple[nn.Module, Config]]) -> dict[str, Enhancer]:
+    """Convert networks for the device, which takes seconds: after all input has been checked."""
+    enhancers: dict[str, Enhancer] = {}
+    for name, (network, config) in networks.items():
+        device = "cpu" if isinstance(network, GraphNetwork) else options.device
+        backend = "auto" if device == "cpu" else "torch"
+        enhancers[name] = fast_enhancer(network, config, device, backend=backend, threads=options.num_threads)
+    return enhancers
+
+
+def measure_mixes(
+    options: Namespace, networks: Mapping[str, tuple[nn.Module, Config]], held_out_seed: int | None
+) -> list[str]:
     """Measure mixes of speech and noise and write the results; return a message for each file that failed.
 
     Raises `UserError` and `OSError`.
@@ -149,6 +162,7 @@ def measure_mixes(options: Namespace, enhancers: Mapping[str, Enhancer], held_ou
     if not axes:
         raise UserError(f"--conditions {' '.join(options.conditions)}: there is nothing to compare")
 
+    enhancers = make_enhancers(options, networks)
     if options.audio_dir:
         write_mixes(options.audio_dir, material, axes, enhancers)
 
