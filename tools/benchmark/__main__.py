@@ -52,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "backend": {"choices": BACKENDS, "help": "what runs the network"},
     "compile": {"action": "store_true", "help": "use torch.compile"},
     "bf16": {"action": "store_true", "help": "compute in bfloat16"},
-    "threads": {"type": positive, "help": "CPU threads of PyTorch"},
+    "num_threads": {"type": positive, "help": "CPU threads of PyTorch"},
     "device": {"help": "cpu or cuda"},
 }
 
@@ -78,7 +78,7 @@ def make_parser() -> ArgumentParser:
         subparser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
 
     threads = torch.get_num_threads()
-    networks = {"config": ALL_CONFIGS, "forms": ["plain", "eager"], "threads": threads}
+    networks = {"config": ALL_CONFIGS, "forms": ["plain", "eager"], "num_threads": threads}
     add("network", inference.measure_networks, **networks, rounds=15, device="cpu")
     lengths = {"protocols": list(PROTOCOLS), "lengths": [1, 10, 60], "limit": 120.0}
     add("lengths", inference.measure_lengths, **networks, **lengths)
@@ -87,17 +87,17 @@ def make_parser() -> ArgumentParser:
         inference.measure_stream,
         config=[CONFIGS / "imse_live.json", CONFIGS / "dpcrn_live.json"],
         hops=2000,
-        threads=1,
+        num_threads=1,
         device="cpu",
         backend="auto",
     )
     played = {"noisy_file": SAMPLE, "seconds": 60, "buffer": 100}
     add("live", live.measure_live, checkpoint_file=[LIVE_CHECKPOINT], backend="auto", **played)
     steps = {"config": [CONFIGS / "imse.json"], "batch_sizes": [2], "steps": 10}
-    add("train", training.measure_training, **steps, compile=False, bf16=False, threads=threads, device="cpu")
+    add("train", training.measure_training, **steps, compile=False, bf16=False, num_threads=threads, device="cpu")
     checkpoints = [LIVE_CHECKPOINT, DEFAULT_CHECKPOINT]
     pairs = {"clean_wav_dir": REQUIRED, "noisy_wav_dir": REQUIRED, "files": 1000}
-    add("peers", scoring.measure_peers, **pairs, checkpoint_file=checkpoints, threads=threads)
+    add("peers", scoring.measure_peers, **pairs, checkpoint_file=checkpoints, num_threads=threads)
     return parser
 
 

@@ -114,7 +114,7 @@ def measure_networks(options: Namespace) -> list[Row]:
     Raises `UserError`.
     """
     tune_malloc()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.num_threads)
     rows: list[Row] = []
     runs: list[tuple[nn.Module, AnySpectra]] = []
     for config in map(load_config, options.config):
@@ -125,14 +125,14 @@ def measure_networks(options: Namespace) -> list[Row]:
         for form in options.forms:
             if form == "plain" and "plain" not in networks:
                 continue
-            network = make_enhancer(config, form, "paper", options.device, options.threads).network
+            network = make_enhancer(config, form, "paper", options.device, options.num_threads).network
             mag = network(noisy).mag
             first = mag if first is None else first
             row: Row = {"network": config.model.name, "form": form}
             if form in networks:
                 row["parameters"] = sum(each.numel() for each in networks[form].parameters())
                 row["GMAC/s"] = count_macs(networks[form], config) / segment_seconds(config) / 1e9
-                memory = call_in_new_process(segment_memory, config, form, options.threads)
+                memory = call_in_new_process(segment_memory, config, form, options.num_threads)
                 row["peak MB"] = round(memory, 1)
             rows.append({**row, "difference": float((mag - first).abs().max()), "s": segment_seconds(config)})
             runs.append((network, noisy))
@@ -212,11 +212,11 @@ def measure_lengths(options: Namespace) -> list[Row]:
 
 def measure_case(config: Config, form: str, protocol: str, options: Namespace) -> list[Row]:
     """Return a row for each length, from short to long, until one would take longer than `--limit`."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.num_threads)
     if form != "plain":
         tune_malloc()
     rate = config.data.sampling_rate
-    enhancer = make_enhancer(config, form, protocol, "cpu", options.threads)
+    enhancer = make_enhancer(config, form, protocol, "cpu", options.num_threads)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
 
@@ -248,12 +248,12 @@ def measure_stream(options: Namespace) -> list[Row]:
 
     Raises `UserError` if a network cannot stream.
     """
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.num_threads)
     rows: list[Row] = []
     backend = options.backend if options.device == "cpu" else "torch"
     for config in map(load_config, options.config):
         torch.manual_seed(0)
-        stream = fast_stream(build(config).eval(), config, options.device, backend, options.threads)
+        stream = fast_stream(build(config).eval(), config, options.device, backend, options.num_threads)
         hop, warm_up = config.model.block_frames * config.stft.hop_size, 50
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (warm_up + options.hops, hop)).astype(np.float32)
         times: list[float] = []

@@ -41,7 +41,7 @@ def measure_peers(options: Namespace) -> list[Row]:
     default settings and with those for stationary noise. Raises `UserError`.
     """
     tune_malloc()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.num_threads)
     pairs = evenly_spaced(require_pairs(options.clean_wav_dir, options.noisy_wav_dir).pairs, options.files)
     systems: dict[str, System] = {"noisy": lambda noisy: noisy}
     packages: dict[str, Callable[[], System]] = {
@@ -55,10 +55,10 @@ def measure_peers(options: Namespace) -> list[Row]:
         except (ImportError, OSError) as error:
             print(f"{name}: left out ({error})", file=sys.stderr)
     for path in options.checkpoint_file:
-        network, config = load_network(path, threads=options.threads)
+        network, config = load_network(path, threads=options.num_threads)
         if config.data.sampling_rate != RATE:
             raise UserError(f"{path}: for {config.data.sampling_rate} Hz; only checkpoints for {RATE} Hz are compared")
-        systems[path.stem] = fast_enhancer(network, config, threads=options.threads).enhance_signal
+        systems[path.stem] = fast_enhancer(network, config, threads=options.num_threads).enhance_signal
 
     warm_up = np.random.default_rng(0).uniform(-0.1, 0.1, 4 * RATE).astype(np.float32)
     for system in systems.values():

@@ -49,7 +49,7 @@ def measure_training(options: Namespace) -> list[Row]:
     PESQ labels of a form's last step are awaited at the end of its turn, and with `metric_lag` 1 a turn of a single
     step would always wait for them. The first step of each turn is not timed. Raises `UserError`.
     """
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.num_threads)
     torch.backends.cudnn.allow_tf32 = False  # as in train.py; applies to the plain loop too
     rows: list[Row] = []
     for path in options.config:

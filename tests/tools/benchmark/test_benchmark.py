@@ -65,7 +65,7 @@ def write_pairs(folder: Path, count: int) -> None:
 
 
 def test_network(measure: Measure, small: Path) -> None:
-    rows = measure("network", "--config", small, "--forms", "plain", "eager", "bf16", "--rounds", 1, "--threads", 1)
+    rows = measure("network", "--config", small, "--forms", "plain", "eager", "bf16", "--rounds", 1, "--num_threads", 1)
     assert [(row["network"], row["form"]) for row in rows] == [("imse", form) for form in ("plain", "eager", "bf16")]
     plain, eager, bf16 = rows
     assert eager["parameters"] == sum(each.numel() for each in build(load_config(small)).parameters())
@@ -79,7 +79,7 @@ def test_network(measure: Measure, small: Path) -> None:
 @pytest.mark.slow  # the export takes a minute
 def test_network_with_onnxruntime(measure: Measure, small: Path) -> None:
     pytest.importorskip("onnxruntime")
-    rows = measure("network", "--config", small, "--forms", "eager", "onnxruntime", "--rounds", 1, "--threads", 1)
+    rows = measure("network", "--config", small, "--forms", "eager", "onnxruntime", "--rounds", 1, "--num_threads", 1)
     assert rows[1]["difference"] < 1e-3
 
 
@@ -110,7 +110,7 @@ def test_macs(name: str, form: str, samples: int, published: float) -> None:
 def test_train(measure: Measure, small: Path) -> None:
     config = load_config(small, ["data.segment_size=4221"])  # PESQ needs a quarter of a second
     small.write_text(json.dumps(config.to_dict()))
-    rows = measure("train", "--config", small, "--batch_sizes", 1, "--steps", 1, "--threads", 1, "--bf16")
+    rows = measure("train", "--config", small, "--batch_sizes", 1, "--steps", 1, "--num_threads", 1, "--bf16")
     forms = ["plain", "plain, pool kept", "ours", "ours, lag 1", "ours, no labels", "ours, bf16"]
     assert [row["form"] for row in rows] == forms
     assert rows[0]["speed-up"] == 1
@@ -123,7 +123,7 @@ def test_train(measure: Measure, small: Path) -> None:
 def test_train_without_a_plain_loop(measure: Measure, tmp_path: Path) -> None:
     config = load_config(CONFIGS / "lite_rtse.json", ["data.segment_size=2000"])
     (tmp_path / "lite.json").write_text(json.dumps(config.to_dict()))
-    (row,) = measure("train", "--config", "lite.json", "--batch_sizes", 1, "--steps", 1, "--threads", 1)
+    (row,) = measure("train", "--config", "lite.json", "--batch_sizes", 1, "--steps", 1, "--num_threads", 1)
     assert (row["form"], row["speed-up"]) == ("ours", 1)
 
 
@@ -180,7 +180,7 @@ def test_dropouts(buffer: float, expected: int) -> None:
 
 def test_lengths(measure: Measure) -> None:
     options = ("--config", CONFIGS / "lite_rtse.json", "--lengths", 3, 1, "--protocols", "whole")
-    rows = measure("lengths", *options, "--threads", 1)
+    rows = measure("lengths", *options, "--num_threads", 1)
     assert [(row["form"], row["protocol"], row["length s"]) for row in rows] == [
         ("eager", "whole", length) for length in (1, 3)
     ]
@@ -202,7 +202,7 @@ def test_peers(measure: Measure, tmp_path: Path, lite_checkpoint: Path, monkeypa
 
     write_pairs(tmp_path, 3)
     monkeypatch.setattr(scoring.importlib, "import_module", missing)
-    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite_checkpoint, "--threads", 1)
+    first, last = measure("peers", *PAIRS, "--files", 2, "--checkpoint_file", lite_checkpoint, "--num_threads", 1)
     assert (first["system"], first["files"], last["system"]) == ("noisy", 2, "lite")
     # The first and the last file, quantised to 16 bits.
     scores = [
