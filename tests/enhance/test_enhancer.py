@@ -43,9 +43,9 @@ def test_paper_protocol_equals_the_released_one(config: Config, samples: int) ->
     assert np.abs(enhanced - expected).max() < 1e-4
 
 
-def test_level_does_not_matter(small_config: Config) -> None:
+def test_level_does_not_matter(quick_config: Config) -> None:
     torch.manual_seed(0)
-    enhancer = Enhancer(build(small_config).eval(), small_config)
+    enhancer = Enhancer(build(quick_config).eval(), quick_config)
     assert enhancer.level_gain(1 / 16) == 4
     assert enhancer.level_gain(0) == 1
     noisy = speech_like(1, seed=1)

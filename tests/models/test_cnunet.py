@@ -77,7 +77,7 @@ def test_stft_equals_the_release_up_to_edges_and_phase_origin(config: Config) ->
 
 
 def test_equals_plain_transcription_for_both_skips(network: CNUNet) -> None:
-    noisy, released = random_spectra(2, 35, BINS), random_network(released_skips=True)  # the same weights
+    noisy, released = random_spectra(2, 20, BINS), random_network(released_skips=True)  # the same weights
     with torch.inference_mode():
         enhanced = [torch.view_as_complex(each(noisy).complex) for each in (network, released)]
         spectrum = torch.view_as_complex(noisy.complex)
