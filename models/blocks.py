@@ -113,14 +113,14 @@ class DenseBlock(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`; `in_channels` maps instead of 2.
+    """Magnitude and phase `[B, 2, T, F]` → features `[B, C, T, F / 2]`.
 
     An odd F is halved to (F + 1) / 2.
     """
 
-    def __init__(self, channels: int, in_channels: int = 2, causal: bool = False) -> None:
+    def __init__(self, channels: int, causal: bool = False) -> None:
         super().__init__()
-        self.widen = ConvNormAct(in_channels, channels, (1, 1))
+        self.widen = ConvNormAct(2, channels, (1, 1))
         self.dense_block = DenseBlock(channels, causal)
         self.halve = ConvNormAct(channels, channels, (1, 3), stride=(1, 2))
 

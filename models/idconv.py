@@ -19,20 +19,17 @@ class IDConv(nn.Module):
     After the 1×1 convolution, C/8 channels get a 3×3 kernel, C/8 a 1×11 kernel along frequency, and C/8 an 11×1
     kernel along time; the first 5C/8 pass unchanged.
 
-    Parameters
-    ----------
-    channels: width C, divisible by 8.
-    band_kernel: length of the band kernels, odd; 11 in the paper.
+    `channels`: width C, divisible by 8.
     """
 
-    def __init__(self, channels: int, band_kernel: int = BAND_KERNEL) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         group = channels // 8
         self.split = [channels - 3 * group, group, group, group]
         self.mix = nn.Conv2d(channels, channels, 1, bias=False)
         self.square = depthwise(group, (SQUARE_KERNEL, SQUARE_KERNEL))
-        self.along_frequency = depthwise(group, (1, band_kernel))
-        self.along_time = depthwise(group, (band_kernel, 1))
+        self.along_frequency = depthwise(group, (1, BAND_KERNEL))
+        self.along_time = depthwise(group, (BAND_KERNEL, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels, split, filter and concatenate in the same order."""

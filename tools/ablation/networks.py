@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UNetConfig
-from models.blocks import DenseEncoder, TransformerBlock, to_tokens
+from models.blocks import TransformerBlock, to_tokens
 from models.idconv import SQUARE_KERNEL, IDConv, depthwise
 from models.imse import IMSE, Stage, imse_stage
 from models.mala import HEAD_WIDTH, MALA, SCALE, Z_FLOOR, RotaryTables
@@ -141,7 +141,9 @@ def make_local(kind: str, band_kernel: int, channels: int) -> nn.Module:
     if kind == "depthwise":
         mix = nn.Conv2d(channels, channels, 1, bias=False)
         return nn.Sequential(mix, depthwise(channels, (SQUARE_KERNEL, SQUARE_KERNEL)))
-    idconv = IDConv(channels, band_kernel)
+    idconv = IDConv(channels)
+    idconv.along_frequency = depthwise(channels // 8, (1, band_kernel))
+    idconv.along_time = depthwise(channels // 8, (band_kernel, 1))
     if kind != "idconv":
         branch = {"without_square": "square", "without_frequency": "along_frequency", "without_time": "along_time"}
         setattr(idconv, branch[kind], nn.Identity())
@@ -170,7 +172,7 @@ class AblatedIMSE(IMSE):
         self.phase = config.phase
         if not config.phase:
             with torch.random.fork_rng(devices=[]):
-                self.dense_encoder = with_weights_of(self.dense_encoder, DenseEncoder(config.channels, in_channels=1))
+                self.dense_encoder.widen[0] = nn.Conv2d(1, config.channels, 1, bias=False)
             self.unet.add_module("pha_refinement", Constant(0))
             self.unet.add_module("pha_output", Constant(0))
             del self.phase_decoder
