@@ -223,10 +223,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                     first_network = causal_imse(first_network, model, other.stft.bins)
                     other = replace(other, model=model)
                 own, given = other.to_dict(), config.to_dict()
-                parts = [(section, key) for section in ("model", "stft") for key in own[section]]
-                if differing := [(s, key) for s, key in parts if own[s][key] != given[s].get(key)]:
-                    has = ", ".join(f"{s}.{key}={own[s][key]}" for s, key in differing)
-                    raise UserError(f"{options.fine_tune}: another network or STFT than in {options.config}: has {has}")
+                has = [
+                    f"{section}.{key}={value}"
+                    for section in ("model", "stft")
+                    for key, value in own[section].items()
+                    if given[section].get(key) != value
+                ]
+                if has:
+                    message = f"another network or STFT than in {options.config}: has {', '.join(has)}"
+                    raise UserError(f"{options.fine_tune}: {message}")
             test_pairs = read_file_list(options.input_validation_file) if options.input_validation_file else []
             check_pairs(test_pairs)
             cache = AudioCache(config.data.sampling_rate, keep=not options.no_cache)

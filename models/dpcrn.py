@@ -254,8 +254,8 @@ class CombFilter(nn.Module):
         frames = torch.fft.irfft(torch.complex(*spectrum.unbind(dim=1)), FRAME)
         first, second = frames.split(HOP, dim=2)  # [B, T, 256] each
         rise, fall = self.window.split(HOP)
-        samples = memory.recall(self.tap_logits.new_zeros(frames.shape[0], COMB_HISTORY + HOP))
-        history, previous = samples.split([COMB_HISTORY, HOP], dim=1)
+        kept = memory.recall(self.tap_logits.new_zeros(frames.shape[0], COMB_HISTORY + HOP))
+        history, previous = kept.split([COMB_HISTORY, HOP], dim=1)
         before = torch.cat([previous[:, None], second], dim=1)  # the second halves of the frames before
         complete = torch.cat([history, (first * rise + before[:, :-1] * fall).flatten(1)], dim=1)
         memory.keep(torch.cat([complete[:, -COMB_HISTORY:], before[:, -1]], dim=1))

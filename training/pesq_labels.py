@@ -34,11 +34,7 @@ class PesqLabeler:
     score: maps a clean and an enhanced crop `[N]` to PESQ, or raises `ScoreError`; an importable function.
     """
 
-    def __init__(
-        self,
-        workers: int,
-        score: Callable[[np.ndarray, np.ndarray], float] = wideband_pesq,
-    ) -> None:
+    def __init__(self, workers: int, score: Callable[[np.ndarray, np.ndarray], float] = wideband_pesq) -> None:
         self._pool = ProcessPool(score, workers, TIMEOUT)
         self._thread = ThreadPoolExecutor(1)
 

@@ -124,7 +124,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 
 
 def make_enhancers(options: Namespace, networks: Mapping[str, tuple[nn.Module, Config]]) -> dict[str, Enhancer]:
-    """Convert networks for the device, which takes seconds: after all input has been checked."""
+    """Prepare networks for the device; this takes seconds, so call it after all input has been checked."""
     enhancers: dict[str, Enhancer] = {}
     for name, (network, config) in networks.items():
         device = "cpu" if isinstance(network, GraphNetwork) else options.device
